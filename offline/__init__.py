@@ -1,0 +1,1 @@
+"""The offline half: data, training, evaluation and replay."""

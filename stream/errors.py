@@ -1,0 +1,79 @@
+"""The errors of RiskStream, one small tree.
+
+Every error's text is one readable line: what is wrong, where, and what to do next. The command line
+prints it without a stack trace and exits with the error's ``exit_code``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrokerError",
+    "BundleError",
+    "ConfigError",
+    "DataError",
+    "InvalidRecordError",
+    "RiskStreamError",
+    "StateError",
+    "TopicMismatchError",
+]
+
+
+class RiskStreamError(Exception):
+    """Base of every error that RiskStream raises on purpose."""
+
+    #: Exit status of a command that ends with this error.
+    exit_code = 1
+
+
+class ConfigError(RiskStreamError):
+    """A setting is missing or wrong; the text names the setting and the reason."""
+
+    exit_code = 2
+
+
+class BundleError(RiskStreamError):
+    """A model bundle cannot be read, is damaged, or does not fit this program's features."""
+
+    exit_code = 3
+
+
+class BrokerError(RiskStreamError):
+    """The broker cannot be reached, started or used."""
+
+    exit_code = 4
+
+
+class TopicMismatchError(BrokerError):
+    """A topic exists with other partitions or another policy than the configuration asks for."""
+
+
+class DataError(RiskStreamError):
+    """A file of transactions cannot be read or mapped; the text names the file, column and row."""
+
+    exit_code = 5
+
+
+class StateError(RiskStreamError):
+    """A user's stored state cannot be used: corrupt, or written by a newer version.
+
+    The record that met it goes to the dead-letter topic and the state is left as it is.
+    """
+
+    exit_code = 6
+
+
+class InvalidRecordError(RiskStreamError):
+    """A record is not a valid event.
+
+    Attributes
+    ----------
+    field:
+        The offending field's JSON name, or ``"$"`` for the record as a whole.
+    reason:
+        Why, in words that a producer's developer can act on.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason

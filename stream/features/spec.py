@@ -1,0 +1,158 @@
+"""The feature spec: which features a model gets, in which order, and a hash that pins both.
+
+A spec travels in the model bundle. A worker builds its feature vectors from the bundle's spec, so the
+order of the columns and the codes of the categories can never differ between training and serving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "BALANCE_FEATURES",
+    "CALENDAR_FEATURES",
+    "CATEGORY_COLUMNS",
+    "HISTORY_FEATURES",
+    "SPEC_VERSION",
+    "UNSEEN_CODE",
+    "WINDOWS",
+    "WINDOW_MS",
+    "FeatureSpec",
+]
+
+#: Raised when the meaning of a feature changes, so that an old model is refused by new code.
+SPEC_VERSION: Final = 1
+
+#: The windows, shortest first; window ``W`` of an event at ``t`` holds the events in ``(t - W, t]``.
+WINDOWS: Final = ("1h", "24h", "7d", "30d")
+WINDOW_MS: Final = (3_600_000, 86_400_000, 7 * 86_400_000, 30 * 86_400_000)
+
+#: Code of a category value that training never saw.
+UNSEEN_CODE: Final = -1
+
+#: From the event time, in UTC. ``day_of_week`` is 0 on Monday; ``is_month_end`` is the month's last day.
+CALENDAR_FEATURES: Final = ("hour", "day_of_week", "is_weekend", "is_month_end")
+
+#: From the balances: ``amount / pre_balance`` and ``post_balance / pre_balance``.
+BALANCE_FEATURES: Final = ("balance_change_ratio", "balance_after_ratio")
+
+#: From the user's history; the order in which the kernel writes them.
+HISTORY_FEATURES: Final = (
+    *(
+        f"{name}_{window}"
+        for window in WINDOWS
+        for name in (
+            "transaction_count",
+            "amount_sum",
+            "amount_mean",
+            "amount_max",
+            "amount_std",
+            "merchant_distinct",
+        )
+    ),
+    "seconds_since_previous",
+    "amount_to_mean_7d",
+    "amount_to_mean_30d",
+    "amount_zscore_30d",
+    "lifetime_count",
+    "lifetime_amount_mean",
+    "lifetime_amount_std",
+    "lifetime_amount_max",
+    "lifetime_amount_cv",
+    "days_since_first",
+    "days_since_last",
+)
+
+#: Transaction fields that become category codes in every spec.
+CATEGORY_COLUMNS: Final = ("channel", "transaction_type")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """An ordered list of features.
+
+    Attributes
+    ----------
+    categories:
+        For each category column, the values seen in training; a value's code is its place.
+    numeric_attributes:
+        Members of a transaction's ``attributes`` that are numbers and become features.
+    categorical_attributes:
+        Members of ``attributes`` that are texts; each has its values in ``categories``.
+    """
+
+    categories: Mapping[str, tuple[str, ...]]
+    numeric_attributes: tuple[str, ...] = ()
+    categorical_attributes: tuple[str, ...] = ()
+    version: int = SPEC_VERSION
+    _names: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
+
+    def __post_init__(self) -> None:
+        names = (
+            "amount",
+            *CALENDAR_FEATURES,
+            *BALANCE_FEATURES,
+            *(f"{column}_code" for column in CATEGORY_COLUMNS),
+            *HISTORY_FEATURES,
+            *(f"attributes.{name}" for name in self.numeric_attributes),
+            *(f"attributes.{name}_code" for name in self.categorical_attributes),
+        )
+        object.__setattr__(self, "_names", names)
+        wanted = {*CATEGORY_COLUMNS, *self.categorical_attributes}
+        if set(self.categories) != wanted:
+            msg = f"categories must be given for exactly {sorted(wanted)}, not {sorted(self.categories)}"
+            raise ValueError(msg)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every feature's name, in the order of the model's columns."""
+        return self._names
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        """Names of the features that are category codes."""
+        return tuple(name for name in self._names if name.endswith("_code"))
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits that change with any feature, order, category or version."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return {
+            "version": self.version,
+            "features": list(self._names),
+            "categories": {name: list(values) for name, values in self.categories.items()},
+            "numeric_attributes": list(self.numeric_attributes),
+            "categorical_attributes": list(self.categorical_attributes),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the spec that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            The spec asks for features that this program does not make, or makes otherwise.
+        """
+        if value.get("version") != SPEC_VERSION:
+            msg = f"feature spec version {value.get('version')} is not the {SPEC_VERSION} that this program makes"
+            raise ValueError(msg)
+        spec = cls(
+            categories={name: tuple(values) for name, values in value["categories"].items()},
+            numeric_attributes=tuple(value["numeric_attributes"]),
+            categorical_attributes=tuple(value["categorical_attributes"]),
+        )
+        if list(spec.names) != list(value["features"]):
+            msg = "the spec's features are not the ones that this program makes"
+            raise ValueError(msg)
+        return spec

@@ -1,0 +1,148 @@
+"""The model bundle: a folder with everything that scoring needs, and nothing that can execute.
+
+``model.txt`` is LightGBM's text format; ``bundle.json`` holds the feature spec with its hash, the
+thresholds, the training data's reference statistics, the metrics, seeds, versions and the model's
+SHA-256. Loading checks all of it. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from stream.errors import BundleError
+from stream.features.spec import FeatureSpec
+
+__all__ = ["BUNDLE_FORMAT", "Bundle", "Thresholds"]
+
+BUNDLE_FORMAT: Final = 1
+_MODEL_FILE: Final = "model.txt"
+_META_FILE: Final = "bundle.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Scores above which a transaction is HIGH or MEDIUM, and from which it is predicted fraud."""
+
+    high: float = 0.7
+    medium: float = 0.3
+    prediction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.medium <= self.high <= 1:
+            msg = f"thresholds must satisfy 0 <= medium <= high <= 1, not {self.medium} and {self.high}"
+            raise ValueError(msg)
+        if not 0 <= self.prediction <= 1:
+            msg = f"the prediction threshold must lie in 0 to 1, not {self.prediction}"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A model and all that belongs to it.
+
+    Attributes
+    ----------
+    model_text:
+        The booster in LightGBM's text format.
+    model_version:
+        A readable, sortable name: training time and the start of the model's SHA-256.
+    reference:
+        Statistics of the training data per feature and of the score, for drift: see
+        :func:`offline.train.reference_statistics`.
+    metrics, training:
+        Figures of the evaluation, and the seeds, versions, rows and times of the training.
+    """
+
+    model_text: str
+    model_version: str
+    spec: FeatureSpec
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    allowed_lateness_ms: int | None = None
+    reference: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write the bundle to ``folder``; each file appears whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.model_text.encode()
+        meta = {
+            "format": BUNDLE_FORMAT,
+            "model_version": self.model_version,
+            "model_sha256": hashlib.sha256(model).hexdigest(),
+            "feature_spec": self.spec.to_json(),
+            "feature_spec_hash": self.spec.hash,
+            "thresholds": {
+                "high": self.thresholds.high,
+                "medium": self.thresholds.medium,
+                "prediction": self.thresholds.prediction,
+            },
+            "allowed_lateness_ms": self.allowed_lateness_ms,
+            "reference": self.reference,
+            "metrics": self.metrics,
+            "training": self.training,
+        }
+        _write_atomically(folder / _MODEL_FILE, model)
+        _write_atomically(folder / _META_FILE, json.dumps(meta, indent=1, allow_nan=False).encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Bundle:
+        """Return the bundle in ``folder``, checked.
+
+        Raises
+        ------
+        BundleError
+            A file is missing, damaged, of another format, or made for other features.
+        """
+        try:
+            model = (folder / _MODEL_FILE).read_bytes()
+            meta = json.loads((folder / _META_FILE).read_bytes())
+        except FileNotFoundError as error:
+            raise BundleError(
+                f"no model bundle in {folder}: {Path(error.filename).name} is missing; "
+                "make one with 'riskstream train', or set RISKSTREAM_BUNDLE"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise BundleError(f"model bundle {folder} cannot be read: {error}") from error
+        try:
+            if meta["format"] != BUNDLE_FORMAT:
+                raise BundleError(f"model bundle {folder} has format {meta['format']}, not {BUNDLE_FORMAT}")
+            if hashlib.sha256(model).hexdigest() != meta["model_sha256"]:
+                raise BundleError(f"model bundle {folder} is damaged: model.txt does not match its SHA-256")
+            spec = FeatureSpec.from_json(meta["feature_spec"])
+            if spec.hash != meta["feature_spec_hash"]:
+                raise BundleError(f"model bundle {folder} is damaged: its feature spec does not match its hash")
+            return cls(
+                model_text=model.decode(),
+                model_version=str(meta["model_version"]),
+                spec=spec,
+                thresholds=Thresholds(**meta["thresholds"]),
+                allowed_lateness_ms=meta["allowed_lateness_ms"],
+                reference=meta["reference"],
+                metrics=meta["metrics"],
+                training=meta["training"],
+            )
+        except BundleError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, UnicodeError) as error:
+            raise BundleError(f"model bundle {folder} cannot be used: {error!r}") from error
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,205 @@
+"""Settings, from the environment: ``RISKSTREAM_`` and the name, nested with ``__``.
+
+A file named by ``RISKSTREAM_ENV_FILE`` (or ``.env`` where there is one) is read first; the environment
+wins. Secrets may also lie in files: ``RISKSTREAM_KAFKA__SASL_PASSWORD_FILE``. They are never printed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stream.errors import ConfigError
+
+__all__ = [
+    "DecisionSettings",
+    "HistorySettings",
+    "KafkaSettings",
+    "MetricsSettings",
+    "RocksDBSettings",
+    "Settings",
+    "TopicSettings",
+    "load_settings",
+]
+
+DAY_MS = 86_400_000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    """How to reach the broker."""
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, several with commas")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    sasl_password_file: Path | None = Field(None, description="A file whose text is the password")
+    ssl_ca_file: Path | None = Field(None, description="Authorities that the broker's certificate is checked by")
+    ssl_cert_file: Path | None = Field(None, description="This client's certificate, for mutual TLS")
+    ssl_key_file: Path | None = Field(None, description="This client's key, for mutual TLS")
+    session_timeout_seconds: float = Field(6.0, ge=1, description="A silent worker is given up after this")
+    rebalance_timeout_seconds: float = Field(6.0, ge=1, description="Others wait this long for a join")
+    request_timeout_seconds: float = Field(15.0, ge=1)
+    max_poll_records: int = Field(2000, ge=1, le=100_000, description="Largest batch of one partition")
+
+    @model_validator(mode="after")
+    def _check(self) -> KafkaSettings:
+        if self.security_protocol.startswith("SASL"):
+            if not self.sasl_username:
+                msg = "sasl_username: is required with security_protocol=" + self.security_protocol
+                raise ValueError(msg)
+            if self.sasl_password is None and self.sasl_password_file is None:
+                msg = "sasl_password (or sasl_password_file): is required with SASL"
+                raise ValueError(msg)
+        if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
+            msg = "ssl_cert_file and ssl_key_file: go together"
+            raise ValueError(msg)
+        for name in ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.is_file():
+                msg = f"{name}: {path} is not a readable file"
+                raise ValueError(msg)
+        return self
+
+    def password(self) -> str | None:
+        """Return the SASL password, from the setting or its file."""
+        if self.sasl_password is not None:
+            return self.sasl_password.get_secret_value()
+        if self.sasl_password_file is not None:
+            return self.sasl_password_file.read_text(encoding="utf-8").strip()
+        return None
+
+
+class TopicSettings(_Section):
+    """Names and shapes of the topics; :mod:`stream.topics` makes them from this."""
+
+    transactions: str = "transactions"
+    alerts: str = "risk-alerts"
+    decisions: str = "risk-decisions"
+    labels: str = "labels"
+    dead_letters: str = "transactions-dlq"
+    control: str = "risk-control"
+    partitions: int = Field(4, ge=1, le=10_000, description="Of every keyed topic")
+    replication_factor: int = Field(1, ge=1, le=10)
+    retention_days: float = Field(7, gt=0, description="Of the transactions, alerts, decisions and labels")
+    dead_letter_retention_days: float = Field(30, gt=0)
+
+
+class DecisionSettings(_Section):
+    """What is written to ``risk-decisions``."""
+
+    enabled: bool = True
+    features: bool = Field(default=False, description="Put every feature's value into each decision")
+
+
+class MetricsSettings(_Section):
+    """The HTTP endpoint with ``/metrics``, ``/healthz`` and ``/readyz``."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = Field(9108, ge=0, le=65_535, description="0 picks a free one")
+
+
+class HistorySettings(_Section):
+    """How much of a user's past is kept, and which times are believed."""
+
+    allowed_lateness_days: float = Field(3, ge=0, le=365, description="Scored exactly up to this late")
+    max_future_seconds: float = Field(300, ge=0, description="A later event time than this is a dead letter")
+
+
+class RocksDBSettings(_Section):
+    """Memory of the store; both are shared by all partitions of a worker."""
+
+    block_cache_mib: int = Field(256, ge=1)
+    write_buffer_mib: int = Field(128, ge=4)
+
+
+class Settings(BaseSettings):
+    """Everything that a RiskStream process can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RISKSTREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    app_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "riskstream"
+    state_dir: Path = Path("var/state")
+    bundle: Path = Field(Path("var/bundle"), description="Folder of the model bundle to serve")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_record_bytes: int = Field(65_536, ge=1024, le=16 * 1024 * 1024)
+    alert_level: Literal["HIGH", "MEDIUM", "LOW"] = Field(
+        "MEDIUM", description="Alerts are sent for this level and above"
+    )
+    max_reasons: int = Field(5, ge=1, le=50)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    topics: TopicSettings = Field(default_factory=TopicSettings)
+    decisions: DecisionSettings = Field(default_factory=DecisionSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    history: HistorySettings = Field(default_factory=HistorySettings)
+    rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)
+
+    def describe(self) -> str:
+        """Return the settings as lines of ``name = value``, secrets hidden."""
+        lines: list[str] = []
+
+        def add(prefix: str, model: BaseModel) -> None:
+            for name in type(model).model_fields:
+                value = getattr(model, name)
+                if isinstance(value, BaseModel):
+                    add(f"{prefix}{name}.", value)
+                else:
+                    shown = "(hidden)" if isinstance(value, SecretStr) else value
+                    lines.append(f"{prefix}{name} = {shown}")
+
+        add("", self)
+        return "\n".join(lines)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Return the settings of the environment; ``overrides`` win.
+
+    Raises
+    ------
+    ConfigError
+        Naming each wrong variable and why, in one line.
+    """
+    env_file = os.environ.get("RISKSTREAM_ENV_FILE", ".env")
+    known = _known_variables()
+    unknown = sorted(
+        name for name in os.environ
+        if name.upper().startswith("RISKSTREAM_") and name.upper() not in known
+    )
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]}; see 'riskstream settings' for those there are")
+    try:
+        return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg, arg-type]
+    except ValidationError as error:
+        problems = []
+        for item in error.errors(include_url=False, include_input=False):
+            name = "RISKSTREAM_" + "__".join(str(part).upper() for part in item["loc"])
+            problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+        raise ConfigError("; ".join(problems)) from error
+    except ValueError as error:  # pydantic-settings: a nested value that is not JSON
+        raise ConfigError(str(error)) from error
+
+
+def _known_variables() -> set[str]:
+    """Return every environment variable that means something."""
+    names = {"RISKSTREAM_ENV_FILE", "RISKSTREAM_CACHE_DIR"}
+
+    def add(prefix: str, model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            variable = f"{prefix}{name.upper()}"
+            names.add(variable)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                add(f"{variable}__", field.annotation)
+
+    add("RISKSTREAM_", Settings)
+    return names
