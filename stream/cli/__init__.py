@@ -1,0 +1,72 @@
+"""The command ``riskstream``: the outermost layer, and the only one that may import both halves.
+
+Each verb lives in a module of its own and is imported only when it is asked for, so that a worker
+never loads the training libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from stream import __version__
+from stream.errors import RiskStreamError
+
+__all__ = ["main"]
+
+#: Verb -> (module, object, one-line help), in the order in which the help shows them.
+_VERBS: Final[dict[str, tuple[str, str, str]]] = {
+    "demo": ("stream.cli.demo", "demo", "Run the whole job on this machine and show what it did."),
+    "worker": ("stream.cli.worker", "worker", "Score transactions until told to stop."),
+    "settings": ("stream.cli.worker", "settings", "Show the settings in force, secrets hidden."),
+    "topics": ("stream.cli.topics", "topics", "Create the topics, or check those that exist."),
+    "broker": ("stream.cli.broker", "broker", "Run a broker on this machine, for development."),
+    "simulate": ("stream.cli.simulate", "simulate", "Make transactions with known frauds."),
+    "train": ("stream.cli.train", "train", "Train a model and write its bundle."),
+    "features": ("stream.cli.features", "features", "Compute every feature of a file of transactions."),
+    "replay": ("stream.cli.replay", "replay", "Send a file of transactions to the stream."),
+    "alerts": ("stream.cli.alerts", "alerts", "Watch the alerts."),
+    "schemas": ("stream.cli.schemas", "schemas", "Export the JSON Schemas of the events."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _VERBS:
+            return None
+        module, name, _ = _VERBS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, text) for verb, (_, _, text) in _VERBS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="riskstream")
+def _cli() -> None:
+    """Real-time transaction risk on Kafka."""
+
+
+def main() -> None:
+    """Run the command line; a RiskStream error is one readable line and its exit status."""
+    try:
+        _cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RiskStreamError as error:
+        click.echo(f"riskstream: {error}", err=True)
+        sys.exit(error.exit_code)
