@@ -1,0 +1,199 @@
+"""A file of transactions in memory: columns in arrival order, exact like the events on the bus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from stream.errors import InvalidRecordError
+
+__all__ = ["MISSING", "TransactionTable", "format_minor"]
+
+#: A balance that is not known. It lies far beyond the largest balance, so that it cannot be one.
+MISSING: Final = int(np.iinfo(np.int64).min)
+
+#: Rows turned into Python objects at a time by :meth:`TransactionTable.to_records`.
+_CHUNK_ROWS: Final = 8_192
+
+_REQUIRED_TEXTS: Final = ("transaction_id", "user_id", "channel", "transaction_type", "currency")
+_OPTIONAL_TEXTS: Final = ("merchant_id", "card_id", "device_id", "ip", "country")
+_INTEGERS: Final = ("event_time_ms", "amount_minor", "minor_units", "pre_balance_minor", "post_balance_minor")
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionTable:
+    """Transactions of one file, ``n`` rows in arrival order; every array has the shape ``(n,)``.
+
+    Attributes
+    ----------
+    transaction_id, user_id, channel, transaction_type, currency:
+        Object arrays of texts.
+    event_time_ms:
+        int64, milliseconds since the epoch, UTC.
+    amount_minor, pre_balance_minor, post_balance_minor:
+        int64, in the currency's minor unit; a balance that is not known is ``MISSING``.
+    minor_units:
+        int64, minor units in one unit of the row's currency: 100 for EUR.
+    merchant_id, card_id, device_id, ip, country:
+        Object arrays of texts with None where it is not known, or None where no row has it.
+    attributes:
+        Further columns by name: float64 with NaN, or object arrays of texts with None, where missing.
+    is_fraud:
+        int8, 1 fraud, 0 legitimate, -1 not known; None where the file has no labels.
+    label_time_ms:
+        int64, when the label becomes known; None where the file does not say.
+    invalid:
+        By row, why it does not make a valid transaction. Such a row is kept, with zeros and empty texts
+        in it, and is rejected by whatever computes features; it never disappears in silence.
+    """
+
+    transaction_id: npt.NDArray[np.object_]
+    user_id: npt.NDArray[np.object_]
+    channel: npt.NDArray[np.object_]
+    transaction_type: npt.NDArray[np.object_]
+    currency: npt.NDArray[np.object_]
+    event_time_ms: npt.NDArray[np.int64]
+    amount_minor: npt.NDArray[np.int64]
+    minor_units: npt.NDArray[np.int64]
+    pre_balance_minor: npt.NDArray[np.int64]
+    post_balance_minor: npt.NDArray[np.int64]
+    merchant_id: npt.NDArray[np.object_] | None = None
+    card_id: npt.NDArray[np.object_] | None = None
+    device_id: npt.NDArray[np.object_] | None = None
+    ip: npt.NDArray[np.object_] | None = None
+    country: npt.NDArray[np.object_] | None = None
+    attributes: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    is_fraud: npt.NDArray[np.int8] | None = None
+    label_time_ms: npt.NDArray[np.int64] | None = None
+    invalid: dict[int, InvalidRecordError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = len(self.transaction_id)
+        for name, column in self._columns():
+            if column.shape != (rows,):
+                msg = f"column {name} has the shape {column.shape}, not ({rows},)"
+                raise ValueError(msg)
+
+    def __len__(self) -> int:
+        return len(self.transaction_id)
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """Shape ``(n,)``: which rows make a valid transaction."""
+        mask = np.ones(len(self), dtype=np.bool_)
+        if self.invalid:
+            mask[list(self.invalid)] = False
+        return mask
+
+    def take(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | Sequence[int]) -> TransactionTable:
+        """Return the rows that a mask of shape ``(n,)`` selects, or those of the given indices."""
+        chosen = np.asarray(rows)
+        if chosen.dtype == np.bool_:
+            if chosen.shape != (len(self),):
+                msg = f"the mask has the shape {chosen.shape}, not ({len(self)},)"
+                raise ValueError(msg)
+            chosen = np.flatnonzero(chosen)
+        indices = chosen.astype(np.int64)
+        columns: dict[str, Any] = {
+            name: column[indices] for name, column in self._columns() if not name.startswith("attributes.")
+        }
+        columns["attributes"] = {name: column[indices] for name, column in self.attributes.items()}
+        columns["invalid"] = (
+            {
+                place: self.invalid[row]
+                for place, row in enumerate(np.where(indices < 0, indices + len(self), indices).tolist())
+                if row in self.invalid
+            }
+            if self.invalid
+            else {}
+        )
+        return TransactionTable(**columns)
+
+    def slice(self, start: int, stop: int) -> TransactionTable:
+        """Return the rows from ``start`` up to, not including, ``stop``."""
+        return self.take(np.arange(*slice(start, stop).indices(len(self)), dtype=np.int64))
+
+    def to_records(
+        self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | Sequence[int] | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield key and value of each row as a producer would send it; all rows where ``rows`` is None.
+
+        The key is the user id, the value the transaction as JSON: amounts as exact decimal texts, times as
+        RFC 3339 in UTC, unknown fields left out. Invalid rows have no record and are passed over: whoever
+        sends records says how many ``invalid`` has. A ``memo`` is not kept by the table.
+        """
+        table = self if rows is None else self.take(rows)
+        for start in range(0, len(table), _CHUNK_ROWS):
+            yield from table._chunk_records(start, min(start + _CHUNK_ROWS, len(table)))  # noqa: SLF001
+
+    def _columns(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        for name in (*_REQUIRED_TEXTS, *_INTEGERS, *_OPTIONAL_TEXTS, "is_fraud", "label_time_ms"):
+            column = getattr(self, name)
+            if column is not None:
+                yield name, column
+        for name, column in self.attributes.items():
+            yield f"attributes.{name}", column
+
+    def _chunk_records(self, start: int, stop: int) -> Iterator[tuple[bytes, bytes]]:
+        part = slice(start, stop)
+        times = np.datetime_as_string(self.event_time_ms[part].astype("datetime64[ms]")).tolist()
+        units = self.minor_units[part].tolist()
+        texts = [(name, getattr(self, name)[part].tolist()) for name in _REQUIRED_TEXTS]
+        texts += [
+            (name, getattr(self, name)[part].tolist())
+            for name in _OPTIONAL_TEXTS
+            if getattr(self, name) is not None
+        ]
+        amounts = self.amount_minor[part].tolist()
+        balances = [
+            (name, column[part].tolist())
+            for name, column in (
+                ("pre_balance", self.pre_balance_minor),
+                ("post_balance", self.post_balance_minor),
+            )
+            if (column[part] != MISSING).any()
+        ]
+        attributes = [
+            (name, column[part].tolist(), column.dtype != np.object_)
+            for name, column in self.attributes.items()
+        ]
+        for row in range(stop - start):
+            if start + row in self.invalid:
+                continue
+            value: dict[str, object] = {}
+            for name, column in texts:
+                text = column[row]
+                if text is not None:
+                    value[name] = text
+            value["event_time"] = times[row] + "Z"
+            value["amount"] = format_minor(amounts[row], units[row])
+            for name, column in balances:
+                if column[row] != MISSING:
+                    value[name] = format_minor(column[row], units[row])
+            if attributes:
+                # NaN is the one value that differs from itself.
+                members = {
+                    name: column[row]
+                    for name, column, numeric in attributes
+                    if (column[row] == column[row] if numeric else column[row] is not None)
+                }
+                if members:
+                    value["attributes"] = members
+            yield str(value["user_id"]).encode(), orjson.dumps(value)
+
+
+def format_minor(minor: int, minor_units: int) -> str:
+    """Return an amount in minor units as an exact decimal text: ``1234`` of 100 is ``12.34``."""
+    if minor_units == 1:
+        return str(minor)
+    whole, rest = divmod(abs(minor), minor_units)
+    sign = "-" if minor < 0 else ""
+    return f"{sign}{whole}.{rest:0{len(str(minor_units)) - 1}d}"
