@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -62,8 +62,10 @@ _MAX_TIME_MS: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _RFC3339: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 ).fullmatch
+#: The default context would round what has more than 28 digits, and so take it for exact.
+_EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _DECIMAL: Final = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII).fullmatch
 
 
@@ -190,7 +192,10 @@ def _parse_attributes(value: object) -> dict[str, float | str]:
                 raise PydanticCustomError("attributes", "texts must have at most 256 characters")
             parsed[name] = member
         elif type(member) in (int, float) or isinstance(member, jiter.LosslessFloat):
-            number = float(member)
+            try:
+                number = float(member)
+            except OverflowError:  # an integer of more than 308 digits
+                number = float("inf")
             if not abs(number) < float("inf"):
                 raise PydanticCustomError("attributes", "numbers must be finite")
             parsed[name] = number
@@ -201,7 +206,7 @@ def _parse_attributes(value: object) -> dict[str, float | str]:
 
 def _to_minor(value: Decimal, currency: str) -> int | None:
     """Return ``value`` in minor units, or None where it has more decimals than the currency."""
-    scaled = value.scaleb(MINOR_UNIT_DECIMALS[currency])
+    scaled = _EXACT.scaleb(value, MINOR_UNIT_DECIMALS[currency])
     minor = int(scaled)
     return minor if minor == scaled else None
 
@@ -261,7 +266,9 @@ class Transaction(_Event):
     transaction_id: Identifier = Field(description="Unique; a second one within the horizon is a duplicate")
     user_id: Identifier = Field(description="Whose history the windows are kept for; the record's key")
     event_time: EventTime
-    amount: Amount = Field(description="At least 0, at most the currency's decimals, at most 1e15 minor units")
+    amount: Amount = Field(
+        description="At least 0, at most the currency's decimals, at most 1e15 minor units"
+    )
     currency: Annotated[
         str, BeforeValidator(_parse_currency), WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$"})
     ] = Field(description="ISO 4217")
@@ -421,7 +428,11 @@ def _parse_object(raw: bytes | None, max_bytes: int) -> dict[str, Any]:
         raise InvalidRecordError("$", f"{len(raw)} bytes are more than the {max_bytes} allowed")
     try:
         parsed = jiter.from_json(
-            raw, allow_inf_nan=False, float_mode="lossless-float", cache_mode="keys", catch_duplicate_keys=True
+            raw,
+            allow_inf_nan=False,
+            float_mode="lossless-float",
+            cache_mode="keys",
+            catch_duplicate_keys=True,
         )
     except (ValueError, UnicodeError, RecursionError) as error:
         raise InvalidRecordError("$", f"is not valid JSON: {error}") from error
@@ -434,7 +445,9 @@ def _to_invalid_record(error: ValidationError) -> InvalidRecordError:
     first = error.errors(include_url=False, include_input=False)[0]
     context = first.get("ctx", {})
     field = context.get("field") if first["type"] == "invalid_field" else None
-    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained")))
+    path = ".".join(
+        str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained"))
+    )
     reason = "is required" if first["type"] == "missing" else first["msg"]
     return InvalidRecordError(str(field or path or "$"), reason)
 
