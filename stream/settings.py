@@ -36,19 +36,27 @@ class _Section(BaseModel):
 class KafkaSettings(_Section):
     """How to reach the broker."""
 
-    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, several with commas")
+    bootstrap_servers: str = Field(default="127.0.0.1:9092", description="host:port, several with commas")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    sasl_password_file: Path | None = Field(None, description="A file whose text is the password")
-    ssl_ca_file: Path | None = Field(None, description="Authorities that the broker's certificate is checked by")
-    ssl_cert_file: Path | None = Field(None, description="This client's certificate, for mutual TLS")
-    ssl_key_file: Path | None = Field(None, description="This client's key, for mutual TLS")
-    session_timeout_seconds: float = Field(6.0, ge=1, description="A silent worker is given up after this")
-    rebalance_timeout_seconds: float = Field(6.0, ge=1, description="Others wait this long for a join")
-    request_timeout_seconds: float = Field(15.0, ge=1)
-    max_poll_records: int = Field(2000, ge=1, le=100_000, description="Largest batch of one partition")
+    sasl_password_file: Path | None = Field(default=None, description="A file whose text is the password")
+    ssl_ca_file: Path | None = Field(
+        default=None, description="Authorities that the broker's certificate is checked by"
+    )
+    ssl_cert_file: Path | None = Field(default=None, description="This client's certificate, for mutual TLS")
+    ssl_key_file: Path | None = Field(default=None, description="This client's key, for mutual TLS")
+    session_timeout_seconds: float = Field(
+        default=6.0, ge=1, description="A silent worker is given up after this"
+    )
+    rebalance_timeout_seconds: float = Field(
+        default=6.0, ge=1, description="Others wait this long for a join"
+    )
+    request_timeout_seconds: float = Field(default=15.0, ge=1)
+    max_poll_records: int = Field(
+        default=2000, ge=1, le=100_000, description="Largest batch of one partition"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> KafkaSettings:
@@ -87,10 +95,12 @@ class TopicSettings(_Section):
     labels: str = "labels"
     dead_letters: str = "transactions-dlq"
     control: str = "risk-control"
-    partitions: int = Field(4, ge=1, le=10_000, description="Of every keyed topic")
-    replication_factor: int = Field(1, ge=1, le=10)
-    retention_days: float = Field(7, gt=0, description="Of the transactions, alerts, decisions and labels")
-    dead_letter_retention_days: float = Field(30, gt=0)
+    partitions: int = Field(default=4, ge=1, le=10_000, description="Of every keyed topic")
+    replication_factor: int = Field(default=1, ge=1, le=10)
+    retention_days: float = Field(
+        default=7, gt=0, description="Of the transactions, alerts, decisions and labels"
+    )
+    dead_letter_retention_days: float = Field(default=30, gt=0)
 
 
 class DecisionSettings(_Section):
@@ -105,21 +115,25 @@ class MetricsSettings(_Section):
 
     enabled: bool = True
     host: str = "127.0.0.1"
-    port: int = Field(9108, ge=0, le=65_535, description="0 picks a free one")
+    port: int = Field(default=9108, ge=0, le=65_535, description="0 picks a free one")
 
 
 class HistorySettings(_Section):
     """How much of a user's past is kept, and which times are believed."""
 
-    allowed_lateness_days: float = Field(3, ge=0, le=365, description="Scored exactly up to this late")
-    max_future_seconds: float = Field(300, ge=0, description="A later event time than this is a dead letter")
+    allowed_lateness_days: float = Field(
+        default=3, ge=0, le=365, description="Scored exactly up to this late"
+    )
+    max_future_seconds: float = Field(
+        default=300, ge=0, description="A later event time than this is a dead letter"
+    )
 
 
 class RocksDBSettings(_Section):
     """Memory of the store; both are shared by all partitions of a worker."""
 
-    block_cache_mib: int = Field(256, ge=1)
-    write_buffer_mib: int = Field(128, ge=4)
+    block_cache_mib: int = Field(default=256, ge=1)
+    write_buffer_mib: int = Field(default=128, ge=4)
 
 
 class Settings(BaseSettings):
@@ -131,13 +145,13 @@ class Settings(BaseSettings):
 
     app_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "riskstream"
     state_dir: Path = Path("var/state")
-    bundle: Path = Field(Path("var/bundle"), description="Folder of the model bundle to serve")
+    bundle: Path = Field(default=Path("var/bundle"), description="Folder of the model bundle to serve")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    max_record_bytes: int = Field(65_536, ge=1024, le=16 * 1024 * 1024)
+    max_record_bytes: int = Field(default=65_536, ge=1024, le=16 * 1024 * 1024)
     alert_level: Literal["HIGH", "MEDIUM", "LOW"] = Field(
-        "MEDIUM", description="Alerts are sent for this level and above"
+        default="MEDIUM", description="Alerts are sent for this level and above"
     )
-    max_reasons: int = Field(5, ge=1, le=50)
+    max_reasons: int = Field(default=5, ge=1, le=50)
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     topics: TopicSettings = Field(default_factory=TopicSettings)
     decisions: DecisionSettings = Field(default_factory=DecisionSettings)
@@ -173,8 +187,7 @@ def load_settings(**overrides: object) -> Settings:
     env_file = os.environ.get("RISKSTREAM_ENV_FILE", ".env")
     known = _known_variables()
     unknown = sorted(
-        name for name in os.environ
-        if name.upper().startswith("RISKSTREAM_") and name.upper() not in known
+        name for name in os.environ if name.upper().startswith("RISKSTREAM_") and name.upper() not in known
     )
     if unknown:
         raise ConfigError(f"unknown setting {unknown[0]}; see 'riskstream settings' for those there are")
@@ -192,7 +205,7 @@ def load_settings(**overrides: object) -> Settings:
 
 def _known_variables() -> set[str]:
     """Return every environment variable that means something."""
-    names = {"RISKSTREAM_ENV_FILE", "RISKSTREAM_CACHE_DIR"}
+    names = {"RISKSTREAM_ENV_FILE", "RISKSTREAM_CACHE_DIR", "RISKSTREAM_REQUIRE_KAFKA"}
 
     def add(prefix: str, model: type[BaseModel]) -> None:
         for name, field in model.model_fields.items():
