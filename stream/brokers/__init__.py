@@ -1,0 +1,1 @@
+"""Brokers that this machine can run, and the topics on any broker."""
