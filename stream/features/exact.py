@@ -1,0 +1,123 @@
+"""Exact integer sums in machine words, and the floats that are made from them.
+
+Amounts are integers up to 1e15 minor units (below 2**50). Their sums and sums of squares are kept exact
+as limbs in base 2**25, each an int64 that is added to without carrying: 2**38 additions fit. Only the
+last step of a feature is floating point, so every way of adding the same events gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+__all__ = ["LIMB_BITS", "limbs_to_float", "mean_of", "std_of"]
+
+LIMB_BITS: Final = 25
+_BASE: Final = 1 << LIMB_BITS
+_MASK: Final = _BASE - 1
+_SMALL: Final = 1 << 36
+_EXACT_PRODUCT: Final = 4.0e18  # below 2**62, with room for the rounding of the test itself
+
+
+@njit(cache=True)
+def limbs_to_float(limbs, count):
+    """Return the float nearest to a non-negative number of ``count`` carried limbs (ties to even)."""
+    top = count - 1
+    while top >= 0 and limbs[top] == 0:
+        top -= 1
+    if top < 0:
+        return 0.0
+    value = limbs[top]
+    bits = 0
+    while (value >> bits) != 0:
+        bits += 1
+    index = top - 1
+    while index >= 0 and bits + LIMB_BITS <= 62:
+        value = (value << LIMB_BITS) | limbs[index]
+        bits += LIMB_BITS
+        index -= 1
+    if index < 0:
+        return float(value)
+    room = 62 - bits
+    value = (value << room) | (limbs[index] >> (LIMB_BITS - room))
+    lost = limbs[index] & ((1 << (LIMB_BITS - room)) - 1)
+    exponent = LIMB_BITS * index + (LIMB_BITS - room)
+    index -= 1
+    while index >= 0 and lost == 0:
+        lost = limbs[index]
+        index -= 1
+    if lost != 0:
+        value |= 1  # sticky: enough for one correct rounding, since 62 bits become 53
+    return math.ldexp(float(value), exponent)
+
+
+@njit(cache=True)
+def _carry(limbs, count):
+    for index in range(count - 1):
+        limbs[index + 1] += limbs[index] >> LIMB_BITS
+        limbs[index] &= _MASK
+
+
+@njit(cache=True)
+def sum_of(s0, s1):
+    """Return the float nearest to ``s1 * 2**25 + s0``."""
+    if s1 < _SMALL:
+        return float((s1 << LIMB_BITS) + s0)
+    limbs = np.zeros(4, np.int64)
+    limbs[0] = s0
+    limbs[1] = s1
+    _carry(limbs, 4)
+    return limbs_to_float(limbs, 4)
+
+
+@njit(cache=True)
+def mean_of(count, s0, s1):
+    """Return the mean, in minor units; NaN without events."""
+    if count == 0:
+        return math.nan
+    return sum_of(s0, s1) / float(count)
+
+
+@njit(cache=True)
+def _spread_numerator(count, s0, s1, q0, q1, q2, q3):
+    """Return the float nearest to the exact ``n * sum(x**2) - sum(x)**2``."""
+    if q2 == 0 and q3 == 0 and s1 < _SMALL and q1 < _SMALL:
+        total = (s1 << LIMB_BITS) + s0
+        squares = (q1 << LIMB_BITS) + q0
+        if float(count) * float(squares) < _EXACT_PRODUCT:
+            return float(count * squares - total * total)
+    size = 14
+    sums = np.zeros(5, np.int64)
+    sums[0] = s0
+    sums[1] = s1
+    _carry(sums, 5)
+    squares_limbs = np.zeros(8, np.int64)
+    squares_limbs[0] = q0
+    squares_limbs[1] = q1
+    squares_limbs[2] = q2
+    squares_limbs[3] = q3
+    _carry(squares_limbs, 8)
+    n0 = count & _MASK
+    n1 = count >> LIMB_BITS
+    result = np.zeros(size, np.int64)
+    for i in range(8):
+        result[i] += n0 * squares_limbs[i]
+        result[i + 1] += n1 * squares_limbs[i]
+    for i in range(5):
+        for j in range(5):
+            result[i + j] -= sums[i] * sums[j]
+    # An arithmetic shift floors, so borrows travel upwards as negative carries; the total is >= 0.
+    _carry(result, size)
+    return limbs_to_float(result, size)
+
+
+@njit(cache=True)
+def std_of(count, s0, s1, q0, q1, q2, q3):
+    """Return the sample standard deviation (n - 1), in minor units; NaN below two events."""
+    if count < 2:
+        return math.nan
+    numerator = _spread_numerator(count, s0, s1, q0, q1, q2, q3)
+    return math.sqrt(numerator / (float(count) * float(count - 1)))

@@ -1,0 +1,287 @@
+"""The stored form of a user's history: four kinds of records, each a row of 64-bit words.
+
+==========  =====================================================  =============================
+key suffix  record                                                 written
+==========  =====================================================  =============================
+``H``       head: header, events not yet sealed, lost live bits    with every event
+``C`` n     sealed chunk ``n``: 32 events                          once
+``S`` k     segment ``k``: summaries and fingerprints of its       when one of its chunks is
+            up to 32 chunks                                        sealed
+``L``       live bitmaps of all kept chunks                        when a chunk is sealed
+==========  =====================================================  =============================
+
+A key is the user id in UTF-8 and a suffix of six bytes (NUL, kind, big-endian number). Every record
+begins with a word that says its kind and format version and a word with a checksum of the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from stream.errors import StateError
+from stream.features.kernel import (
+    CHUNK,
+    H_BASE,
+    H_FIRST_CHUNK,
+    H_GONE,
+    H_HEAD,
+    H_LIVE,
+    H_NEXT_CHUNK,
+    H_PENDING,
+    HDR_SIZE,
+    SEGMENT,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "HEAD_KIND",
+    "HEAD_START",
+    "MAX_HEAD_WORDS",
+    "MIGRATIONS",
+    "chunk_key",
+    "head_key",
+    "live_key",
+    "pack_chunk",
+    "pack_live",
+    "pack_segment",
+    "segment_key",
+    "unpack_chunk",
+    "unpack_live",
+    "unpack_segment",
+    "user_of_key",
+]
+
+Words = npt.NDArray[np.int64]
+
+#: Version of every record that this program writes.
+FORMAT_VERSION: Final = 1
+
+_MAGIC: Final = 0x5253 << 16  # "RS", then kind and version, a byte each
+HEAD_KIND: Final = ord("H")
+_CHUNK_KIND: Final = ord("C")
+_SEGMENT_KIND: Final = ord("S")
+_LIVE_KIND: Final = ord("L")
+
+_SUFFIX: Final = struct.Struct(">BBI")
+_STORED: Final = H_GONE + 1  # header words stored as they are
+_FIXED: Final = 2 + _STORED + 1  # and one that packs head, pending and live
+MAX_HEAD_WORDS: Final = _FIXED + 4 * CHUNK + (CHUNK + 1) // 2
+
+#: The first four bytes of a head record of today's version.
+HEAD_START: Final = struct.pack("<I", _MAGIC | (HEAD_KIND << 8) | FORMAT_VERSION)
+
+#: What :func:`unpack_head` says of a record.
+OK: Final = 0
+CORRUPT: Final = 1
+OTHER_VERSION: Final = 2
+
+#: From an older version of the head record to the next one: words in, words out. There has been one
+#: version so far; a newer one adds its step here and old state is migrated when it is read.
+MIGRATIONS: dict[int, Callable[[Words], Words]] = {}
+
+
+def head_key(user: bytes) -> bytes:
+    """Return the key of the user's head record; it is also what other keys begin with."""
+    return user + b"\0H\0\0\0\0"
+
+
+def chunk_key(user: bytes, number: int) -> bytes:
+    """Return the key of a sealed chunk."""
+    return user + _SUFFIX.pack(0, _CHUNK_KIND, number)
+
+
+def segment_key(user: bytes, number: int) -> bytes:
+    """Return the key of a segment."""
+    return user + _SUFFIX.pack(0, _SEGMENT_KIND, number)
+
+
+def live_key(user: bytes) -> bytes:
+    """Return the key of the live bitmaps."""
+    return user + b"\0L\0\0\0\0"
+
+
+def user_of_key(key: bytes) -> tuple[bytes, str, int]:
+    """Return the user, the kind and the number that a record's key names."""
+    _, kind, number = _SUFFIX.unpack(key[-6:])
+    return key[:-6], chr(kind), number
+
+
+@njit(cache=True)
+def checksum(words, start, stop):
+    """Return a 64-bit checksum: damage is noticed, forgery is not its business."""
+    total = np.int64(0x243F6A8885A308D3)
+    for index in range(start, stop):
+        total = (total ^ words[index]) * np.int64(0x2545F4914F6CDD1D)
+        total ^= (total >> 29) & 0x7FFFFFFFF
+    return total
+
+
+@njit(cache=True)
+def pack_head(hdr, head, pending, words):
+    """Write a head record to ``words``; returns how many words it takes."""
+    count = hdr[H_HEAD]
+    lost = hdr[H_PENDING]
+    words[0] = _MAGIC | (HEAD_KIND << 8) | FORMAT_VERSION
+    for index in range(_STORED):
+        words[2 + index] = hdr[index]
+    words[2 + _STORED] = count | (lost << 8) | (hdr[H_LIVE] << 16)
+    place = _FIXED
+    for row in range(4):
+        for index in range(count):
+            words[place] = head[row, index]
+            place += 1
+    for index in range(0, lost, 2):
+        second = pending[index + 1] if index + 1 < lost else 0
+        words[place] = pending[index] | (second << 32)
+        place += 1
+    words[1] = checksum(words, 2, place)
+    return place
+
+
+@njit(cache=True)
+def unpack_head(words, start, size, hdr, head, pending):
+    """Read the head record at ``words[start:start + size]``; returns OK, CORRUPT or OTHER_VERSION."""
+    if size < 2 or (words[start] >> 16) != (_MAGIC >> 16) or ((words[start] >> 8) & 0xFF) != HEAD_KIND:
+        return CORRUPT
+    if (words[start] & 0xFF) != FORMAT_VERSION:
+        return OTHER_VERSION
+    if size < _FIXED or words[start + 1] != checksum(words, start + 2, start + size):
+        return CORRUPT
+    for index in range(_STORED):
+        hdr[index] = words[start + 2 + index]
+    packed = words[start + 2 + _STORED]
+    count = packed & 0xFF
+    lost = (packed >> 8) & 0xFF
+    if count >= CHUNK or lost > CHUNK or size != _FIXED + 4 * count + (lost + 1) // 2:
+        return CORRUPT
+    hdr[H_HEAD] = count
+    hdr[H_PENDING] = lost
+    hdr[H_LIVE] = (packed >> 16) & 0xFFFFFFFF
+    hdr[H_BASE] = hdr[H_FIRST_CHUNK] // SEGMENT * SEGMENT
+    place = start + _FIXED
+    for row in range(4):
+        for index in range(count):
+            head[row, index] = words[place]
+            place += 1
+    for index in range(lost):
+        pending[index] = (words[place + index // 2] >> (32 * (index & 1))) & 0xFFFFFFFF
+    return OK
+
+
+@njit(cache=True)
+def unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status):
+    """Read a batch's head records; a user without one (size 0) is left as made."""
+    for user in range(len(sizes)):
+        if sizes[user] > 0:
+            status[user] = unpack_head(words, starts[user], sizes[user], hdrs[user], heads[user], pendings[user])
+            busy[user] = status[user] != OK or hdrs[user, H_NEXT_CHUNK] > hdrs[user, H_FIRST_CHUNK]
+
+
+@njit(cache=True)
+def pack_heads(hdrs, heads, pendings, chosen, words, sizes):
+    """Write the head records of the ``chosen`` users one behind the other."""
+    place = 0
+    for index in range(len(chosen)):
+        user = chosen[index]
+        sizes[index] = pack_head(hdrs[user], heads[user], pendings[user], words[place:])
+        place += sizes[index]
+    return place
+
+
+def read_words(record: bytes, kind: int, what: str) -> Words:
+    """Return a checked record's words behind its first two.
+
+    Raises
+    ------
+    StateError
+        The record is damaged, or of a version that this program does not know.
+    """
+    if len(record) < 16 or len(record) % 8:
+        raise StateError(f"{what} is corrupt: {len(record)} bytes")
+    words = np.frombuffer(record, np.int64)
+    first = int(words[0])
+    if first >> 16 != _MAGIC >> 16 or (first >> 8) & 0xFF != kind:
+        raise StateError(f"{what} is corrupt: it does not begin like such a record")
+    version = first & 0xFF
+    if version > FORMAT_VERSION:
+        raise StateError(
+            f"{what} has format {version}, newer than the {FORMAT_VERSION} of this program; upgrade it"
+        )
+    while version < FORMAT_VERSION:
+        if version not in MIGRATIONS:
+            raise StateError(f"{what} has format {version}, which this program no longer reads")
+        words = MIGRATIONS[version](words)
+        version += 1
+    if int(words[1]) != checksum(words, 2, len(words)):
+        raise StateError(f"{what} is corrupt: its checksum does not match")
+    return words[2:]
+
+
+def _record(kind: int, *parts: npt.NDArray[np.int64] | npt.NDArray[np.uint32]) -> bytes:
+    body = b"".join(part.tobytes() for part in parts)
+    body += b"\0" * (-len(body) % 8)
+    words = np.empty(2 + len(body) // 8, np.int64)
+    words[2:] = np.frombuffer(body, np.int64)
+    words[0] = _MAGIC | (kind << 8) | FORMAT_VERSION
+    words[1] = checksum(words, 2, len(words))
+    return words.tobytes()
+
+
+def migrate_head(record: bytes, what: str) -> bytes:
+    """Return a head record of an older version in today's.
+
+    Raises
+    ------
+    StateError
+        There is no way from its version to today's.
+    """
+    words = read_words(record, HEAD_KIND, what)
+    return _record(HEAD_KIND, words)
+
+
+def pack_chunk(events: Words) -> bytes:
+    """Return the record of a sealed chunk, ``int64[4, CHUNK]``."""
+    return _record(_CHUNK_KIND, events)
+
+
+def unpack_chunk(record: bytes, what: str) -> Words:
+    """Return a sealed chunk's events, ``int64[4, CHUNK]``."""
+    words = read_words(record, _CHUNK_KIND, what)
+    if len(words) != 4 * CHUNK:
+        raise StateError(f"{what} is corrupt: {len(words)} words")
+    return words.reshape(4, CHUNK)
+
+
+def pack_segment(summary: Words, marks: npt.NDArray[np.uint32]) -> bytes:
+    """Return the record of a segment: ``int64[chunks, 6]`` and ``uint32[2, chunks * CHUNK]``."""
+    return _record(_SEGMENT_KIND, np.array([len(summary)], np.int64), summary, marks)
+
+
+def unpack_segment(record: bytes, what: str) -> tuple[Words, npt.NDArray[np.uint32]]:
+    """Return a segment's summaries and fingerprints."""
+    words = read_words(record, _SEGMENT_KIND, what)
+    count = int(words[0]) if len(words) else -1
+    if not 0 < count <= SEGMENT or len(words) != 1 + count * (6 + CHUNK):
+        raise StateError(f"{what} is corrupt: {len(words)} words")
+    summary = words[1 : 1 + 6 * count].reshape(count, 6)
+    marks = words[1 + 6 * count :].view(np.uint32).reshape(2, count * CHUNK)
+    return summary, marks
+
+
+def pack_live(first_chunk: int, live: npt.NDArray[np.uint32]) -> bytes:
+    """Return the record of the live bitmaps of the chunks from ``first_chunk`` on."""
+    return _record(_LIVE_KIND, np.array([first_chunk, len(live)], np.int64), live)
+
+
+def unpack_live(record: bytes, what: str) -> tuple[int, npt.NDArray[np.uint32]]:
+    """Return the first chunk's number and the bitmaps from it on."""
+    words = read_words(record, _LIVE_KIND, what)
+    if len(words) < 2 or len(words) != 2 + (int(words[1]) + 1) // 2:
+        raise StateError(f"{what} is corrupt: {len(words)} words")
+    return int(words[0]), words[2:].view(np.uint32)[: int(words[1])]
