@@ -46,6 +46,7 @@ class HistoryConfig:
     ----------
     lateness_ms:
         An event up to this far behind its user's newest is scored exactly; 30 days plus this are kept.
+
     """
 
     lateness_ms: int = 3 * 86_400_000
@@ -70,6 +71,7 @@ class HistoryEvents:
         int64[n]; ``merchant`` is 0 where unknown.
     source:
         Names the source partition's incarnation; offsets of another one are not comparable.
+
     """
 
     users: Sequence[bytes]
@@ -97,6 +99,7 @@ class HistoryResult:
         By user's place, why its state cannot be used.
     other_source:
         Users whose stored offset belonged to another incarnation of the source.
+
     """
 
     outcome: npt.NDArray[np.uint8]
@@ -142,6 +145,7 @@ class UserHistory:
         ------
         StateError
             A record is missing or cannot be used.
+
         """
         base = int(self.hdr[k.H_BASE])
         if self._stored_next == self._stored_first:
@@ -221,11 +225,14 @@ class UserHistory:
             begin = segment * k.SEGMENT - base
             stop = min(begin + k.SEGMENT, end - base)
             record = layout.pack_segment(
-                self._summary[begin:stop], np.ascontiguousarray(self._marks[:, begin * k.CHUNK : stop * k.CHUNK])
+                self._summary[begin:stop],
+                np.ascontiguousarray(self._marks[:, begin * k.CHUNK : stop * k.CHUNK]),
             )
             changed.append((layout.segment_key(self.user, segment), record))
         if (end > self._stored_next or self._live_changed) and first < end:
-            changed.append((layout.live_key(self.user), layout.pack_live(first, self._live[first - base : end - base])))
+            changed.append(
+                (layout.live_key(self.user), layout.pack_live(first, self._live[first - base : end - base]))
+            )
         for number in range(self._stored_first, min(first, self._stored_next)):
             changed.append((layout.chunk_key(self.user, number), None))
             if (number + 1) % k.SEGMENT == 0 or (first == end and number == self._stored_next - 1):
@@ -291,6 +298,7 @@ def advance(
         Filled for events that are SCORED or LATE.
     learn
         Whether the events become part of the histories; False leaves no trace of them.
+
     """
     count, users = len(events.user), len(events.users)
     hdrs = np.empty((users, k.HDR_SIZE), np.int64)
@@ -308,7 +316,9 @@ def advance(
     words = np.frombuffer(b"".join(records), np.int64)
     layout.unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status)
     for place in np.nonzero(status)[0].tolist():
-        errors[place] = StateError(f"{describe_record(keys[place])} is corrupt: it does not match its checksum")
+        errors[place] = StateError(
+            f"{describe_record(keys[place])} is corrupt: it does not match its checksum"
+        )
     failed = np.zeros(users, np.bool_)
     failed[list(errors)] = True
     busy |= failed
@@ -325,7 +335,16 @@ def advance(
     writes: list[tuple[bytes, bytes | None]] = []
     if busy.any():
         histories = _take_one_by_one(
-            events, config, reader, features, outcome, (hdrs, heads, pendings), busy, failed, errors, learn=learn
+            events,
+            config,
+            reader,
+            features,
+            outcome,
+            (hdrs, heads, pendings),
+            busy,
+            failed,
+            errors,
+            learn=learn,
         )
         if learn:
             for place, history in histories.items():

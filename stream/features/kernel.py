@@ -147,8 +147,7 @@ def _add_amount(acc, row, amount):
     square = (square >> LIMB_BITS) + high * high
     acc[row, _Q0 + 2] += square & _MASK
     acc[row, _Q0 + 3] += square >> LIMB_BITS
-    if amount > acc[row, _TOP]:
-        acc[row, _TOP] = amount
+    acc[row, _TOP] = max(acc[row, _TOP], amount)
 
 
 @njit(cache=True)
@@ -163,8 +162,7 @@ def _add_summary(acc, row, count, summary, live_count):
     squares = summary[4]
     acc[row, _Q0 + 2] += squares & _MASK
     acc[row, _Q0 + 3] += squares >> LIMB_BITS
-    if summary[5] > acc[row, _TOP]:
-        acc[row, _TOP] = summary[5]
+    acc[row, _TOP] = max(acc[row, _TOP], summary[5])
     acc[row, _DISTINCT] += live_count
 
 
@@ -197,7 +195,7 @@ def _ring(low, t):
 def set_edges(hdr, t, horizon_ms, low):
     """Set each window's lower edge (exclusive), and return the edge before which events are gone."""
     newest = hdr[H_NEWEST]
-    gone = (t if t > newest else newest) - horizon_ms
+    gone = (max(newest, t)) - horizon_ms
     low[0] = max(t - _W0, gone)
     low[1] = max(t - _W1, gone)
     low[2] = max(t - _W2, gone)
@@ -262,7 +260,9 @@ def plan(hdr, head, summary, live, marks, seg, bloom, slot, t, merchant, ident, 
     for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
         edge = _straddles(low, seg[segment, 0], seg[segment, 1])
         may_id = _bloom_may_hold(bloom[0, segment], id_mark)
-        may_merchant = look_for_merchant and seg[segment, 6] > 0 and _bloom_may_hold(bloom[1, segment], merchant_mark)
+        may_merchant = (
+            look_for_merchant and seg[segment, 6] > 0 and _bloom_may_hold(bloom[1, segment], merchant_mark)
+        )
         if not (late or edge or may_id or may_merchant):
             continue
         for index in range(max(first, segment * SEGMENT), min(end, (segment + 1) * SEGMENT)):
@@ -327,7 +327,11 @@ def find_merchant(hdr, head, live, marks, seg, bloom, slot, store, merchant):
         if seg[segment, 6] == 0 or not _bloom_may_hold(bloom[1, segment], mark):
             continue
         for chunk in range(min(end, (segment + 1) * SEGMENT) - 1, max(first, segment * SEGMENT) - 1, -1):
-            if live[chunk] == 0 or slot[chunk] < 0 or not _has_mark(marks[1], chunk * CHUNK, mark, live[chunk]):
+            if (
+                live[chunk] == 0
+                or slot[chunk] < 0
+                or not _has_mark(marks[1], chunk * CHUNK, mark, live[chunk])
+            ):
                 continue
             events = store[slot[chunk]]
             bits = np.int64(live[chunk])
@@ -458,7 +462,24 @@ def _merchant_time_before(hdr, head, slot, store, merchant, t, gone):
 
 
 @njit(cache=True)
-def query(hdr, head, summary, live, seg, slot, store, t, amount, merchant, merchant_time, minor_units, horizon_ms, low, acc, out):
+def query(
+    hdr,
+    head,
+    summary,
+    live,
+    seg,
+    slot,
+    store,
+    t,
+    amount,
+    merchant,
+    merchant_time,
+    minor_units,
+    horizon_ms,
+    low,
+    acc,
+    out,
+):
     """Write the history features of one event to ``out``, in the order of ``HISTORY_FEATURES``.
 
     The chunks that :func:`plan` names must be loaded. Changes nothing of the history.
@@ -478,7 +499,13 @@ def query(hdr, head, summary, live, seg, slot, store, t, amount, merchant, merch
     mean_7d = mean_of(acc[2, _N], acc[2, _S0], acc[2, _S0 + 1])
     mean_30d = mean_of(acc[3, _N], acc[3, _S0], acc[3, _S0 + 1])
     std_30d = std_of(
-        acc[3, _N], acc[3, _S0], acc[3, _S0 + 1], acc[3, _Q0], acc[3, _Q0 + 1], acc[3, _Q0 + 2], acc[3, _Q0 + 3]
+        acc[3, _N],
+        acc[3, _S0],
+        acc[3, _S0 + 1],
+        acc[3, _Q0],
+        acc[3, _Q0 + 1],
+        acc[3, _Q0 + 2],
+        acc[3, _Q0 + 3],
     )
     for row in range(_WINDOWS):
         _add_amount(acc, row, amount)
@@ -519,7 +546,13 @@ def query(hdr, head, summary, live, seg, slot, store, t, amount, merchant, merch
     _add_amount(acc, 0, amount)
     mean = mean_of(acc[0, _N], acc[0, _S0], acc[0, _S0 + 1])
     std = std_of(
-        acc[0, _N], acc[0, _S0], acc[0, _S0 + 1], acc[0, _Q0], acc[0, _Q0 + 1], acc[0, _Q0 + 2], acc[0, _Q0 + 3]
+        acc[0, _N],
+        acc[0, _S0],
+        acc[0, _S0 + 1],
+        acc[0, _Q0],
+        acc[0, _Q0 + 1],
+        acc[0, _Q0 + 2],
+        acc[0, _Q0 + 3],
     )
     out[place + 4] = float(acc[0, _N])
     out[place + 5] = mean / units
@@ -681,7 +714,20 @@ def step(
 
 
 @njit(cache=True)
-def run_users(starts, order, t, amount, merchant, ident, minor_units, horizon_ms, lateness_ms, outcome, features, scratch_chunks):
+def run_users(
+    starts,
+    order,
+    t,
+    amount,
+    merchant,
+    ident,
+    minor_units,
+    horizon_ms,
+    lateness_ms,
+    outcome,
+    features,
+    scratch_chunks,
+):
     """Run whole users from nothing, each one's events in arrival order: the offline driver.
 
     Parameters
@@ -694,6 +740,7 @@ def run_users(starts, order, t, amount, merchant, ident, minor_units, horizon_ms
         Written at the events' rows.
     scratch_chunks : int
         Chunks that the user with most events fills.
+
     """
     hdr = np.zeros(HDR_SIZE, np.int64)
     head = np.zeros((4, CHUNK), np.int64)
@@ -724,7 +771,24 @@ def run_users(starts, order, t, amount, merchant, ident, minor_units, horizon_ms
 
 
 @njit(cache=True)
-def run_heads(hdrs, heads, busy, user, offset, source, t, amount, merchant, ident, minor_units, horizon_ms, lateness_ms, learn, outcome, features):
+def run_heads(
+    hdrs,
+    heads,
+    busy,
+    user,
+    offset,
+    source,
+    t,
+    amount,
+    merchant,
+    ident,
+    minor_units,
+    horizon_ms,
+    lateness_ms,
+    learn,
+    outcome,
+    features,
+):
     """Take a batch's events of users that have no sealed chunks: the worker's common case.
 
     ``busy[u]`` marks users to leave alone; a user whose head fills up becomes one, and that user's

@@ -34,7 +34,6 @@ from stream.features.kernel import (
     H_LIVE,
     H_NEXT_CHUNK,
     H_PENDING,
-    HDR_SIZE,
     SEGMENT,
 )
 
@@ -179,7 +178,9 @@ def unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status):
     """Read a batch's head records; a user without one (size 0) is left as made."""
     for user in range(len(sizes)):
         if sizes[user] > 0:
-            status[user] = unpack_head(words, starts[user], sizes[user], hdrs[user], heads[user], pendings[user])
+            status[user] = unpack_head(
+                words, starts[user], sizes[user], hdrs[user], heads[user], pendings[user]
+            )
             busy[user] = status[user] != OK or hdrs[user, H_NEXT_CHUNK] > hdrs[user, H_FIRST_CHUNK]
 
 
@@ -201,6 +202,7 @@ def read_words(record: bytes, kind: int, what: str) -> Words:
     ------
     StateError
         The record is damaged, or of a version that this program does not know.
+
     """
     if len(record) < 16 or len(record) % 8:
         raise StateError(f"{what} is corrupt: {len(record)} bytes")
@@ -240,6 +242,7 @@ def migrate_head(record: bytes, what: str) -> bytes:
     ------
     StateError
         There is no way from its version to today's.
+
     """
     words = read_words(record, HEAD_KIND, what)
     return _record(HEAD_KIND, words)

@@ -1,0 +1,144 @@
+"""Features of a whole file: the stream's own kernel and vectors, run over history."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from stream.features import kernel
+from stream.features.history import HistoryConfig
+from stream.features.identity import identities
+from stream.features.spec import CATEGORY_COLUMNS, FeatureSpec
+from stream.features.vector import Columns, VectorBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import numpy.typing as npt
+
+    from offline.table import TransactionTable
+
+__all__ = ["DUPLICATE", "LATE", "REJECTED", "SCORED", "FeatureTable", "build_features", "fit_spec"]
+
+SCORED: Final = 0
+LATE: Final = 1
+DUPLICATE: Final = 2
+REJECTED: Final = 3
+
+#: Events between two reports of progress.
+_BLOCK: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTable:
+    """Features of n rows, in the file's order.
+
+    Attributes
+    ----------
+    outcome:
+        uint8[n]: SCORED, LATE, DUPLICATE or REJECTED.
+    matrix:
+        float64[n, features] in the spec's order; rows of DUPLICATE and REJECTED events are NaN.
+
+    """
+
+    outcome: npt.NDArray[np.uint8]
+    matrix: npt.NDArray[np.float64]
+
+
+def fit_spec(table: TransactionTable, rows: npt.NDArray[np.bool_]) -> FeatureSpec:
+    """Return the spec for a table, its categories those of the given rows only.
+
+    Parameters
+    ----------
+    rows : bool[n]
+        The training rows. A value that occurs only elsewhere gets the code of unseen values.
+
+    """
+    chosen = np.flatnonzero(rows & table.valid)
+    numeric = tuple(sorted(name for name, column in table.attributes.items() if column.dtype != np.object_))
+    categorical = tuple(sorted(set(table.attributes) - set(numeric)))
+    columns = {column: getattr(table, column) for column in CATEGORY_COLUMNS}
+    columns |= {name: table.attributes[name] for name in categorical}
+    categories = {name: _by_frequency(column[chosen]) for name, column in columns.items()}
+    return FeatureSpec(categories, numeric, categorical)
+
+
+def build_features(
+    table: TransactionTable,
+    spec: FeatureSpec,
+    *,
+    allowed_lateness_ms: int,
+    progress: Callable[[int], None] | None = None,
+) -> FeatureTable:
+    """Return every row's features, as a worker would have computed them on arrival.
+
+    Parameters
+    ----------
+    table
+        Rows in the order in which they arrived.
+    allowed_lateness_ms
+        As the worker's ``history.allowed_lateness_days``.
+    progress
+        Called with the number of events done since its last call.
+
+    """
+    count = len(table)
+    builder = VectorBuilder(spec)
+    matrix = builder.empty(count)
+    outcome = np.full(count, REJECTED, np.uint8)
+    rows = np.flatnonzero(table.valid)
+    users, user_of = np.unique(table.user_id[rows].astype(str), return_inverse=True)
+    order = rows[np.argsort(user_of, kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(user_of, minlength=len(users)))]).astype(np.int64)
+    merchant = (
+        np.zeros(count, np.int64) if table.merchant_id is None else identities(table.merchant_id.tolist())
+    )
+    ident = identities(table.transaction_id.tolist())
+    config = HistoryConfig(allowed_lateness_ms)
+    history = builder.history(matrix)
+    for begin, end in _blocks(starts):
+        part = starts[begin : end + 1]
+        longest = int(np.diff(part).max())
+        kernel.run_users(
+            part, order, table.event_time_ms, table.amount_minor, merchant, ident, table.minor_units,
+            config.horizon_ms, config.lateness_ms, outcome, history, longest // kernel.CHUNK + 1,
+        )  # fmt: skip
+        if progress is not None:
+            progress(int(part[-1] - part[0]))
+    builder.fill(_columns(table, spec), matrix)
+    matrix[outcome >= DUPLICATE] = np.nan
+    return FeatureTable(outcome, matrix)
+
+
+def _columns(table: TransactionTable, spec: FeatureSpec) -> Columns:
+    return Columns(
+        time_ms=table.event_time_ms,
+        amount_minor=table.amount_minor,
+        minor_units=np.maximum(table.minor_units, 1),  # rejected rows hold zeros
+        pre_balance_minor=table.pre_balance_minor,
+        post_balance_minor=table.post_balance_minor,
+        categories={column: getattr(table, column).tolist() for column in CATEGORY_COLUMNS},
+        numeric_attributes={name: table.attributes[name] for name in spec.numeric_attributes},
+        categorical_attributes={
+            name: table.attributes[name].tolist() for name in spec.categorical_attributes
+        },
+    )
+
+
+def _by_frequency(values: npt.NDArray[np.object_]) -> tuple[str, ...]:
+    counts = Counter(value for value in values.tolist() if value is not None)
+    return tuple(sorted(counts, key=lambda value: (-counts[value], value)))
+
+
+def _blocks(starts: npt.NDArray[np.int64]) -> Iterable[tuple[int, int]]:
+    """Yield ranges of users that hold about ``_BLOCK`` events together."""
+    begin = 0
+    users = len(starts) - 1
+    while begin < users:
+        end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + _BLOCK)))
+        yield begin, min(end, users)
+        begin = min(end, users)

@@ -1,0 +1,33 @@
+"""64-bit identities of transaction and merchant ids, as the history stores them.
+
+BLAKE2b, so that nobody who may choose an id can make two collide on purpose and have a transaction
+taken for a duplicate. By chance, two of a user's 50,000 ids collide with a probability below 1e-10.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy.typing as npt
+
+__all__ = ["identities", "identity"]
+
+
+def identity(text: str) -> int:
+    """Return the signed 64-bit identity of an id; never 0, which stands for an unknown one."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1
+
+
+def identities(texts: Iterable[str | None]) -> npt.NDArray[np.int64]:
+    """Return the identities of many ids, 0 for None: int64[n]."""
+    digests = b"".join(
+        b"\0\0\0\0\0\0\0\0" if text is None else (blake2b(text.encode(), digest_size=8).digest())
+        for text in texts
+    )
+    return np.frombuffer(digests, np.int64)
