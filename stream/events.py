@@ -348,7 +348,7 @@ class Transaction(_Event):
     @property
     def minor_units(self) -> int:
         """Minor units in one unit of the currency: 100 for EUR, 1 for JPY."""
-        return 10 ** MINOR_UNIT_DECIMALS[self.currency]
+        return int(10 ** MINOR_UNIT_DECIMALS[self.currency])
 
 
 class Reason(_Event):

@@ -10,8 +10,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
+from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from stream.errors import ConfigError
 
@@ -159,6 +165,24 @@ class Settings(BaseSettings):
     history: HistorySettings = Field(default_factory=HistorySettings)
     rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library's signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave other programs' lines of a shared ``.env`` alone; they are not mistakes."""
+        if isinstance(dotenv_settings, DotEnvSettingsSource):
+            dotenv_settings.env_vars = {
+                name: value
+                for name, value in dotenv_settings.env_vars.items()
+                if name.upper().startswith("RISKSTREAM_")
+            }
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
+
     def describe(self) -> str:
         """Return the settings as lines of ``name = value``, secrets hidden."""
         lines: list[str] = []
@@ -185,9 +209,13 @@ def load_settings(**overrides: object) -> Settings:
         Naming each wrong variable and why, in one line.
     """
     env_file = os.environ.get("RISKSTREAM_ENV_FILE", ".env")
+    if "RISKSTREAM_ENV_FILE" in os.environ and not Path(env_file).is_file():
+        raise ConfigError(f"RISKSTREAM_ENV_FILE: {env_file} is not a readable file")
     known = _known_variables()
     unknown = sorted(
-        name for name in os.environ if name.upper().startswith("RISKSTREAM_") and name.upper() not in known
+        name
+        for name in [*os.environ, *dotenv_values(env_file)]
+        if name.upper().startswith("RISKSTREAM_") and name.upper() not in known
     )
     if unknown:
         raise ConfigError(f"unknown setting {unknown[0]}; see 'riskstream settings' for those there are")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["identities", "identity"]
 
+_UNKNOWN = bytes(8)
+
 
 def identity(text: str) -> int:
     """Return the signed 64-bit identity of an id; never 0, which stands for an unknown one."""
@@ -27,7 +29,6 @@ def identity(text: str) -> int:
 def identities(texts: Iterable[str | None]) -> npt.NDArray[np.int64]:
     """Return the identities of many ids, 0 for None: int64[n]."""
     digests = b"".join(
-        b"\0\0\0\0\0\0\0\0" if text is None else (blake2b(text.encode(), digest_size=8).digest())
-        for text in texts
+        [_UNKNOWN if text is None else blake2b(text.encode(), digest_size=8).digest() for text in texts]
     )
     return np.frombuffer(digests, np.int64)
