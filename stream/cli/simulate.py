@@ -28,6 +28,7 @@ __all__ = ["simulate"]
     "--measure", is_flag=True, help="Print how hard the data is: weak baselines beside history features."
 )
 def simulate(
+    *,
     output: Path | None,
     transactions: int,
     fraud_rate: float,
