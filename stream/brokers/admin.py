@@ -50,6 +50,12 @@ _NO_ERROR: Final = 0
 _BACKOFF_MS: Final = (50, 1000)
 
 
+#: The first slice of the time to connect; a handshake that takes longer succeeds in a later one.
+_FIRST_SLICE_SECONDS: Final = 1.0
+
+_REFUSALS: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
+
+
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
     """Return how to reach the broker, as keyword arguments of kafka-python's clients.
 
@@ -256,28 +262,14 @@ class _RefusedError(BrokerError):
 def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminClient]:
     """Connect within ``timeout_seconds``, and turn every failure into one readable line."""
     address = kafka.bootstrap_servers
-    timeout_ms = int(timeout_seconds * 1000)
-    nets: list[KafkaNetClient] = []
-
-    def keep(**config: Any) -> KafkaNetClient:
-        nets.append(KafkaNetClient(**config))
-        return nets[-1]
-
-    with _last_warning() as warnings:
+    with _quiet_log() as log:
         try:
-            admin = KafkaAdminClient(
-                **client_config(kafka),
-                bootstrap_timeout_ms=timeout_ms,
-                request_timeout_ms=timeout_ms,
-                reconnect_backoff_ms=_BACKOFF_MS[0],
-                reconnect_backoff_max_ms=_BACKOFF_MS[1],
-                kafka_client=keep,
-            )
+            admin = _connect(kafka, timeout_seconds, log)
             try:
                 yield admin
             finally:
                 admin.close()
-        except (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError) as error:
+        except _REFUSALS as error:
             raise _RefusedError(
                 f"the broker at {address} refuses user {kafka.sasl_username!r} by {kafka.sasl_mechanism}: "
                 "check RISKSTREAM_KAFKA__SASL_USERNAME, its password and the mechanism"
@@ -288,19 +280,52 @@ def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminC
                 "its access rules must let this user describe and create the topics"
             ) from error
         except KafkaError as error:
-            reason = warnings[0] if warnings else _one_line(error)
+            reason = _one_line(log.reason or error)
             raise BrokerError(
                 f"no Kafka broker answers at {address} within {timeout_seconds:g} s ({reason}); check "
                 "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS, or start one with 'riskstream broker start'"
             ) from error
         except (OSError, ValueError) as error:  # an address or certificate that cannot be used at all
             raise BrokerError(f"the broker at {address} cannot be used: {_one_line(error)}") from error
-        finally:
+
+
+def _connect(kafka: KafkaSettings, timeout_seconds: float, log: _Collector) -> KafkaAdminClient:
+    """Return a connected client.
+
+    kafka-python takes a refused password for a passing failure and tries until its time is over, so the
+    time is given in growing slices and its log is asked after each.
+    """
+    config = client_config(kafka)
+    if not config["bootstrap_servers"]:
+        raise ValueError("the address is empty")
+    nets: list[KafkaNetClient] = []
+
+    def keep(**options: Any) -> KafkaNetClient:
+        nets.append(KafkaNetClient(**options))
+        return nets[-1]
+
+    deadline = time.monotonic() + timeout_seconds
+    slice_seconds = _FIRST_SLICE_SECONDS
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return KafkaAdminClient(
+                **config,
+                bootstrap_timeout_ms=int(max(min(left, slice_seconds), 0.05) * 1000),
+                request_timeout_ms=int(timeout_seconds * 1000),
+                reconnect_backoff_ms=_BACKOFF_MS[0],
+                reconnect_backoff_max_ms=_BACKOFF_MS[1],
+                kafka_client=keep,
+            )
+        except BaseException as error:
             # A client whose constructor failed is out of reach, but its thread and sockets are not.
-            for net in nets:
-                if not net._manager.closed:  # noqa: SLF001 - no public name for it
-                    net.close()
-                    net._net.stop()  # noqa: SLF001
+            while nets:
+                nets.pop().close()
+            if isinstance(log.reason, _REFUSALS):
+                raise log.reason from error
+            if not isinstance(error, KafkaTimeoutError) or left <= slice_seconds:
+                raise
+        slice_seconds *= 2
 
 
 def _one_line(error: Exception) -> str:
@@ -308,17 +333,19 @@ def _one_line(error: Exception) -> str:
 
 
 class _Collector(logging.Handler):
-    """Keep the reasons that kafka-python tells nobody but its log."""
+    """Keep the last reason for a failure, which kafka-python tells nobody but its log."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.reasons: list[str] = []
+        self.reason: Exception | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.args and isinstance(record.args, tuple):
-            for cause in record.args:
-                if isinstance(cause, Exception) and not isinstance(cause, KafkaTimeoutError):
-                    self.reasons[:] = [_one_line(cause)]
+        for cause in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(cause, _REFUSALS):
+                self.reason = cause
+            elif isinstance(cause, KafkaError) and not isinstance(cause, KafkaTimeoutError):
+                # What follows a refusal is only the closed connection.
+                self.reason = self.reason if isinstance(self.reason, _REFUSALS) else cause
 
 
 _quiet_lock = threading.Lock()
@@ -326,8 +353,8 @@ _quiet_users = 0
 
 
 @contextmanager
-def _last_warning() -> Iterator[list[str]]:
-    """Keep kafka-python's log lines off the program's log meanwhile; yield the last reason for a failure.
+def _quiet_log() -> Iterator[_Collector]:
+    """Keep kafka-python's log lines off the program's log meanwhile; yield what it says of failures.
 
     It logs each of many tries; one error at the end says it all.
     """
@@ -339,7 +366,7 @@ def _last_warning() -> Iterator[list[str]]:
         logger.propagate = False
         logger.addHandler(collector)
     try:
-        yield collector.reasons
+        yield collector
     finally:
         with _quiet_lock:
             logger.removeHandler(collector)

@@ -1,0 +1,47 @@
+"""Brokers for the tests: one of each kind for the whole run, started when the first test asks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stream.brokers.embedded import EmbeddedBroker
+from stream.brokers.kafka import KafkaBroker, missing_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stream.brokers.base import Broker
+
+BROKER_KINDS = ["embedded", pytest.param("kafka", marks=pytest.mark.kafka)]
+
+
+@pytest.fixture(scope="session")
+def kafka_tools() -> None:
+    """Skip where Java or Maven is missing; fail there with RISKSTREAM_REQUIRE_KAFKA=1."""
+    missing = missing_tools()
+    if missing is not None:
+        if os.environ.get("RISKSTREAM_REQUIRE_KAFKA") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[Broker]:
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(kafka_tools: None) -> Iterator[Broker]:
+    with KafkaBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session", params=BROKER_KINDS)
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each kind in turn; its topics are shared, so use ``helpers.settings_for``."""
+    shared: Broker = request.getfixturevalue(f"{request.param}_broker")
+    return shared
