@@ -1,0 +1,250 @@
+"""Replay: a file's transactions sent to the stream, as fast as can be or paced.
+
+Records carry the time of sending as Kafka's timestamp, not the event time: the broker deletes by that
+timestamp, and a replayed year-old record would be gone at once. The event time is in the value.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import orjson
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from stream.brokers.admin import client_config
+from stream.errors import BrokerError, ConfigError
+from stream.events import format_event_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy.typing as npt
+
+    from offline.table import TransactionTable
+    from stream.settings import Settings, TopicSettings
+
+__all__ = ["Pacing", "Record", "ReplayReport", "count_labels", "replay", "table_records"]
+
+#: Sleeps shorter than this cost more than they pace.
+_SHORTEST_SLEEP_SECONDS: Final = 0.002
+#: A stop is noticed at least this often while waiting.
+_LONGEST_SLEEP_SECONDS: Final = 0.2
+#: Records between two reports of progress.
+_PROGRESS_EVERY: Final = 500
+#: Batches are filled this long; it bounds what pacing adds to the latency.
+_LINGER_MS: Final = 5
+_BATCH_BYTES: Final = 262_144
+
+
+class Record(NamedTuple):
+    """One record to send, and the event time at which it is due."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    event_time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """When each record is due: open loop, so a slow broker does not slow the schedule.
+
+    Attributes
+    ----------
+    rate:
+        Records a second.
+    speed:
+        Event time that passes in a second of real time: 60 sends an hour's events in a minute.
+
+    With neither, every record is due at once.
+    """
+
+    rate: float | None = None
+    speed: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and self.speed is not None:
+            raise ConfigError("rate and speed exclude each other")
+        for name, value in (("rate", self.rate), ("speed", self.speed)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: must be above 0, not {value}")
+
+    def due_seconds(self, index: int, event_time_ms: int, first_time_ms: int) -> float:
+        """Return when record ``index`` (from 0) is due, in seconds after the first."""
+        if self.rate is not None:
+            return index / self.rate
+        if self.speed is not None:
+            return max(0.0, (event_time_ms - first_time_ms) / 1000.0 / self.speed)
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay sent, all of it acknowledged by all in-sync replicas.
+
+    Attributes
+    ----------
+    records:
+        Acknowledged records by topic.
+    bytes:
+        Of keys and values.
+    late_seconds:
+        The most that a record was sent after it was due: above some milliseconds, the schedule was
+        faster than this machine or the broker.
+    stopped:
+        Whether it was stopped before the end.
+    """
+
+    records: dict[str, int]
+    bytes: int
+    seconds: float
+    late_seconds: float
+    stopped: bool
+
+    @property
+    def rate(self) -> float:
+        """Records a second."""
+        return sum(self.records.values()) / self.seconds if self.seconds > 0 else 0.0
+
+
+def table_records(
+    table: TransactionTable, topics: TopicSettings, *, labels: bool = False
+) -> Iterator[Record]:
+    """Yield a table's transactions in its order, and with ``labels`` its labels when they become known.
+
+    The clock is the highest event time so far: a label is sent before the first transaction with an event
+    time at or after the label's time. Labels that are not known by the last event are not sent
+    (:func:`count_labels` says how many are). Invalid rows have no record.
+    """
+    times = table.event_time_ms[table.valid].tolist()
+    known = _labels_in_order(table) if labels else np.zeros(0, dtype=np.int64)
+    label_times = [] if table.label_time_ms is None else table.label_time_ms[known].tolist()
+    place = 0
+    clock = -1
+    for event_time_ms, (key, value) in zip(times, table.to_records(), strict=True):
+        clock = max(clock, event_time_ms)
+        while place < len(label_times) and label_times[place] <= clock:
+            yield _label_record(table, int(known[place]), topics.labels)
+            place += 1
+        yield Record(topics.transactions, key, value, event_time_ms)
+
+
+def count_labels(table: TransactionTable) -> int:
+    """Return how many labels :func:`table_records` sends."""
+    if table.label_time_ms is None or not table.valid.any():
+        return 0
+    end = table.event_time_ms[table.valid].max()
+    return int((table.label_time_ms[_labels_in_order(table)] <= end).sum())
+
+
+def _labels_in_order(table: TransactionTable) -> npt.NDArray[np.int64]:
+    """Return the rows that have a label, in the order in which the labels become known."""
+    if table.is_fraud is None or table.label_time_ms is None:
+        return np.zeros(0, dtype=np.int64)
+    rows = np.flatnonzero((table.is_fraud >= 0) & table.valid)
+    order: npt.NDArray[np.int64] = rows[np.argsort(table.label_time_ms[rows], kind="stable")]
+    return order
+
+
+def _label_record(table: TransactionTable, row: int, topic: str) -> Record:
+    label_time_ms = int(np.asarray(table.label_time_ms)[row])
+    value = orjson.dumps(
+        {
+            "transaction_id": table.transaction_id[row],
+            "user_id": table.user_id[row],
+            "is_fraud": bool(np.asarray(table.is_fraud)[row] == 1),
+            "event_time": format_event_time(int(table.event_time_ms[row])),
+            "label_time": format_event_time(label_time_ms),
+        }
+    )
+    return Record(topic, str(table.user_id[row]).encode(), value, label_time_ms)
+
+
+def replay(
+    records: Iterable[Record],
+    settings: Settings,
+    *,
+    pacing: Pacing | None = None,
+    progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> ReplayReport:
+    """Send records in their order and wait until every one is acknowledged.
+
+    1. Each record goes to the partition of its key (murmur2, as every Kafka client has it).
+    2. It is sent once it is due, and never before; late ones are sent at once.
+    3. At the end, or once ``stop`` is true, what was sent is flushed and counted.
+
+    ``progress`` is called with the number of records sent since its last call.
+
+    Raises
+    ------
+    BrokerError
+        The broker is not in reach, or did not acknowledge a record.
+    """
+    pacing = pacing or Pacing()
+    failures: list[Exception] = []
+    sent: dict[str, int] = {}
+    total_bytes = 0
+    late = 0.0
+    stopped = False
+    try:
+        producer = KafkaProducer(
+            **client_config(settings.kafka),
+            acks="all",
+            linger_ms=_LINGER_MS,
+            batch_size=_BATCH_BYTES,
+            request_timeout_ms=int(settings.kafka.request_timeout_seconds * 1000),
+        )
+    except KafkaError as error:
+        raise BrokerError(f"no producer for {settings.kafka.bootstrap_servers}: {error}") from error
+    try:
+        start = time.monotonic()
+        first_ms: int | None = None
+        pending = 0
+        for index, record in enumerate(records):
+            if first_ms is None:
+                first_ms = record.event_time_ms
+            late = max(late, _wait(start + pacing.due_seconds(index, record.event_time_ms, first_ms), stop))
+            if failures or (stop is not None and stop()):
+                stopped = not failures
+                break
+            producer.send(record.topic, key=record.key, value=record.value).add_errback(failures.append)
+            sent[record.topic] = sent.get(record.topic, 0) + 1
+            total_bytes += len(record.key) + len(record.value)
+            pending += 1
+            if progress is not None and pending == _PROGRESS_EVERY:
+                progress(pending)
+                pending = 0
+        producer.flush()
+        seconds = time.monotonic() - start
+        if progress is not None and pending:
+            progress(pending)
+    except KafkaError as error:
+        raise BrokerError(f"sending to {settings.kafka.bootstrap_servers} failed: {error}") from error
+    finally:
+        producer.close(timeout=settings.kafka.request_timeout_seconds)
+    if failures:
+        raise BrokerError(
+            f"{len(failures)} records were not acknowledged by {settings.kafka.bootstrap_servers}; "
+            f"the first: {failures[0]}"
+        )
+    return ReplayReport(
+        records=sent,
+        bytes=total_bytes,
+        seconds=seconds,
+        late_seconds=late if pacing.rate or pacing.speed else 0.0,
+        stopped=stopped,
+    )
+
+
+def _wait(due: float, stop: Callable[[], bool] | None) -> float:
+    """Sleep until ``due`` (monotonic seconds) and return how many seconds past it is."""
+    while True:
+        ahead = due - time.monotonic()
+        if ahead < _SHORTEST_SLEEP_SECONDS or (stop is not None and stop()):
+            return max(0.0, -ahead)
+        time.sleep(min(ahead, _LONGEST_SLEEP_SECONDS))
