@@ -128,7 +128,9 @@ def test_kill_leaves_no_process_and_start_takes_the_same_port(own_broker: Broker
 
 
 @pytest.mark.parametrize("kind", ["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def test_it_dies_with_the_process_that_started_it(kind: str, request: pytest.FixtureRequest) -> None:
+def test_it_dies_with_the_process_that_started_it(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     if kind == "kafka":
         request.getfixturevalue("kafka_tools")
     name = KINDS[kind].__name__
@@ -140,7 +142,11 @@ def test_it_dies_with_the_process_that_started_it(kind: str, request: pytest.Fix
         "print(broker.pid, flush=True)\n"
         "signal.pause()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+    # Nobody is left to remove the temporary folder.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert is_running(pid)
