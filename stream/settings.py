@@ -103,6 +103,7 @@ class TopicSettings(_Section):
     control: str = "risk-control"
     partitions: int = Field(default=4, ge=1, le=10_000, description="Of every keyed topic")
     replication_factor: int = Field(default=1, ge=1, le=10)
+    create: bool = Field(default=True, description="Whether a worker creates missing topics when it starts")
     retention_days: float = Field(
         default=7, gt=0, description="Of the transactions, alerts, decisions and labels"
     )

@@ -1,0 +1,84 @@
+"""The worker's HTTP endpoint: ``/metrics``, ``/healthz`` and ``/readyz``, on loopback unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from stream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stream.settings import MetricsSettings
+
+__all__ = ["Endpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """Serves what monitoring asks for.
+
+    Raises
+    ------
+    ConfigError
+        The address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        settings: MetricsSettings,
+        render: Callable[[], bytes],
+        healthy: Callable[[], bool],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._render = render
+        self._healthy = healthy
+        self._ready = ready
+        self._runner: web.AppRunner | None = None
+        #: The port in use, 0 until started.
+        self.port = 0
+
+    async def start(self) -> None:
+        """Bind and serve."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_get("/readyz", self._readiness)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        host, port = self._settings.host, self._settings.port
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            raise ConfigError(
+                f"RISKSTREAM_METRICS__PORT: cannot listen on {host}:{port}: {error.strerror or error}; "
+                "choose another one, or 0 for any free one"
+            ) from error
+        self.port = int(self._runner.addresses[0][1])
+        logger.info("metrics, health and readiness on http://%s:%d", host, self.port)
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=self._render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return self._answer(self._healthy())
+
+    async def _readiness(self, _: web.Request) -> web.Response:
+        return self._answer(self._ready())
+
+    @staticmethod
+    def _answer(good: bool) -> web.Response:  # noqa: FBT001
+        return web.json_response({"ok": good}, status=200 if good else 503)

@@ -1,0 +1,244 @@
+"""Every touch of Faust's private names, in one place (faust-streaming 0.15.3).
+
+Each piece says what upstream does and why that does not serve here; ``tests/unit/test_faust_seams.py``
+holds a test for each that fails when a Faust release no longer needs it.
+
+1. :class:`BatchConsumer`: one event per fetched partition batch. Upstream pays several asyncio tasks per
+   message; a batch of two thousand pays them once. And it commits what :meth:`BatchConsumer.done` was
+   told, nothing else: upstream takes an event for processed when the agent moves on from it, be it by an
+   exception (#527, #315) or because a rebalance took the partition away meanwhile.
+2. :class:`HistoryStore`: reads and writes by partition from outside a stream's event, one write batch
+   with the changelog's offset in it (upstream writes key by key, and the offset on its own: after a
+   SIGKILL the two disagree, #193, #502), bounded memory, databases closed when they are given up.
+3. :class:`StreamApp`: upstream may wait forever for events that will never be acknowledged (#527); here
+   a stop and a rebalance wait for the batch under way and nothing else.
+4. :class:`HistoryTable`: takes the store above, restores whole fetched batches at a time (upstream:
+   record by record), and leaves the declaration of topics to ``riskstream topics``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import faust
+import rocksdict
+from faust.serializers.schemas import Schema
+from faust.stores import rocksdb
+from faust.transport.drivers import aiokafka as driver
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from pathlib import Path
+
+__all__ = ["BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema", "StreamApp"]
+
+
+class PassThroughSchema(Schema):  # type: ignore[misc]
+    """Hands a message on as it is; a batch is decoded by the pipeline, not by Faust."""
+
+    def compile(self, app: Any, **_: Any) -> Callable[..., Awaitable[Any]]:
+        """Return the function that makes an event of a message."""
+        create_event = app.create_event
+
+        async def decode(message: Any, *, propagate: bool = False) -> Any:  # noqa: ARG001
+            return create_event(message.key, message.value, message.headers, message)
+
+        return decode
+
+
+class BatchConsumer(driver.Consumer):  # type: ignore[misc]
+    """Yields one message per topic partition and fetch, its value the list of records."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._done: dict[Any, int] = {}
+
+    def done(self, message: Any) -> None:
+        """Let the offset behind a fully processed batch be committed."""
+        if message.generation_id == self.app.consumer_generation_id:
+            self._done[message.tp] = message.offset + 1
+
+    def ack(self, message: Any) -> bool:
+        """Do nothing of what upstream does: the end of an event says nothing of its effects."""
+        message.acked = True
+        self._unacked_messages.discard(message)
+        return True
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Any:
+        return [tp for tp in self._done if topics is None or tp in topics or tp.topic in topics]
+
+    def _new_offset(self, tp: Any) -> int | None:
+        return self._done.get(tp)
+
+    async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
+        """Keep no list of offsets between batches; nothing asks for it."""
+
+    async def on_partitions_revoked(self, revoked: set[Any]) -> None:
+        """Forget revoked partitions, after the last commit for them."""
+        await super().on_partitions_revoked(revoked)
+        for tp in revoked:
+            self._done.pop(tp, None)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
+        """Fetch once and yield a message per partition."""
+        records, active = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
+        if records is None or self.should_stop:
+            return
+        if not self.flow_active:
+            # A rebalance began while the fetch was under way: these records belong to nobody yet.
+            await self.perform_seek()
+            return
+        for tp, batch in records.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation:
+                break
+            if not batch or not (active is None or tp in active or tp in self._buffered_partitions):
+                continue
+            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+            message = self._to_message(tp, batch[-1])
+            message.key, message.value = None, batch
+            yield tp, message
+
+
+class BatchTransport(driver.Transport):  # type: ignore[misc]
+    """Kafka transport whose consumer hands over batches."""
+
+    Consumer: ClassVar[type] = BatchConsumer
+
+
+class HistoryStore(rocksdb.Store):  # type: ignore[misc]
+    """The RocksDB store of the history table: a database per partition, written by whole batches."""
+
+    #: Memory of one worker's store, shared by its partitions; ``build_app`` sets both.
+    block_cache_bytes: ClassVar[int] = 256 << 20
+    write_buffer_bytes: ClassVar[int] = 128 << 20
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cache = rocksdict.Cache(self.block_cache_bytes)
+        self._buffers = rocksdict.WriteBufferManager(self.write_buffer_bytes, False)  # noqa: FBT003 - never stall
+
+    def _open_for_partition(self, partition: int) -> Any:
+        path: Path = self.partition_path(partition)
+        options = rocksdict.Options(raw_mode=True)
+        options.create_if_missing(True)  # noqa: FBT003
+        options.set_max_open_files(512)
+        options.set_keep_log_file_num(2)
+        options.set_write_buffer_size(32 << 20)
+        options.set_write_buffer_manager(self._buffers)
+        table = rocksdict.BlockBasedOptions()
+        table.set_block_cache(self._cache)
+        table.set_cache_index_and_filter_blocks(True)  # noqa: FBT003 - so that the cache bounds them too
+        table.set_bloom_filter(10, False)  # noqa: FBT003 - full filters
+        options.set_block_based_table_factory(table)
+        return rocksdict.Rdict(str(path), options=options)
+
+    def database(self, partition: int) -> Any:
+        """Return the partition's database, opened if need be."""
+        return self._db_for_partition(partition)
+
+    def read(self, partition: int, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the value of each key, None where there is none."""
+        values: Sequence[bytes | None] = self._db_for_partition(partition).get(list(keys))
+        return values
+
+    def write(
+        self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
+    ) -> None:
+        """Write records and the changelog offset that they reach to, in one atomic batch."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, value in writes:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        if changelog_offset >= 0:
+            batch.put(self.offset_key, str(changelog_offset).encode())
+        self._db_for_partition(partition).write(batch)
+
+    def apply_changelog_batch(self, batch: Iterable[Any], to_key: Any, to_value: Any) -> None:  # noqa: ARG002
+        """Restore fetched batches of changelog records, each in one write."""
+        for event in batch:
+            records = event.message.value
+            writes = [(record.key, record.value) for record in records]
+            self.write(event.message.partition, writes, records[-1].offset)
+            self.table.app.count_recovered(len(writes))
+
+    def revoke_partitions(self, table: Any, tps: set[Any]) -> None:
+        """Close the databases of revoked partitions: another worker may open them at once."""
+        for tp in tps:
+            if tp.topic in table.changelog_topic.topics:
+                database = self._dbs.pop(tp.partition, None)
+                if database is not None:
+                    database.close()
+
+    async def stop(self) -> None:
+        """Close every database."""
+        while self._dbs:
+            _, database = self._dbs.popitem()
+            database.close()
+
+
+class HistoryTable(faust.Table):  # type: ignore[misc]
+    """The table of users' histories."""
+
+    def _new_store_by_url(self, url: Any) -> HistoryStore:
+        return HistoryStore(
+            url,
+            self.app,
+            self,
+            table_name=self.name,
+            key_type=self.key_type,
+            key_serializer=self.key_serializer,
+            value_serializer=self.value_serializer,
+            value_type=self.value_type,
+            loop=self.loop,
+            options=self.options,
+        )
+
+
+class StreamApp(faust.App):  # type: ignore[misc]
+    """A Faust app whose stop and rebalance wait for the batch under way."""
+
+    #: Set by ``build_app``: waits until no batch is under way and none will begin.
+    settle: Callable[[], Awaitable[None]] | None = None
+    #: Set by ``build_app``: lets batches begin again after a rebalance.
+    resume: Callable[[], None] | None = None
+    #: Set by ``build_app``: what to start before, and to stop after, everything of Faust's.
+    prepare: Callable[[], Awaitable[None]] | None = None
+    release: Callable[[], Awaitable[None]] | None = None
+    #: Set by ``build_app``: told how many changelog records were restored.
+    on_recovered: Callable[[int], None] | None = None
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    def count_recovered(self, records: int) -> None:
+        """Report restored changelog records."""
+        if self.on_recovered is not None:
+            self.on_recovered(records)
+
+    async def on_start(self) -> None:
+        """Start what the app needs first."""
+        if self.prepare is not None:
+            await self.prepare()
+        await super().on_start()
+
+    async def on_shutdown(self) -> None:
+        """Stop it last."""
+        await super().on_shutdown()
+        if self.release is not None:
+            await self.release()
+
+    async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:  # noqa: ARG002
+        if self.settle is not None:
+            await self.settle()
+        await consumer.commit()
+
+    async def _on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
+        await super()._on_partitions_assigned(assigned, generation_id)
+        if self.resume is not None:
+            self.resume()
+
+    def _create_directories(self) -> None:
+        self.conf.tabledir.mkdir(parents=True, exist_ok=True)

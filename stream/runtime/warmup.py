@@ -1,0 +1,59 @@
+"""Compile everything before the first transaction, so that none of them waits for a compiler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from stream.features.kernel import CHUNK
+from stream.pipeline import Batch, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stream.pipeline import Pipeline
+
+__all__ = ["warm_up"]
+
+
+class _Memory:
+    def __init__(self) -> None:
+        self._records: dict[bytes, bytes] = {}
+
+    def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return [self._records.get(key) for key in keys]
+
+    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
+        for key, value in writes:
+            if value is None:
+                self._records.pop(key, None)
+            else:
+                self._records[key] = value
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Send made-up transactions of one user through every path of the pipeline, into memory."""
+    memory = _Memory()
+    day_ms = 86_400_000
+    start_ms = 1_700_000_000_000
+    offset = 0
+    for number in range(2 * CHUNK + 2):
+        late = number == 2 * CHUNK + 1
+        time_ms = start_ms + (0 if late else number * day_ms // 2)
+        value = orjson.dumps(
+            {
+                "transaction_id": f"warm-up-{number}",
+                "user_id": "warm-up",
+                "event_time": time_ms,
+                "amount": 1,
+                "currency": "EUR",
+                "channel": "warm-up",
+                "transaction_type": "warm-up",
+                "merchant_id": f"warm-up-{number % 3}",
+            }
+        )
+        record = Record(offset, time_ms, b"warm-up", value)
+        plan = pipeline.process(Batch("warm-up", 0, 1, [record]), memory, start_ms + 100 * day_ms)
+        memory.write(plan.writes)
+        offset += 1

@@ -1,0 +1,131 @@
+"""A worker's life: prepare, warm up, run until a signal or a fatal error, stop in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+
+from stream.errors import RiskStreamError
+from stream.runtime.app import Runtime, build_runtime, prepare_broker
+from stream.runtime.warmup import warm_up
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
+
+__all__ = ["run_worker"]
+
+logger = logging.getLogger(__name__)
+
+#: A stop that takes longer is cut off. Everything acknowledged is safe by then: the batch under way
+#: was waited for first, and what was not committed is recognised when it comes again.
+_STOP_SECONDS: Final = 4.0
+
+
+def run_worker(settings: Settings) -> int:
+    """Run a worker until SIGTERM or SIGINT; returns the exit status.
+
+    Raises
+    ------
+    RiskStreamError
+        It could not start.
+    """
+    _configure_logging(settings)
+    for line in settings.describe().splitlines():
+        logger.info("setting %s", line)
+    runtime = build_runtime(settings)
+    prepare_broker(runtime)
+    warm_up(runtime.pipeline)
+    return asyncio.run(_run(runtime), loop_factory=uvloop.new_event_loop) if sys.version_info >= (3, 12) else (
+        uvloop.run(_run(runtime))
+    )  # fmt: skip
+
+
+async def _run(runtime: Runtime) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    runtime.on_fatal = stop.set
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = runtime.app
+    app.loop = loop
+    app.finalize()
+    starting = asyncio.ensure_future(app.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    watching = asyncio.ensure_future(_watch(runtime, stop))
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done() and starting.exception() is not None:
+        runtime.fatal = starting.exception()
+        stop.set()
+    await stopping
+    status = _exit_status(runtime)
+    _force_exit_later(status)
+    watching.cancel()
+    if not starting.done():
+        starting.cancel()
+    logger.info("stopping")
+    with contextlib.suppress(Exception):
+        await app.stop()
+    logger.info("stopped")
+    _leave(status)
+    return status
+
+
+async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
+    """Say when the worker is ready, and notice when a part of Faust has crashed."""
+    announced = False
+    while not stop.is_set():
+        ready = runtime.ready
+        runtime.metrics.ready.set(ready)
+        if ready and not announced:
+            logger.info("ready: taking transactions")
+            announced = True
+        if runtime.app.crashed:
+            runtime.fatal = runtime.app.crash_reason or RuntimeError("the Faust app crashed")
+            stop.set()
+        await asyncio.sleep(0.05)
+
+
+def _exit_status(runtime: Runtime) -> int:
+    error = runtime.fatal
+    if error is None:
+        return 0
+    # One line, whatever it was: the rest of the story is in what led to it.
+    logger.error("fatal: %s", str(error).splitlines()[0] if str(error) else repr(error))
+    if not isinstance(error, RiskStreamError):
+        logger.debug("fatal", exc_info=error)
+    return error.exit_code if isinstance(error, RiskStreamError) else 1
+
+
+def _force_exit_later(status: int) -> None:
+    """End the process even where a library's thread hangs (a Faust worker may ignore SIGTERM for ever)."""
+    timer = threading.Timer(_STOP_SECONDS, _leave, [status])
+    timer.daemon = True
+    timer.start()
+
+
+def _leave(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _configure_logging(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # Faust, mode and aiokafka tell each step of a rebalance; their warnings are enough.
+    for name in ("faust", "mode", "aiokafka", "kafka", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING if settings.log_level != "debug" else logging.DEBUG)
+    # Faust's services log under the module that defines the class.
+    logging.getLogger("stream.runtime.faust_seams").setLevel(logging.WARNING)
