@@ -112,9 +112,12 @@ def _parsed(orjson: Any, raw: bytes | None) -> dict[str, Any] | None:
     """Return an alert's JSON, None for what somebody else wrote to the topic."""
     try:
         value = orjson.loads(raw or b"")
-    except ValueError:
+        usable = isinstance(value["risk_score"], int | float) and all(
+            isinstance(reason, dict) for reason in value["reasons"]
+        )
+    except (ValueError, TypeError, KeyError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if usable else None
 
 
 def _print_lines(found: Iterator[tuple[bytes, dict[str, Any]] | None]) -> None:
