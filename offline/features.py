@@ -91,12 +91,15 @@ def build_features(
     matrix = builder.empty(count)
     outcome = np.full(count, REJECTED, np.uint8)
     rows = np.flatnonzero(table.valid)
-    users, user_of = np.unique(table.user_id[rows].astype(str), return_inverse=True)
+    user_of = _numbered(table.user_id[rows].tolist())
     order = rows[np.argsort(user_of, kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(user_of, minlength=len(users)))]).astype(np.int64)
-    merchant = (
-        np.zeros(count, np.int64) if table.merchant_id is None else identities(table.merchant_id.tolist())
-    )
+    starts = np.concatenate([[0], np.cumsum(np.bincount(user_of))]).astype(np.int64)
+    merchant = np.zeros(count, np.int64)
+    if table.merchant_id is not None:
+        names = table.merchant_id.tolist()
+        distinct = list(dict.fromkeys(names))
+        known = dict(zip(distinct, identities(distinct).tolist(), strict=True))
+        merchant = np.fromiter(map(known.__getitem__, names), np.int64, count)
     ident = identities(table.transaction_id.tolist())
     config = HistoryConfig(allowed_lateness_ms)
     history = builder.history(matrix)
@@ -132,6 +135,12 @@ def _columns(table: TransactionTable, spec: FeatureSpec) -> Columns:
 def _by_frequency(values: npt.NDArray[np.object_]) -> tuple[str, ...]:
     counts = Counter(value for value in values.tolist() if value is not None)
     return tuple(sorted(counts, key=lambda value: (-counts[value], value)))
+
+
+def _numbered(values: list[str]) -> npt.NDArray[np.int64]:
+    """Return for each value the number of the first place among the distinct ones: int64[n]."""
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values))
 
 
 def _blocks(starts: npt.NDArray[np.int64]) -> Iterable[tuple[int, int]]:

@@ -208,7 +208,9 @@ class Pipeline:
         latest = now_ms + self.config.max_future_ms
         for record in batch.records:
             try:
-                transaction, unknown = decode_transaction(record.value, max_bytes=self.config.max_record_bytes)
+                transaction, unknown = decode_transaction(
+                    record.value, max_bytes=self.config.max_record_bytes
+                )
                 if record.key != transaction.user_id.encode():
                     raise InvalidRecordError(
                         "key", "must be the user_id, so that a user's records meet on one partition"

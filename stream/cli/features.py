@@ -8,6 +8,7 @@ import click
 
 from stream.cli.data_options import data_options, read_table
 from stream.cli.durations import DURATION
+from stream.errors import DataError
 
 __all__ = ["features"]
 
@@ -55,8 +56,11 @@ def features(
         "outcome": pa.array(outcomes[built.outcome], pa.string()),
         **{name: pa.array(built.matrix[:, place]) for place, name in enumerate(spec.names)},
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    pa_parquet.write_table(pa.table(columns), output, compression="zstd")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        pa_parquet.write_table(pa.table(columns), output, compression="zstd")
+    except OSError as error:
+        raise DataError(f"{output} cannot be written: {error}") from error
     counts = np.bincount(built.outcome, minlength=4).tolist()
     shown = ", ".join(
         f"{count:,} {name}" for name, count in zip(outcomes.tolist(), counts, strict=True) if count

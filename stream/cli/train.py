@@ -10,6 +10,7 @@ import click
 
 from stream.cli.data_options import EVENT_TIME, data_options, read_table
 from stream.cli.durations import DURATION
+from stream.errors import DataError
 
 if TYPE_CHECKING:
     from offline.train import TrainingResult
@@ -101,9 +102,12 @@ def train(
     table = read_table(data, dataset, mapping)
     with progress_bar("Features", len(table)) as advance:
         result = fit(table, options, now=datetime.now(UTC), progress=advance)
-    result.bundle.save(output)
-    if json_path is not None:
-        _write_json(json_path, result)
+    try:
+        result.bundle.save(output)
+        if json_path is not None:
+            _write_json(json_path, result)
+    except OSError as error:
+        raise DataError(f"the bundle or its figures cannot be written: {error}") from error
     _print_summary(result, output)
 
 

@@ -1,0 +1,1 @@
+"""Features: exact windows over each user's history, and the model's input vectors."""

@@ -11,7 +11,8 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
+
+from stream.features.compiled import Ints, compiled
 
 __all__ = ["LIMB_BITS", "limbs_to_float", "mean_of", "std_of"]
 
@@ -22,8 +23,8 @@ _SMALL: Final = 1 << 36
 _EXACT_PRODUCT: Final = 4.0e18  # below 2**62, with room for the rounding of the test itself
 
 
-@njit(cache=True)
-def limbs_to_float(limbs, count):
+@compiled
+def limbs_to_float(limbs: Ints, count: int) -> float:
     """Return the float nearest to a non-negative number of ``count`` carried limbs (ties to even)."""
     top = count - 1
     while top >= 0 and limbs[top] == 0:
@@ -54,15 +55,15 @@ def limbs_to_float(limbs, count):
     return math.ldexp(float(value), exponent)
 
 
-@njit(cache=True)
-def _carry(limbs, count):
+@compiled
+def _carry(limbs: Ints, count: int) -> None:
     for index in range(count - 1):
         limbs[index + 1] += limbs[index] >> LIMB_BITS
         limbs[index] &= _MASK
 
 
-@njit(cache=True)
-def sum_of(s0, s1):
+@compiled
+def sum_of(s0: int, s1: int) -> float:
     """Return the float nearest to ``s1 * 2**25 + s0``."""
     if s1 < _SMALL:
         return float((s1 << LIMB_BITS) + s0)
@@ -73,16 +74,16 @@ def sum_of(s0, s1):
     return limbs_to_float(limbs, 4)
 
 
-@njit(cache=True)
-def mean_of(count, s0, s1):
+@compiled
+def mean_of(count: int, s0: int, s1: int) -> float:
     """Return the mean, in minor units; NaN without events."""
     if count == 0:
         return math.nan
     return sum_of(s0, s1) / float(count)
 
 
-@njit(cache=True)
-def _spread_numerator(count, s0, s1, q0, q1, q2, q3):
+@compiled
+def _spread_numerator(count: int, s0: int, s1: int, q0: int, q1: int, q2: int, q3: int) -> float:
     """Return the float nearest to the exact ``n * sum(x**2) - sum(x)**2``."""
     if q2 == 0 and q3 == 0 and s1 < _SMALL and q1 < _SMALL:
         total = (s1 << LIMB_BITS) + s0
@@ -114,8 +115,8 @@ def _spread_numerator(count, s0, s1, q0, q1, q2, q3):
     return limbs_to_float(result, size)
 
 
-@njit(cache=True)
-def std_of(count, s0, s1, q0, q1, q2, q3):
+@compiled
+def std_of(count: int, s0: int, s1: int, q0: int, q1: int, q2: int, q3: int) -> float:
     """Return the sample standard deviation (n - 1), in minor units; NaN below two events."""
     if count < 2:
         return math.nan

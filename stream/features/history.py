@@ -394,7 +394,7 @@ def _take_one_by_one(
     learn: bool,
 ) -> dict[int, UserHistory]:
     """Take the events that the batch's loop left, each user's in order."""
-    hdrs, heads, pendings = states
+    hdrs = states[0]
     histories: dict[int, UserHistory] = {}
     if learn:  # users that filled their head with their last event of the batch have none left
         for place in np.nonzero(busy & ~failed)[0].tolist():

@@ -38,8 +38,8 @@ import math
 from typing import Final
 
 import numpy as np
-from numba import njit
 
+from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled
 from stream.features.exact import LIMB_BITS, mean_of, std_of, sum_of
 from stream.features.spec import HISTORY_FEATURES, WINDOW_MS
 
@@ -115,8 +115,8 @@ def new_header() -> np.ndarray:
     return header
 
 
-@njit(cache=True)
-def clear_header(hdr):
+@compiled
+def clear_header(hdr: Ints) -> None:
     """Make ``hdr`` that of a user without history."""
     hdr[:] = 0
     hdr[H_OFFSET] = -1
@@ -125,16 +125,16 @@ def clear_header(hdr):
     hdr[H_GONE] = NO_TIME
 
 
-@njit(cache=True)
-def _popcount(bits):
+@compiled
+def _popcount(bits: int) -> int:
     """Return the number of bits set in the low 32."""
     bits = bits - ((bits >> 1) & 0x55555555)
     bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
     return ((((bits + (bits >> 4)) & 0x0F0F0F0F) * 0x01010101) & 0xFFFFFFFF) >> 24
 
 
-@njit(cache=True)
-def _add_amount(acc, row, amount):
+@compiled
+def _add_amount(acc: Ints, row: int, amount: int) -> None:
     low = amount & _MASK
     high = amount >> LIMB_BITS
     acc[row, _N] += 1
@@ -150,8 +150,8 @@ def _add_amount(acc, row, amount):
     acc[row, _TOP] = max(acc[row, _TOP], amount)
 
 
-@njit(cache=True)
-def _add_summary(acc, row, count, summary, live_count):
+@compiled
+def _add_summary(acc: Ints, row: int, count: int, summary: Ints, live_count: int) -> None:
     acc[row, _N] += count
     total = summary[2]
     acc[row, _S0] += total & _MASK
@@ -166,8 +166,8 @@ def _add_summary(acc, row, count, summary, live_count):
     acc[row, _DISTINCT] += live_count
 
 
-@njit(cache=True)
-def _write_summary(acc, row, earliest, latest, summary):
+@compiled
+def _write_summary(acc: Ints, row: int, earliest: int, latest: int, summary: Ints) -> None:
     """Carry the limbs of an accumulator's row and pack them into a summary."""
     for limb in range(3):
         acc[row, _Q0 + limb + 1] += acc[row, _Q0 + limb] >> LIMB_BITS
@@ -180,8 +180,8 @@ def _write_summary(acc, row, earliest, latest, summary):
     summary[5] = acc[row, _TOP]
 
 
-@njit(cache=True)
-def _ring(low, t):
+@compiled
+def _ring(low: Ints, t: int) -> int:
     """Return the shortest window that holds time ``t``, or -1 where none does."""
     if t <= low[_LONGEST]:
         return -1
@@ -191,8 +191,8 @@ def _ring(low, t):
     return row
 
 
-@njit(cache=True)
-def set_edges(hdr, t, horizon_ms, low):
+@compiled
+def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
     """Set each window's lower edge (exclusive), and return the edge before which events are gone."""
     newest = hdr[H_NEWEST]
     gone = (max(newest, t)) - horizon_ms
@@ -200,38 +200,36 @@ def set_edges(hdr, t, horizon_ms, low):
     low[1] = max(t - _W1, gone)
     low[2] = max(t - _W2, gone)
     low[3] = max(t - _W3, gone)
-    return gone
+    return int(gone)
 
 
-@njit(cache=True)
-def _has_mark(marks, start, mark, bits):
+@compiled
+def _has_mark(marks: Marks, start: int, mark: np.uint32, bits: np.uint32) -> bool:
     """Return whether one of a chunk's 32 marks, of those that ``bits`` names, equals ``mark``."""
     found = np.uint32(0)
     for index in range(CHUNK):  # no early exit, so that the compiler makes SIMD of this
         found |= np.uint32(marks[start + index] == mark) & (bits >> np.uint32(index))
-    return (found & np.uint32(1)) != 0
+    return bool((found & np.uint32(1)) != 0)
 
 
-@njit(cache=True)
-def _bloom_set(bloom, mark):
+@compiled
+def _bloom_set(bloom: Marks, mark: np.uint32) -> None:
     first = np.int64(mark) & _BLOOM_MASK
     second = (np.int64(mark) >> 13) & _BLOOM_MASK
     bloom[first >> 5] |= np.uint32(1 << (first & 31))
     bloom[second >> 5] |= np.uint32(1 << (second & 31))
 
 
-@njit(cache=True)
-def _bloom_may_hold(bloom, mark):
+@compiled
+def _bloom_may_hold(bloom: Marks, mark: np.uint32) -> bool:
     first = np.int64(mark) & _BLOOM_MASK
     second = (np.int64(mark) >> 13) & _BLOOM_MASK
-    return (
-        (np.int64(bloom[first >> 5]) >> (first & 31)) & 1 != 0
-        and (np.int64(bloom[second >> 5]) >> (second & 31)) & 1 != 0
-    )  # fmt: skip
+    hits = (np.int64(bloom[first >> 5]) >> (first & 31)) & (np.int64(bloom[second >> 5]) >> (second & 31))
+    return bool(hits & 1)
 
 
-@njit(cache=True)
-def _straddles(low, earliest, latest):
+@compiled
+def _straddles(low: Ints, earliest: int, latest: int) -> bool:
     """Return whether a window's edge parts the events between two times."""
     for row in range(_WINDOWS):
         if earliest <= low[row] < latest:
@@ -239,8 +237,23 @@ def _straddles(low, earliest, latest):
     return False
 
 
-@njit(cache=True)
-def plan(hdr, head, summary, live, marks, seg, bloom, slot, t, merchant, ident, horizon_ms, low, wanted):
+@compiled
+def plan(
+    hdr: Ints,
+    head: Ints,
+    summary: Ints,
+    live: Marks,
+    marks: Marks,
+    seg: Ints,
+    bloom: Marks,
+    slot: Slots,
+    t: int,
+    merchant: int,
+    ident: int,
+    horizon_ms: int,
+    low: Ints,
+    wanted: Ints,
+) -> int:
     """List the chunks (by index) that an event at ``t`` needs and that are not loaded.
 
     Returns how many of ``wanted`` are set.
@@ -280,8 +293,17 @@ def plan(hdr, head, summary, live, marks, seg, bloom, slot, t, merchant, ident, 
     return count
 
 
-@njit(cache=True)
-def is_duplicate(hdr, head, marks, bloom, slot, store, ident, horizon_ms):
+@compiled
+def is_duplicate(
+    hdr: Ints,
+    head: Ints,
+    marks: Marks,
+    bloom: Marks,
+    slot: Slots,
+    store: Ints,
+    ident: int,
+    horizon_ms: int,
+) -> bool:
     """Return whether a remembered event has this transaction id.
 
     An event is remembered while its time lies less than the horizon behind the user's newest.
@@ -307,8 +329,18 @@ def is_duplicate(hdr, head, marks, bloom, slot, store, ident, horizon_ms):
     return False
 
 
-@njit(cache=True)
-def find_merchant(hdr, head, live, marks, seg, bloom, slot, store, merchant):
+@compiled
+def find_merchant(
+    hdr: Ints,
+    head: Ints,
+    live: Marks,
+    marks: Marks,
+    seg: Ints,
+    bloom: Marks,
+    slot: Slots,
+    store: Ints,
+    merchant: int,
+) -> tuple[int, int]:
     """Return ``(place, time)`` of the merchant's live event.
 
     ``place`` is -1 where there is none, the index in the head, or CHUNK plus the place in the sealed log.
@@ -341,8 +373,8 @@ def find_merchant(hdr, head, live, marks, seg, bloom, slot, store, merchant):
     return -1, NO_TIME
 
 
-@njit(cache=True)
-def _nest(acc):
+@compiled
+def _nest(acc: Ints) -> None:
     """Turn rings (each event in the shortest window that holds it) into windows."""
     for row in range(1, _WINDOWS):
         for column in range(ACC_SIZE):
@@ -352,8 +384,18 @@ def _nest(acc):
                 acc[row, column] += acc[row - 1, column]
 
 
-@njit(cache=True)
-def _query_in_order(hdr, head, summary, live, seg, slot, store, low, acc):
+@compiled
+def _query_in_order(
+    hdr: Ints,
+    head: Ints,
+    summary: Ints,
+    live: Marks,
+    seg: Ints,
+    slot: Slots,
+    store: Ints,
+    low: Ints,
+    acc: Ints,
+) -> int:
     """Add up the windows of an event that is not older than the newest; returns the newest time."""
     base = hdr[H_BASE]
     first = hdr[H_FIRST_CHUNK] - base
@@ -373,7 +415,7 @@ def _query_in_order(hdr, head, summary, live, seg, slot, store, low, acc):
             if outer < 0:
                 continue
             if _ring(low, summary[chunk, 0]) == outer:
-                _add_summary(acc, outer, CHUNK, summary[chunk], _popcount(np.int64(live[chunk])))
+                _add_summary(acc, outer, CHUNK, summary[chunk], _popcount(int(live[chunk])))
                 continue
             events = store[slot[chunk]]
             bits = np.int64(live[chunk])
@@ -389,11 +431,20 @@ def _query_in_order(hdr, head, summary, live, seg, slot, store, low, acc):
             _add_amount(acc, row, head[AMOUNT, index])
             acc[row, _DISTINCT] += (bits >> index) & 1
     _nest(acc)
-    return hdr[H_NEWEST]
+    return int(hdr[H_NEWEST])
 
 
-@njit(cache=True)
-def _query_late(hdr, head, summary, slot, store, t, low, gone, acc):
+@compiled
+def _query_late(
+    hdr: Ints,
+    head: Ints,
+    slot: Slots,
+    store: Ints,
+    t: int,
+    low: Ints,
+    gone: int,
+    acc: Ints,
+) -> int:
     """Add up the windows of an event older than the newest, from every event kept.
 
     Live bits speak of the user's newest state and cannot answer for an earlier time, so merchants are
@@ -444,8 +495,16 @@ def _query_late(hdr, head, summary, slot, store, t, low, gone, acc):
     return previous
 
 
-@njit(cache=True)
-def _merchant_time_before(hdr, head, slot, store, merchant, t, gone):
+@compiled
+def _merchant_time_before(
+    hdr: Ints,
+    head: Ints,
+    slot: Slots,
+    store: Ints,
+    merchant: int,
+    t: int,
+    gone: int,
+) -> int:
     """Return the latest time at or before ``t`` of a kept event of this merchant."""
     found = NO_TIME
     base = hdr[H_BASE]
@@ -461,25 +520,25 @@ def _merchant_time_before(hdr, head, slot, store, merchant, t, gone):
     return found
 
 
-@njit(cache=True)
+@compiled
 def query(
-    hdr,
-    head,
-    summary,
-    live,
-    seg,
-    slot,
-    store,
-    t,
-    amount,
-    merchant,
-    merchant_time,
-    minor_units,
-    horizon_ms,
-    low,
-    acc,
-    out,
-):
+    hdr: Ints,
+    head: Ints,
+    summary: Ints,
+    live: Marks,
+    seg: Ints,
+    slot: Slots,
+    store: Ints,
+    t: int,
+    amount: int,
+    merchant: int,
+    merchant_time: int,
+    minor_units: int,
+    horizon_ms: int,
+    low: Ints,
+    acc: Ints,
+    out: Floats,
+) -> None:
     """Write the history features of one event to ``out``, in the order of ``HISTORY_FEATURES``.
 
     The chunks that :func:`plan` names must be loaded. Changes nothing of the history.
@@ -491,7 +550,7 @@ def query(
     if t >= hdr[H_NEWEST]:
         previous = _query_in_order(hdr, head, summary, live, seg, slot, store, low, acc)
     else:
-        previous = _query_late(hdr, head, summary, slot, store, t, low, gone, acc)
+        previous = _query_late(hdr, head, slot, store, t, low, gone, acc)
         if merchant != 0:
             merchant_time = _merchant_time_before(hdr, head, slot, store, merchant, t, gone)
     units = float(minor_units)
@@ -565,8 +624,20 @@ def query(
     out[place + 10] = since / 86_400_000.0
 
 
-@njit(cache=True)
-def apply(hdr, head, live, seg, pending, t, amount, merchant, ident, place, merchant_time):
+@compiled
+def apply(
+    hdr: Ints,
+    head: Ints,
+    live: Marks,
+    seg: Ints,
+    pending: Ints,
+    t: int,
+    amount: int,
+    merchant: int,
+    ident: int,
+    place: int,
+    merchant_time: int,
+) -> None:
     """Append one event to the head and update the header; ``place`` is from :func:`find_merchant`.
 
     The caller empties ``pending`` (by storing the live bitmaps) before it holds more than CHUNK.
@@ -605,8 +676,8 @@ def apply(hdr, head, live, seg, pending, t, amount, merchant, ident, place, merc
     hdr[H_NEWEST] = max(hdr[H_NEWEST], t)
 
 
-@njit(cache=True)
-def expire(hdr, head, summary, horizon_ms):
+@compiled
+def expire(hdr: Ints, head: Ints, summary: Ints, horizon_ms: int) -> None:
     """Forget what no window can ask for: gone events of the head, and chunks gone as a whole."""
     gone = hdr[H_NEWEST] - horizon_ms
     kept = 0
@@ -631,8 +702,8 @@ def expire(hdr, head, summary, horizon_ms):
         hdr[H_FIRST_CHUNK] += 1
 
 
-@njit(cache=True)
-def index_chunk(chunk, summary, live, marks, seg, bloom):
+@compiled
+def index_chunk(chunk: int, summary: Ints, live: Marks, marks: Marks, seg: Ints, bloom: Marks) -> None:
     """Add a sealed chunk to its segment's summary and filters."""
     segment = chunk // SEGMENT
     acc = np.zeros((1, ACC_SIZE), np.int64)
@@ -648,21 +719,32 @@ def index_chunk(chunk, summary, live, marks, seg, bloom):
         _add_summary(acc, 0, 0, seg[segment], 0)
     _add_summary(acc, 0, 0, summary[chunk], 0)
     _write_summary(acc, 0, earliest, latest, seg[segment])
-    seg[segment, 6] += _popcount(np.int64(live[chunk]))
+    seg[segment, 6] += _popcount(int(live[chunk]))
     for event in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         _bloom_set(bloom[0, segment], marks[0, event])
         _bloom_set(bloom[1, segment], marks[1, event])
 
 
-@njit(cache=True)
-def index_chunks(count, summary, live, marks, seg, bloom):
+@compiled
+def index_chunks(count: int, summary: Ints, live: Marks, marks: Marks, seg: Ints, bloom: Marks) -> None:
     """Make the segments' summaries and filters of the first ``count`` chunks."""
     for chunk in range(count):
         index_chunk(chunk, summary, live, marks, seg, bloom)
 
 
-@njit(cache=True)
-def seal(hdr, head, summary, live, marks, seg, bloom, slot, store, target):
+@compiled
+def seal(
+    hdr: Ints,
+    head: Ints,
+    summary: Ints,
+    live: Marks,
+    marks: Marks,
+    seg: Ints,
+    bloom: Marks,
+    slot: Slots,
+    store: Ints,
+    target: int,
+) -> None:
     """Make a sealed chunk of the full head, its events in ``store[target]``; empties the head."""
     index = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
     earliest = head[TIME, 0]
@@ -686,11 +768,32 @@ def seal(hdr, head, summary, live, marks, seg, bloom, slot, store, target):
     hdr[H_PENDING] = 0
 
 
-@njit(cache=True)
+@compiled
 def step(
-    hdr, head, summary, live, marks, seg, bloom, slot, store, pending,
-    offset, source, t, amount, merchant, ident, minor_units, horizon_ms, lateness_ms, learn, low, acc, out,
-):  # fmt: skip
+    hdr: Ints,
+    head: Ints,
+    summary: Ints,
+    live: Marks,
+    marks: Marks,
+    seg: Ints,
+    bloom: Marks,
+    slot: Slots,
+    store: Ints,
+    pending: Ints,
+    offset: int,
+    source: int,
+    t: int,
+    amount: int,
+    merchant: int,
+    ident: int,
+    minor_units: int,
+    horizon_ms: int,
+    lateness_ms: int,
+    learn: bool,
+    low: Ints,
+    acc: Ints,
+    out: Floats,
+) -> int:  # fmt: skip
     """Take one event whole: recognise it, write its features to ``out`` and, to ``learn``, apply it.
 
     Returns SCORED, LATE, DUPLICATE, or REPLAYED for a record whose effect the state already holds.
@@ -713,21 +816,21 @@ def step(
     return outcome
 
 
-@njit(cache=True)
+@compiled
 def run_users(
-    starts,
-    order,
-    t,
-    amount,
-    merchant,
-    ident,
-    minor_units,
-    horizon_ms,
-    lateness_ms,
-    outcome,
-    features,
-    scratch_chunks,
-):
+    starts: Ints,
+    order: Ints,
+    t: Ints,
+    amount: Ints,
+    merchant: Ints,
+    ident: Ints,
+    minor_units: Ints,
+    horizon_ms: int,
+    lateness_ms: int,
+    outcome: Codes,
+    features: Floats,
+    scratch_chunks: int,
+) -> None:
     """Run whole users from nothing, each one's events in arrival order: the offline driver.
 
     Parameters
@@ -770,25 +873,25 @@ def run_users(
                 seal(hdr, head, summary, live, marks, seg, bloom, slot, store, hdr[H_NEXT_CHUNK])
 
 
-@njit(cache=True)
+@compiled
 def run_heads(
-    hdrs,
-    heads,
-    busy,
-    user,
-    offset,
-    source,
-    t,
-    amount,
-    merchant,
-    ident,
-    minor_units,
-    horizon_ms,
-    lateness_ms,
-    learn,
-    outcome,
-    features,
-):
+    hdrs: Ints,
+    heads: Ints,
+    busy: Flags,
+    user: Ints,
+    offset: Ints,
+    source: int,
+    t: Ints,
+    amount: Ints,
+    merchant: Ints,
+    ident: Ints,
+    minor_units: Ints,
+    horizon_ms: int,
+    lateness_ms: int,
+    learn: bool,
+    outcome: Codes,
+    features: Floats,
+) -> None:
     """Take a batch's events of users that have no sealed chunks: the worker's common case.
 
     ``busy[u]`` marks users to leave alone; a user whose head fills up becomes one, and that user's

@@ -17,14 +17,13 @@ begins with a word that says its kind and format version and a word with a check
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stream.errors import StateError
+from stream.features.compiled import Codes, Flags, Ints, compiled
 from stream.features.kernel import (
     CHUNK,
     H_BASE,
@@ -36,6 +35,9 @@ from stream.features.kernel import (
     H_PENDING,
     SEGMENT,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "FORMAT_VERSION",
@@ -111,18 +113,18 @@ def user_of_key(key: bytes) -> tuple[bytes, str, int]:
     return key[:-6], chr(kind), number
 
 
-@njit(cache=True)
-def checksum(words, start, stop):
+@compiled
+def checksum(words: Ints, start: int, stop: int) -> int:
     """Return a 64-bit checksum: damage is noticed, forgery is not its business."""
     total = np.int64(0x243F6A8885A308D3)
     for index in range(start, stop):
         total = (total ^ words[index]) * np.int64(0x2545F4914F6CDD1D)
         total ^= (total >> 29) & 0x7FFFFFFFF
-    return total
+    return int(total)
 
 
-@njit(cache=True)
-def pack_head(hdr, head, pending, words):
+@compiled
+def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
     """Write a head record to ``words``; returns how many words it takes."""
     count = hdr[H_HEAD]
     lost = hdr[H_PENDING]
@@ -143,8 +145,8 @@ def pack_head(hdr, head, pending, words):
     return place
 
 
-@njit(cache=True)
-def unpack_head(words, start, size, hdr, head, pending):
+@compiled
+def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pending: Ints) -> int:
     """Read the head record at ``words[start:start + size]``; returns OK, CORRUPT or OTHER_VERSION."""
     if size < 2 or (words[start] >> 16) != (_MAGIC >> 16) or ((words[start] >> 8) & 0xFF) != HEAD_KIND:
         return CORRUPT
@@ -173,8 +175,17 @@ def unpack_head(words, start, size, hdr, head, pending):
     return OK
 
 
-@njit(cache=True)
-def unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status):
+@compiled
+def unpack_heads(
+    words: Ints,
+    starts: Ints,
+    sizes: Ints,
+    hdrs: Ints,
+    heads: Ints,
+    pendings: Ints,
+    busy: Flags,
+    status: Codes,
+) -> None:
     """Read a batch's head records; a user without one (size 0) is left as made."""
     for user in range(len(sizes)):
         if sizes[user] > 0:
@@ -184,8 +195,8 @@ def unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status):
             busy[user] = status[user] != OK or hdrs[user, H_NEXT_CHUNK] > hdrs[user, H_FIRST_CHUNK]
 
 
-@njit(cache=True)
-def pack_heads(hdrs, heads, pendings, chosen, words, sizes):
+@compiled
+def pack_heads(hdrs: Ints, heads: Ints, pendings: Ints, chosen: Ints, words: Ints, sizes: Ints) -> int:
     """Write the head records of the ``chosen`` users one behind the other."""
     place = 0
     for index in range(len(chosen)):

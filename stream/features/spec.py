@@ -147,7 +147,9 @@ class FeatureSpec:
 
         """
         if value.get("version") != SPEC_VERSION:
-            msg = f"feature spec version {value.get('version')} is not the {SPEC_VERSION} that this program makes"
+            msg = (
+                f"feature spec version {value.get('version')} is not {SPEC_VERSION}, which this program makes"
+            )
             raise ValueError(msg)
         spec = cls(
             categories={name: tuple(values) for name, values in value["categories"].items()},

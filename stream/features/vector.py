@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numba import njit
 
+from stream.features.compiled import compiled
 from stream.features.spec import (
     BALANCE_FEATURES,
     CALENDAR_FEATURES,
@@ -109,7 +109,7 @@ class VectorBuilder:
         return np.fromiter((codes.get(value, UNSEEN_CODE) for value in values), np.float64, len(values))
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _is_month_end(days: int) -> bool:
     """Return whether a day (since 1970-01-01) is its month's last.
 
@@ -123,7 +123,7 @@ def _is_month_end(days: int) -> bool:
     return year_day - (153 * month + 2) // 5 == 0
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@compiled
 def _fill(
     time_ms: npt.NDArray[np.int64],
     amount_minor: npt.NDArray[np.int64],

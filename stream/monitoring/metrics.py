@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from stream import __version__
 from stream.events import Outcome, RiskLevel
-
-if TYPE_CHECKING:
-    from stream.scoring.bundle import Bundle
 
 __all__ = ["STAGES", "Metrics"]
 
@@ -26,12 +23,15 @@ _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 class Metrics:
     """Everything a worker tells Prometheus; children are bound once, so that counting is cheap."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, model_version: str, feature_spec: str) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(namespace="riskstream", registry=self.registry)
         registry = self.registry
         transactions = Counter(
-            "riskstream_transactions", "Records taken from the source, by outcome.", ["outcome"], registry=registry
+            "riskstream_transactions",
+            "Records taken from the source, by outcome.",
+            ["outcome"],
+            registry=registry,
         )
         self.transactions = {outcome: transactions.labels(outcome.value) for outcome in Outcome}
         alerts = Counter("riskstream_alerts", "Alerts sent, by level.", ["level"], registry=registry)
@@ -40,10 +40,14 @@ class Metrics:
             "riskstream_dead_letters", "Dead letters, by the field at fault.", ["field"], registry=registry
         )
         self.replayed = Counter(
-            "riskstream_replayed_records", "Records skipped because the state already held them.", registry=registry
+            "riskstream_replayed_records",
+            "Records skipped because the state already held them.",
+            registry=registry,
         )
         self.unknown_fields = Counter(
-            "riskstream_unknown_fields", "Fields of transactions that the schema does not know.", registry=registry
+            "riskstream_unknown_fields",
+            "Fields of transactions that the schema does not know.",
+            registry=registry,
         )
         self.other_source = Counter(
             "riskstream_other_source_users",
@@ -54,7 +58,11 @@ class Metrics:
             "riskstream_batch_records", "Records per batch.", buckets=_SIZES, registry=registry
         )
         stage = Histogram(
-            "riskstream_stage_seconds", "Duration of a batch's stages.", ["stage"], buckets=_SECONDS, registry=registry
+            "riskstream_stage_seconds",
+            "Duration of a batch's stages.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.stages = {name: stage.labels(name) for name in STAGES}
         self.alert_latency = Histogram(
@@ -67,7 +75,9 @@ class Metrics:
         self.lag = Gauge(
             "riskstream_lag_records", "Records not yet taken, by partition.", ["partition"], registry=registry
         )
-        self.assigned = Gauge("riskstream_assigned_partitions", "Source partitions assigned.", registry=registry)
+        self.assigned = Gauge(
+            "riskstream_assigned_partitions", "Source partitions assigned.", registry=registry
+        )
         self.ready = Gauge("riskstream_ready", "1 while transactions are being taken.", registry=registry)
         self.recovered = Counter(
             "riskstream_recovered_records", "Changelog records restored into the store.", registry=registry
@@ -76,8 +86,8 @@ class Metrics:
         info.info(
             {
                 "version": __version__,
-                "model_version": bundle.model_version,
-                "feature_spec": bundle.spec.hash,
+                "model_version": model_version,
+                "feature_spec": feature_spec,
             }
         )
 

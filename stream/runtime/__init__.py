@@ -1,0 +1,1 @@
+"""The Faust app: transport, table, order of effects, worker."""

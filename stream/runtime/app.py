@@ -186,7 +186,7 @@ def build_runtime(settings: Settings) -> Runtime:
     """
     bundle = Bundle.load(settings.bundle)
     pipeline = Pipeline(bundle, pipeline_config(settings, bundle))
-    metrics = Metrics(bundle)
+    metrics = Metrics(bundle.model_version, bundle.spec.hash)
     delivery = Delivery(aiokafka_config(settings.kafka), settings.kafka.request_timeout_seconds)
     app = _build_faust_app(settings)
     schema = PassThroughSchema(allow_empty=True)
@@ -208,9 +208,10 @@ def build_runtime(settings: Settings) -> Runtime:
     app.resume = processor.resume
     app.on_recovered = metrics.recovered.inc
 
-    @app.agent(source, name="score")
     async def score(stream: Any) -> None:
         await _score(runtime, stream)
+
+    app.agent(source, name="score")(score)
 
     async def prepare() -> None:
         if not runtime.prepared:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,10 +9,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, UnknownError
 
 from stream.errors import BrokerError
-from stream.pipeline import Message
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable, Mapping
+
+    from stream.pipeline import Message
 
 __all__ = ["Delivery"]
 
@@ -56,7 +57,9 @@ class Delivery:
             logger.warning("this broker cannot make producers idempotent: a retried record may appear twice")
             self._producer = await self._connect(idempotent=False)
         except KafkaError as error:
-            raise BrokerError(f"cannot connect a producer to {self._config['bootstrap_servers']}: {error}") from error
+            raise BrokerError(
+                f"cannot connect a producer to {self._config['bootstrap_servers']}: {error}"
+            ) from error
 
     async def _connect(self, *, idempotent: bool) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
@@ -121,10 +124,14 @@ class Delivery:
         for message in messages:
             headers = list(message.headers)
             if batch.append(key=message.key, value=message.value, timestamp=None, headers=headers) is None:
-                futures.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
+                futures.append(
+                    (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
+                )
                 batch = producer.create_batch()
                 batch.append(key=message.key, value=message.value, timestamp=None, headers=headers)
         if batch.record_count():
             batch.close()
-            futures.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
+            futures.append(
+                (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
+            )
         return futures

@@ -1,4 +1,4 @@
-"""The worker's HTTP endpoint: ``/metrics``, ``/healthz`` and ``/readyz``, on loopback unless told otherwise."""
+"""The worker's HTTP endpoint, on loopback unless told otherwise: metrics, health, readiness."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
         options.set_write_buffer_manager(self._buffers)
         table = rocksdict.BlockBasedOptions()
         table.set_block_cache(self._cache)
-        table.set_cache_index_and_filter_blocks(True)  # noqa: FBT003 - so that the cache bounds them too
+        table.set_cache_index_and_filter_blocks(True)
         table.set_bloom_filter(10, False)  # noqa: FBT003 - full filters
         options.set_block_based_table_factory(table)
         return rocksdict.Rdict(str(path), options=options)

@@ -37,7 +37,6 @@ def warm_up(pipeline: Pipeline) -> None:
     memory = _Memory()
     day_ms = 86_400_000
     start_ms = 1_700_000_000_000
-    offset = 0
     for number in range(2 * CHUNK + 2):
         late = number == 2 * CHUNK + 1
         time_ms = start_ms + (0 if late else number * day_ms // 2)
@@ -53,7 +52,6 @@ def warm_up(pipeline: Pipeline) -> None:
                 "merchant_id": f"warm-up-{number % 3}",
             }
         )
-        record = Record(offset, time_ms, b"warm-up", value)
+        record = Record(number, time_ms, b"warm-up", value)
         plan = pipeline.process(Batch("warm-up", 0, 1, [record]), memory, start_ms + 100 * day_ms)
         memory.write(plan.writes)
-        offset += 1

@@ -43,9 +43,8 @@ def run_worker(settings: Settings) -> int:
     runtime = build_runtime(settings)
     prepare_broker(runtime)
     warm_up(runtime.pipeline)
-    return asyncio.run(_run(runtime), loop_factory=uvloop.new_event_loop) if sys.version_info >= (3, 12) else (
-        uvloop.run(_run(runtime))
-    )  # fmt: skip
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(runtime))
 
 
 async def _run(runtime: Runtime) -> int:

@@ -1,0 +1,1 @@
+"""Scores, policy and reasons."""

@@ -117,7 +117,9 @@ class Bundle:
                 raise BundleError(f"model bundle {folder} is damaged: model.txt does not match its SHA-256")
             spec = FeatureSpec.from_json(meta["feature_spec"])
             if spec.hash != meta["feature_spec_hash"]:
-                raise BundleError(f"model bundle {folder} is damaged: its feature spec does not match its hash")
+                raise BundleError(
+                    f"model bundle {folder} is damaged: its feature spec does not match its hash"
+                )
             return cls(
                 model_text=model.decode(),
                 model_version=str(meta["model_version"]),

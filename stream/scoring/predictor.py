@@ -32,7 +32,10 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        if not bundle.model_text.startswith("tree\n") or re.search(r"^objective=binary", bundle.model_text, re.M) is None:
+        if (
+            not bundle.model_text.startswith("tree\n")
+            or re.search(r"^objective=binary", bundle.model_text, re.MULTILINE) is None
+        ):
             raise BundleError(f"model {bundle.model_version} is not a LightGBM model of a binary objective")
         try:
             self._booster = lgb.Booster(model_str=bundle.model_text)

@@ -105,7 +105,9 @@ def _usual(name: str, values: Mapping[str, float]) -> float | None:
     """Return what the value would be if the user did as the 30-day or lifetime history says."""
     usual = math.nan
     if name == "amount":
-        usual = values["amount"] / values["amount_to_mean_30d"] if values["amount_to_mean_30d"] > 0 else math.nan
+        usual = (
+            values["amount"] / values["amount_to_mean_30d"] if values["amount_to_mean_30d"] > 0 else math.nan
+        )
     elif name.startswith(("amount_to_mean_", "lifetime_")) or name in CATEGORY_COLUMNS:
         return None
     elif name == "seconds_since_previous" or name == "days_since_last":  # noqa: PLR1714 - units differ
@@ -139,20 +141,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds / _DAY:.0f} days"
 
 
-def _against(value: float, usual: float | None, unit: str = "") -> str:
+def _against(usual: float | None) -> str:
     if usual is None or usual <= 0:
         return ""
-    return f", against a usual {_number(usual)}{unit}"
+    return f", against a usual {_number(usual)}"
 
 
 def _window_sentence(base: str, window: str, value: float, usual: float | None) -> str:
     span = f"in the last {_WINDOW_TEXT[window]}"
     if base == "transaction_count":
         plural = "transaction" if value == 1 else "transactions"
-        return f"{_number(value)} {plural} {span}{_against(value, usual)}"
+        return f"{_number(value)} {plural} {span}{_against(usual)}"
     if base == "merchant_distinct":
         plural = "merchant" if value == 1 else "merchants"
-        return f"{_number(value)} different {plural} {span}{_against(value, usual)}"
+        return f"{_number(value)} different {plural} {span}{_against(usual)}"
     if base == "amount_to_mean":
         return f"the amount is {value:.1f} times this user's {window} mean"
     if base == "amount_zscore":
@@ -162,15 +164,19 @@ def _window_sentence(base: str, window: str, value: float, usual: float | None) 
         base, "spread of amounts"
     )
     if base == "amount_sum":
-        return f"{value:,.2f} spent {span}{_against(value, usual)}"
-    return f"{what} {value:,.2f} {span}{_against(value, usual)}"
+        return f"{value:,.2f} spent {span}{_against(usual)}"
+    return f"{what} {value:,.2f} {span}{_against(usual)}"
 
 
-def _plain_sentence(name: str, value: float, usual: float | None, values: Mapping[str, float]) -> str:
+def _plain_sentence(  # noqa: C901, PLR0911 - a table of sentences
+    name: str, value: float, usual: float | None, values: Mapping[str, float]
+) -> str:
     if name == "amount":
         ratio = values["amount_to_mean_30d"]
         if ratio > 0:
-            return f"amount {value:,.2f} is {ratio:.1f} times this user's 30-day mean of {_number(usual or 0)}"
+            return (
+                f"amount {value:,.2f} is {ratio:.1f} times this user's 30-day mean of {_number(usual or 0)}"
+            )
         return f"amount {value:,.2f}, with no other transaction in the last 30 days"
     if name == "seconds_since_previous":
         return f"{_duration(value)} after the previous transaction"
