@@ -107,6 +107,9 @@ def _read_columns(path: Path, mapping: ColumnMapping | None) -> TransactionTable
     parquet = path.suffix.lower() in _PARQUET_SUFFIXES
     try:
         names = pa_parquet.read_schema(path).names if parquet else _csv_header(path)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{path}: column {twice[0]} is there more than once")
         wanted = None if mapping is None else mapping.used_columns()
         for column in wanted or ():
             if column not in names:
@@ -126,9 +129,21 @@ def _read_columns(path: Path, mapping: ColumnMapping | None) -> TransactionTable
             )
     except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
+    arrow = _plain_texts(arrow)
     if mapping is None:
         mapping = _plain_mapping(path, arrow)
     return _to_table(path, arrow, mapping)
+
+
+def _plain_texts(arrow: pa.Table) -> pa.Table:
+    """Return a table whose texts all have the one type string, whatever wrote the file."""
+    for place, part in enumerate(arrow.schema):
+        kind = part.type.value_type if pa.types.is_dictionary(part.type) else part.type
+        if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            kind = pa.string()
+        if kind != part.type:
+            arrow = arrow.set_column(place, part.name, arrow.column(place).cast(kind))
+    return arrow
 
 
 def _csv_header(path: Path) -> list[str]:

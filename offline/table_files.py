@@ -11,7 +11,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from offline.table import MISSING, TransactionTable, format_minor
-from stream.errors import ConfigError
+from stream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,33 +58,43 @@ def write_table(
     ------
     ConfigError
         Another ending.
+    DataError
+        The file cannot be written.
     """
     check_output(path)
     suffix = path.suffix.lower()
     if table.invalid:
         table = table.take(table.valid)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".jsonl":
-        _write_json_lines(table, path, progress or (lambda _: None))
-        return
-    if suffix == ".csv":
-        pa_csv.write_csv(to_arrow(table, times_as_text=True), path)
-    else:
-        pa_parquet.write_table(to_arrow(table), path, compression="zstd")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".jsonl":
+            _write_json_lines(table, path, progress or (lambda _: None))
+            return
+        if suffix == ".csv":
+            pa_csv.write_csv(to_arrow(table, as_text=True), path)
+        else:
+            pa_parquet.write_table(to_arrow(table), path, compression="zstd")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}") from error
     if progress is not None:
         progress(len(table))
 
 
-def to_arrow(table: TransactionTable, *, times_as_text: bool = False) -> pa.Table:
-    """Return a table's columns for Arrow: amounts as texts, times as timestamps in UTC or RFC 3339 texts."""
+def to_arrow(table: TransactionTable, *, as_text: bool = False) -> pa.Table:
+    """Return a table's columns for Arrow: amounts as decimals and times as timestamps in UTC, or texts."""
 
     def money(minor: npt.NDArray[np.int64]) -> pa.Array:
         values = zip(minor.tolist(), table.minor_units.tolist(), strict=True)
-        return pa.array([None if value == MISSING else format_minor(value, units) for value, units in values])
+        texts = pa.array(
+            [None if value == MISSING else format_minor(value, units) for value, units in values], pa.string()
+        )
+        # One type holds a column: that of the currency with the most decimals.
+        decimals = len(str(int(table.minor_units.max(initial=1)))) - 1
+        return texts if as_text else texts.cast(pa.decimal128(20, decimals))
 
     def times(milliseconds: npt.NDArray[np.int64]) -> pa.Array:
         moments = milliseconds.astype("datetime64[ms]")
-        if times_as_text:
+        if as_text:
             return pa.array(np.char.add(np.datetime_as_string(moments), "Z"))
         return pa.array(moments).cast(pa.timestamp("ms", tz="UTC"))
 

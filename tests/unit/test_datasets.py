@@ -244,6 +244,41 @@ def test_whole_floats_are_identifiers_without_a_point(tmp_path):
     assert table.amount_minor.tolist() == [110, 220]
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_every_kind_of_text_column_is_read(tmp_path, kind):
+    columns = {"id": ["1"], "who": ["7"], "when": ["2026-01-01T00:00:00Z"], "much": ["1.10"]}
+    pa_parquet.write_table(
+        pa.table({name: pa.array(cells).cast(kind) for name, cells in columns.items()}),
+        tmp_path / "x.parquet",
+    )
+    (tmp_path / "map.toml").write_text(MAPPING)
+    table = read_transactions(tmp_path / "x.parquet", mapping=tmp_path / "map.toml")
+    assert (table.amount_minor[0], table.event_time_ms[0]) == (110, 1_767_225_600_000)
+
+
+def test_a_parquet_amount_with_more_decimals_than_the_currency_is_read_where_they_are_zeros(tmp_path):
+    """A column of decimals has one scale; yen stand in it beside dinars."""
+    columns = {
+        "transaction_id": ["1", "2", "3"], "user_id": ["u"] * 3, "event_time": [1000] * 3, "channel": ["c"] * 3,
+        "transaction_type": ["t"] * 3, "currency": ["JPY", "KWD", "EUR"],
+        "amount": pa.array([Decimal("5.000"), Decimal("5.125"), Decimal("5.125")], pa.decimal128(20, 3)),
+    }  # fmt: skip
+    pa_parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    table = read_transactions(tmp_path / "x.parquet")
+    assert table.amount_minor.tolist() == [5, 5125, 0]
+    assert list(table.invalid) == [2]
+
+
+def test_an_empty_file_and_a_column_twice(tmp_path):
+    assert len(read_mapped(tmp_path, "id,who,when,much\n")) == 0
+    with pytest.raises(DataError, match="column who is there more than once"):
+        read_mapped(tmp_path, "id,who,when,much,who\n")
+    with pytest.raises(DataError, match="no header"):
+        read_mapped(tmp_path, "")
+
+
 def test_the_handbook_file_reads_whole():
     path = os.environ.get("HANDBOOK_PARQUET")
     if path is None:
