@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Simulation", "simulate"]
 
-#: 2026-01-01T00:00:00Z.
-_START_MS: Final = 1_767_225_600_000
+#: 2024-01-01T00:00:00Z, in the past on any machine with a working clock: future events are dead letters.
+_START_MS: Final = 1_704_067_200_000
 _INCOMING: Final = (Kind.TRANSFER_IN, Kind.SALARY, Kind.REFUND)
 
 

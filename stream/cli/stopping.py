@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["stop_on_signals"]
+__all__ = ["raise_on_sigterm", "stop_on_signals"]
+
+
+def raise_on_sigterm() -> None:
+    """Make SIGTERM end the program as Ctrl-C does, so that whatever was started is stopped on the way out."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 @contextmanager

@@ -233,10 +233,12 @@ class UserHistory:
             changed.append(
                 (layout.live_key(self.user), layout.pack_live(first, self._live[first - base : end - base]))
             )
-        for number in range(self._stored_first, min(first, self._stored_next)):
-            changed.append((layout.chunk_key(self.user, number), None))
-            if (number + 1) % k.SEGMENT == 0 or (first == end and number == self._stored_next - 1):
-                changed.append((layout.segment_key(self.user, number // k.SEGMENT), None))
+        forgotten = range(self._stored_first, min(first, self._stored_next))
+        changed += [(layout.chunk_key(self.user, number), None) for number in forgotten]
+        # By the segment, not by its last chunk: one that was not full may be outlived within a batch.
+        for segment in sorted({number // k.SEGMENT for number in forgotten}):
+            if segment < first // k.SEGMENT or first == end:
+                changed.append((layout.segment_key(self.user, segment), None))
         if first == end and self._stored_first < self._stored_next:
             changed.append((layout.live_key(self.user), None))
             # The next chunk begins a new segment, so that no record with a gap is ever needed.
