@@ -1,0 +1,116 @@
+"""The history engine over records in memory, and events as the oracle knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from oracle import DAY, WINDOWS, Event, User, same
+
+from stream.features import kernel, layout
+from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, advance
+from stream.features.identity import identities
+from stream.features.spec import HISTORY_FEATURES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+__all__ = [
+    "DAY",
+    "HOUR",
+    "OUTCOMES",
+    "Engine",
+    "Event",
+    "Memory",
+    "Taken",
+    "User",
+    "WINDOWS",
+    "disagreements",
+    "same",
+]
+
+HOUR = 3_600_000
+OUTCOMES = {
+    kernel.SCORED: "scored",
+    kernel.LATE: "late",
+    kernel.DUPLICATE: "duplicate",
+    kernel.REPLAYED: "replayed",
+}
+
+#: One user's event: the user's name, and what happened.
+Taken = tuple[str, Event]
+
+
+class Memory(dict[bytes, bytes]):
+    """A record store that is a dictionary."""
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.get(key) for key in keys]
+
+    def write(self, writes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        for key, value in writes:
+            if value is None:
+                self.pop(key, None)
+            else:
+                self[key] = value
+
+    def numbers(self, user: str, kind: str) -> list[int]:
+        """Return the numbers of a user's records of one kind."""
+        named = map(layout.user_of_key, self)
+        return sorted(number for owner, found, number in named if (owner, found) == (user.encode(), kind))
+
+
+@dataclass
+class Engine:
+    """Takes batches as a worker does: consecutive offsets of one source, writes applied after each batch."""
+
+    lateness: int = 3 * DAY
+    source: int = 77
+    memory: Memory = field(default_factory=Memory)
+    next_offset: int = 0
+
+    def events(self, taken: Sequence[Taken], offset: int) -> HistoryEvents:
+        users = list(dict.fromkeys(user for user, _ in taken))
+
+        def column(values: Iterable[int]) -> npt.NDArray[np.int64]:
+            return np.fromiter(values, np.int64, len(taken))
+
+        return HistoryEvents(
+            users=[user.encode() for user in users],
+            user=column(users.index(user) for user, _ in taken),
+            time_ms=column(event.time for _, event in taken),
+            amount_minor=column(event.amount for _, event in taken),
+            merchant=identities(event.merchant for _, event in taken),
+            ident=identities(event.transaction_id for _, event in taken),
+            minor_units=column(event.units for _, event in taken),
+            offset=np.arange(offset, offset + len(taken)),
+            source=self.source,
+        )
+
+    def decide(
+        self, taken: Sequence[Taken], offset: int, *, learn: bool = True
+    ) -> tuple[HistoryResult, npt.NDArray[np.float64]]:
+        """Return what a batch at ``offset`` gives; stores nothing."""
+        features = np.full((len(taken), kernel.OUT_SIZE), -99.0)
+        result = advance(
+            self.events(taken, offset), HistoryConfig(self.lateness), self.memory, features, learn=learn
+        )
+        return result, features
+
+    def take(self, taken: Sequence[Taken]) -> tuple[list[str], npt.NDArray[np.float64]]:
+        """Take a batch and store what it writes; returns outcomes and features."""
+        result, features = self.decide(taken, self.next_offset)
+        assert result.errors == {}
+        self.memory.write(result.writes)
+        self.next_offset += len(taken)
+        return [OUTCOMES[code] for code in result.outcome.tolist()], features
+
+
+def disagreements(row: npt.NDArray[np.float64], expected: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """Return the features that differ in any bit from the oracle's: (found, expected) by name."""
+    found = dict(zip(HISTORY_FEATURES, row.tolist(), strict=True))
+    assert found.keys() == expected.keys()
+    return {name: (found[name], value) for name, value in expected.items() if not same(found[name], value)}
