@@ -22,12 +22,12 @@ __all__ = [
     "DAY",
     "HOUR",
     "OUTCOMES",
+    "WINDOWS",
     "Engine",
     "Event",
     "Memory",
     "Taken",
     "User",
-    "WINDOWS",
     "disagreements",
     "same",
 ]

@@ -311,8 +311,7 @@ def advance(
     status = np.zeros(users, np.uint8)
     errors: dict[int, StateError] = {}
     keys = [layout.head_key(user) for user in events.users]
-    records = [record or b"" for record in reader.read(keys)]
-    records = _usable(keys, records, errors)
+    records = _usable(keys, reader.read(keys), errors)
     sizes = np.fromiter((len(record) // 8 for record in records), np.int64, users)
     starts = np.cumsum(sizes) - sizes
     words = np.frombuffer(b"".join(records), np.int64)
@@ -369,16 +368,19 @@ def advance(
     return HistoryResult(outcome, writes, errors, other_source)
 
 
-def _usable(keys: list[bytes], records: list[bytes], errors: dict[int, StateError]) -> list[bytes]:
-    """Return the records with older versions migrated and unusable ones set aside in ``errors``."""
+def _usable(keys: list[bytes], stored: Sequence[bytes | None], errors: dict[int, StateError]) -> list[bytes]:
+    """Return the records, empty where there is none; older versions migrated, unusable ones in ``errors``."""
     current = layout.HEAD_START
-    for place, record in enumerate(records):
-        if record and (record[:4] != current or len(record) % 8):
+    records = []
+    for place, record in enumerate(stored):
+        usable = record or b""
+        if record is not None and (record[:4] != current or len(record) % 8):
             try:
-                records[place] = layout.migrate_head(record, describe_record(keys[place]))
+                usable = layout.migrate_head(record, describe_record(keys[place]))
             except StateError as error:
                 errors[place] = error
-                records[place] = b""
+                usable = b""
+        records.append(usable)
     return records
 
 
