@@ -13,7 +13,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import jiter
 from pydantic import (
@@ -33,6 +34,9 @@ from pydantic_core import PydanticCustomError
 from stream.currencies import MINOR_UNIT_DECIMALS
 from stream.errors import InvalidRecordError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "MAX_AMOUNT_MINOR",
     "MAX_RECORD_BYTES",
@@ -48,6 +52,8 @@ __all__ = [
     "decode_transaction",
     "format_event_time",
     "parse_event_time",
+    "parse_object",
+    "validate_transaction",
 ]
 
 #: Largest amount or balance, in minor units. Sums of squares of such amounts stay exact in 128 bits.
@@ -132,9 +138,16 @@ def parse_event_time(value: object) -> int:
 
 def format_event_time(milliseconds: int) -> str:
     """Return ``milliseconds`` since the epoch as RFC 3339 in UTC with three decimals."""
-    seconds, fraction = divmod(milliseconds, 1000)
-    moment = _EPOCH + timedelta(seconds=seconds)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction:03d}Z"
+    days, rest = divmod(milliseconds, 86_400_000)
+    seconds, fraction = divmod(rest, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{_day_text(days)}T{hours:02d}:{minutes:02d}:{seconds:02d}.{fraction:03d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _day_text(days: int) -> str:
+    return (_EPOCH + timedelta(days=days)).date().isoformat()
 
 
 def _parse_decimal(value: object) -> Decimal:
@@ -421,7 +434,14 @@ def _error(field: str, reason: str) -> PydanticCustomError:
     return PydanticCustomError("invalid_field", "{reason}", {"field": field, "reason": reason})
 
 
-def _parse_object(raw: bytes | None, max_bytes: int) -> dict[str, Any]:
+def parse_object(raw: bytes | None, max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object in a record's value, its numbers as exact as their text.
+
+    Raises
+    ------
+    InvalidRecordError
+        No value, too long, not JSON, or not an object.
+    """
     if raw is None:
         raise InvalidRecordError("$", "the record has no value")
     if len(raw) > max_bytes:
@@ -452,6 +472,20 @@ def _to_invalid_record(error: ValidationError) -> InvalidRecordError:
     return InvalidRecordError(str(field or path or "$"), reason)
 
 
+def validate_transaction(parsed: Mapping[str, Any]) -> Transaction:
+    """Return the transaction that a parsed JSON object holds.
+
+    Raises
+    ------
+    InvalidRecordError
+        With the offending field and the reason.
+    """
+    try:
+        return Transaction.model_validate(parsed)
+    except ValidationError as error:
+        raise _to_invalid_record(error) from error
+
+
 def decode_transaction(raw: bytes | None, *, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Transaction, int]:
     """Return the transaction in a record's value, and how many unknown fields were left out.
 
@@ -460,12 +494,8 @@ def decode_transaction(raw: bytes | None, *, max_bytes: int = MAX_RECORD_BYTES) 
     InvalidRecordError
         With the offending field and the reason.
     """
-    parsed = _parse_object(raw, max_bytes)
-    try:
-        transaction = Transaction.model_validate(parsed)
-    except ValidationError as error:
-        raise _to_invalid_record(error) from error
-    return transaction, len(parsed.keys() - _TRANSACTION_FIELDS)
+    parsed = parse_object(raw, max_bytes)
+    return validate_transaction(parsed), len(parsed.keys() - _TRANSACTION_FIELDS)
 
 
 def decode_label(raw: bytes | None, *, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Label, int]:
@@ -476,7 +506,7 @@ def decode_label(raw: bytes | None, *, max_bytes: int = MAX_RECORD_BYTES) -> tup
     InvalidRecordError
         With the offending field and the reason.
     """
-    parsed = _parse_object(raw, max_bytes)
+    parsed = parse_object(raw, max_bytes)
     try:
         label = Label.model_validate(parsed)
     except ValidationError as error:

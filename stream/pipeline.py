@@ -12,23 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-import orjson
 
 from stream.errors import InvalidRecordError, RiskStreamError
-from stream.events import (
-    MAX_RECORD_BYTES,
-    DeadLetterHeader,
-    Outcome,
-    RiskLevel,
-    Transaction,
-    decode_transaction,
-    format_event_time,
-)
+from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
-from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
+from stream.features.history import FAILED, HistoryConfig, HistoryEvents, HistoryResult, RecordReader, advance
 from stream.features.identity import identities
 from stream.features.vector import MISSING, Columns, VectorBuilder
-from stream.scoring.policy import Policy, Verdict, alert_id
+from stream.intake import Row, decode_row
+from stream.outputs import Encoder, Message, Record, dead_letter
+from stream.scoring.policy import Policy, Verdict
 from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer
 
@@ -37,35 +30,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from stream.features.spec import FeatureSpec
     from stream.scoring.bundle import Bundle
 
 __all__ = ["Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record"]
 
-_OUTCOMES: Final = {
-    kernel.SCORED: Outcome.SCORED,
-    kernel.LATE: Outcome.LATE,
-    kernel.DUPLICATE: Outcome.DUPLICATE,
-}
-
-Headers = tuple[tuple[str, bytes], ...]
-
-
-class Record(NamedTuple):
-    """One record of the source topic."""
-
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
-
-
-class Message(NamedTuple):
-    """One record to produce."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
+#: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
+_OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +110,7 @@ class Plan:
 
 class _Decoded(NamedTuple):
     record: Record
-    transaction: Transaction
+    row: Row
 
 
 class Pipeline:
@@ -154,7 +125,6 @@ class Pipeline:
         self._policy = Policy(bundle.thresholds, config.alert_level)
         self._explainer = Explainer(bundle.spec, config.max_reasons)
         self._spec_hash = bundle.spec.hash
-        self._names = bundle.spec.names
 
     def process(self, batch: Batch, reader: RecordReader, now_ms: int) -> Plan:
         """Return what must happen for ``batch``.
@@ -173,185 +143,141 @@ class Pipeline:
         matrix = self._builder.empty(len(decoded))
         events = _events(batch, decoded)
         result = advance(events, self._history, reader, self._builder.history(matrix))
-        self._builder.fill(_columns([item.transaction for item in decoded], self._builder), matrix)
+        self._builder.fill(_columns(decoded, events, self.bundle.spec), matrix)
         plan.writes = result.writes
         plan.other_source = result.other_source
-        plan.replayed = int(np.count_nonzero(result.outcome == kernel.REPLAYED))
         scored = np.flatnonzero(result.outcome <= kernel.LATE)
-        rows = matrix[scored]
-        plan.scores = self._predictor.scores(rows)
-        verdicts = [self._policy.judge(score) for score in plan.scores.tolist()]
-        verdict_of: dict[int, tuple[Verdict, npt.NDArray[np.float64]]] = dict(
-            zip(scored.tolist(), zip(verdicts, rows, strict=True), strict=True)
+        plan.scores = self._predictor.scores(matrix if len(scored) == len(matrix) else matrix[scored])
+        verdicts = dict(zip(scored.tolist(), map(self._policy.judge, plan.scores.tolist()), strict=True))
+        encoder = Encoder(
+            self.bundle.model_version, self._spec_hash, batch.topic, batch.partition, scored_at_ms=now_ms
         )
-        scored_at = format_event_time(now_ms)
-        for index, code in enumerate(result.outcome.tolist()):
-            item = decoded[index]
-            if code == kernel.REPLAYED:
-                continue
-            if code == FAILED:
-                error = result.errors[int(events.user[index])]
-                self._reject(plan, batch, item.record, error, "$", f"{error}, at offset {item.record.offset}")
-                continue
-            outcome = _OUTCOMES[code]
-            plan.outcomes[outcome] = plan.outcomes.get(outcome, 0) + 1
-            if self.config.decisions:
-                plan.decisions.append(self._decision(batch, item, outcome, scored_at, verdict_of.get(index)))
-        self._alert(plan, batch, scored_at, [
-            (decoded[index], verdict, row) for index, (verdict, row) in verdict_of.items() if verdict.alert
-        ])  # fmt: skip
+        self._decide(plan, batch, decoded, events, result, verdicts, matrix, encoder)
+        self._alert(plan, decoded, verdicts, matrix, encoder)
         return plan
 
     def _decode(self, batch: Batch, now_ms: int, plan: Plan) -> list[_Decoded]:
         """Return the valid transactions; the others become dead letters, each on its own."""
         decoded: list[_Decoded] = []
         latest = now_ms + self.config.max_future_ms
+        max_bytes = self.config.max_record_bytes
         for record in batch.records:
             try:
-                transaction, unknown = decode_transaction(
-                    record.value, max_bytes=self.config.max_record_bytes
-                )
-                if record.key != transaction.user_id.encode():
+                row, unknown = decode_row(record.value, max_bytes)
+                if record.key != row.user_id.encode():
                     raise InvalidRecordError(
                         "key", "must be the user_id, so that a user's records meet on one partition"
                     )
-                if transaction.event_time > latest:
-                    ahead = (transaction.event_time - now_ms) // 1000
+                if row.event_time > latest:
                     raise InvalidRecordError(
                         "event_time",
-                        f"is {ahead} s ahead of the clock, more than the "
+                        f"is {(row.event_time - now_ms) // 1000} s ahead of the clock, more than the "
                         f"{self.config.max_future_ms // 1000} s allowed",
                     )
             except InvalidRecordError as error:
-                self._reject(plan, batch, record, error, error.field, error.reason)
+                _reject(plan, batch, record, error, error.field, error.reason)
                 continue
             plan.unknown_fields += unknown
-            decoded.append(_Decoded(record, transaction))
+            decoded.append(_Decoded(record, row))
         return decoded
 
-    @staticmethod
-    def _reject(
-        plan: Plan, batch: Batch, record: Record, error: RiskStreamError, field_name: str, reason: str
-    ) -> None:
-        plan.outcomes[Outcome.REJECTED] = plan.outcomes.get(Outcome.REJECTED, 0) + 1
-        plan.rejected_fields.append(field_name)
-        headers = (
-            *record.headers,
-            (DeadLetterHeader.EXCEPTION.value, type(error).__name__.encode()),
-            (DeadLetterHeader.MESSAGE.value, str(error).encode()),
-            (DeadLetterHeader.TOPIC.value, batch.topic.encode()),
-            (DeadLetterHeader.PARTITION.value, str(batch.partition).encode()),
-            (DeadLetterHeader.OFFSET.value, str(record.offset).encode()),
-            (DeadLetterHeader.FIELD.value, field_name.encode()),
-            (DeadLetterHeader.REASON.value, reason.encode()),
-            (DeadLetterHeader.TIMESTAMP.value, str(record.timestamp_ms).encode()),
-        )
-        plan.dead_letters.append(Message(record.key, record.value, headers))
-
-    def _decision(
+    def _decide(
         self,
+        plan: Plan,
         batch: Batch,
-        item: _Decoded,
-        outcome: Outcome,
-        scored_at: str,
-        judged: tuple[Verdict, npt.NDArray[np.float64]] | None,
-    ) -> Message:
-        transaction = item.transaction
-        body: dict[str, object] = {
-            "transaction_id": transaction.transaction_id,
-            "user_id": transaction.user_id,
-            "event_time": format_event_time(transaction.event_time),
-            "scored_at": scored_at,
-            "outcome": outcome.value,
-        }
-        if judged is not None:
-            verdict, row = judged
-            body["risk_score"] = verdict.score
-            body["risk_level"] = verdict.level.value
-            body["prediction"] = verdict.prediction
-            if verdict.alert:
-                body["alert_id"] = alert_id(transaction.user_id, transaction.transaction_id)
-            if self.config.decision_features:
-                body["features"] = dict(zip(self._names, row.tolist(), strict=True))  # orjson: NaN is null
-        body |= self._provenance(batch, item.record)
-        return Message(item.record.key, orjson.dumps(body))
+        decoded: list[_Decoded],
+        events: HistoryEvents,
+        result: HistoryResult,
+        verdicts: dict[int, Verdict],
+        matrix: npt.NDArray[np.float64],
+        encoder: Encoder,
+    ) -> None:
+        """Count every transaction's outcome, and make its decision."""
+        names = self.bundle.spec.names
+        for index, ((record, row), code) in enumerate(zip(decoded, result.outcome.tolist(), strict=True)):
+            if code == kernel.REPLAYED:
+                plan.replayed += 1
+                continue
+            if code == FAILED:
+                error = result.errors[int(events.user[index])]
+                _reject(plan, batch, record, error, "$", f"{error}, at offset {record.offset}")
+                continue
+            outcome = _OUTCOMES[code]
+            plan.outcomes[outcome] = plan.outcomes.get(outcome, 0) + 1
+            if self.config.decisions:
+                verdict = verdicts.get(index)
+                features = None
+                if self.config.decision_features and verdict is not None:
+                    features = dict(zip(names, matrix[index].tolist(), strict=True))
+                plan.decisions.append(encoder.decision(record, row, outcome, verdict, features))
 
     def _alert(
         self,
         plan: Plan,
-        batch: Batch,
-        scored_at: str,
-        items: list[tuple[_Decoded, Verdict, npt.NDArray[np.float64]]],
+        decoded: list[_Decoded],
+        verdicts: dict[int, Verdict],
+        matrix: npt.NDArray[np.float64],
+        encoder: Encoder,
     ) -> None:
-        if not items:
-            return
-        rows = np.stack([row for _, _, row in items])
-        contributions = self._predictor.contributions(rows)
-        for (item, verdict, row), moved in zip(items, contributions, strict=True):
-            transaction = item.transaction
-            body = {
-                "alert_id": alert_id(transaction.user_id, transaction.transaction_id),
-                "transaction_id": transaction.transaction_id,
-                "user_id": transaction.user_id,
-                "event_time": format_event_time(transaction.event_time),
-                "scored_at": scored_at,
-                "risk_score": verdict.score,
-                "risk_level": verdict.level.value,
-                "prediction": verdict.prediction,
-                "reasons": self._explainer.reasons(row, moved),
-            } | self._provenance(batch, item.record)
-            plan.alerts.append(Message(item.record.key, orjson.dumps(body)))
-            plan.alert_times.append((item.record.timestamp_ms, transaction.event_time))
+        """Explain and encode the alerts."""
+        chosen = [index for index, verdict in verdicts.items() if verdict.alert]
+        contributions = self._predictor.contributions(matrix[chosen])
+        for index, moved in zip(chosen, contributions, strict=True):
+            record, row = decoded[index]
+            verdict = verdicts[index]
+            reasons = self._explainer.reasons(matrix[index], moved)
+            plan.alerts.append(encoder.alert(record, row, verdict, reasons))
+            plan.alert_times.append((record.timestamp_ms, row.event_time))
             plan.alert_levels.append(verdict.level)
 
-    def _provenance(self, batch: Batch, record: Record) -> dict[str, object]:
-        return {
-            "model_version": self.bundle.model_version,
-            "feature_spec": self._spec_hash,
-            "source_topic": batch.topic,
-            "source_partition": batch.partition,
-            "source_offset": record.offset,
-        }
+
+def _reject(
+    plan: Plan, batch: Batch, record: Record, error: RiskStreamError, field_name: str, reason: str
+) -> None:
+    plan.outcomes[Outcome.REJECTED] = plan.outcomes.get(Outcome.REJECTED, 0) + 1
+    plan.rejected_fields.append(field_name)
+    plan.dead_letters.append(dead_letter(batch.topic, batch.partition, record, error, field_name, reason))
 
 
 def _events(batch: Batch, decoded: list[_Decoded]) -> HistoryEvents:
     places: dict[str, int] = {}
-    transactions = [item.transaction for item in decoded]
-    count = len(decoded)
-    user = np.fromiter((places.setdefault(t.user_id, len(places)) for t in transactions), np.int64, count)
+    user = np.array([places.setdefault(row.user_id, len(places)) for _, row in decoded], np.int64)
+    numbers = np.array(
+        [(row.event_time, row.amount_minor, row.minor_units, record.offset) for record, row in decoded],
+        np.int64,
+    )
+    time_ms, amount_minor, minor_units, offset = np.ascontiguousarray(numbers.T)
     return HistoryEvents(
         users=[name.encode() for name in places],
         user=user,
-        time_ms=np.fromiter((t.event_time for t in transactions), np.int64, count),
-        amount_minor=np.fromiter((t.amount_minor for t in transactions), np.int64, count),
-        merchant=identities(t.merchant_id for t in transactions),
-        ident=identities(t.transaction_id for t in transactions),
-        minor_units=np.fromiter((t.minor_units for t in transactions), np.int64, count),
-        offset=np.fromiter((item.record.offset for item in decoded), np.int64, count),
+        time_ms=time_ms,
+        amount_minor=amount_minor,
+        merchant=identities([row.merchant_id for _, row in decoded]),
+        ident=identities([row.transaction_id for _, row in decoded]),
+        minor_units=minor_units,
+        offset=offset,
         source=batch.source,
     )
 
 
-def _columns(transactions: list[Transaction], builder: VectorBuilder) -> Columns:
-    count = len(transactions)
-    spec = builder.spec
+def _columns(decoded: list[_Decoded], events: HistoryEvents, spec: FeatureSpec) -> Columns:
+    rows = [row for _, row in decoded]
 
-    def balance(name: str) -> npt.NDArray[np.int64]:
-        values = (getattr(t, name) for t in transactions)
-        return np.fromiter((MISSING if value is None else value for value in values), np.int64, count)
+    def balances(values: list[int | None]) -> npt.NDArray[np.int64]:
+        return np.array([MISSING if value is None else value for value in values], np.int64)
 
     def attributes(name: str) -> list[float | str | None]:
-        return [None if t.attributes is None else t.attributes.get(name) for t in transactions]
+        return [None if row.attributes is None else row.attributes.get(name) for row in rows]
 
     return Columns(
-        time_ms=np.fromiter((t.event_time for t in transactions), np.int64, count),
-        amount_minor=np.fromiter((t.amount_minor for t in transactions), np.int64, count),
-        minor_units=np.fromiter((t.minor_units for t in transactions), np.int64, count),
-        pre_balance_minor=balance("pre_balance_minor"),
-        post_balance_minor=balance("post_balance_minor"),
+        time_ms=events.time_ms,
+        amount_minor=events.amount_minor,
+        minor_units=events.minor_units,
+        pre_balance_minor=balances([row.pre_balance_minor for row in rows]),
+        post_balance_minor=balances([row.post_balance_minor for row in rows]),
         categories={
-            "channel": [t.channel for t in transactions],
-            "transaction_type": [t.transaction_type for t in transactions],
+            "channel": [row.channel for row in rows],
+            "transaction_type": [row.transaction_type for row in rows],
         },
         numeric_attributes={
             name: np.array(

@@ -109,6 +109,11 @@ class FeatureSpec:
         if set(self.categories) != wanted:
             msg = f"categories must be given for exactly {sorted(wanted)}, not {sorted(self.categories)}"
             raise ValueError(msg)
+        twice = {name for name in names if names.count(name) > 1}
+        twice |= {*CATEGORY_COLUMNS} & {*self.categorical_attributes}
+        if twice:
+            msg = f"two features would be called {min(twice)}; rename the attribute"
+            raise ValueError(msg)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,7 +123,8 @@ class FeatureSpec:
     @property
     def categorical(self) -> tuple[str, ...]:
         """Names of the features that are category codes."""
-        return tuple(name for name in self._names if name.endswith("_code"))
+        attributes = (f"attributes.{name}" for name in self.categorical_attributes)
+        return tuple(f"{name}_code" for name in (*CATEGORY_COLUMNS, *attributes))
 
     @property
     def hash(self) -> str:

@@ -120,12 +120,16 @@ class Bundle:
                 raise BundleError(
                     f"model bundle {folder} is damaged: its feature spec does not match its hash"
                 )
+            lateness_ms = meta["allowed_lateness_ms"]
+            if lateness_ms is not None and (type(lateness_ms) is not int or lateness_ms < 0):
+                msg = f"allowed_lateness_ms must be a whole number of milliseconds, not {lateness_ms!r}"
+                raise ValueError(msg)
             return cls(
                 model_text=model.decode(),
                 model_version=str(meta["model_version"]),
                 spec=spec,
                 thresholds=Thresholds(**meta["thresholds"]),
-                allowed_lateness_ms=meta["allowed_lateness_ms"],
+                allowed_lateness_ms=lateness_ms,
                 reference=meta["reference"],
                 metrics=meta["metrics"],
                 training=meta["training"],

@@ -32,6 +32,7 @@ class Explainer:
     def __init__(self, spec: FeatureSpec, most: int) -> None:
         self._spec = spec
         self._names = spec.names
+        self._categorical = frozenset(spec.categorical)
         self._most = most
 
     def reasons(
@@ -67,7 +68,7 @@ class Explainer:
     def _shown_value(self, name: str, value: float) -> float | str | None:
         if math.isnan(value):
             return None
-        if name in self._spec.categorical:
+        if name in self._categorical:
             return self._category(name, value)
         return round(value, 6)
 
@@ -77,7 +78,7 @@ class Explainer:
         return known[int(value)] if 0 <= value < len(known) else "a value that training never saw"
 
     def _sentence(self, name: str, value: float, usual: float | None, values: Mapping[str, float]) -> str:
-        if name in self._spec.categorical:
+        if name in self._categorical:
             column = name.removeprefix("attributes.").removesuffix("_code").replace("_", " ")
             return f"{column} is {self._category(name, value)}"
         if math.isnan(value):
@@ -168,7 +169,7 @@ def _window_sentence(base: str, window: str, value: float, usual: float | None) 
     return f"{what} {value:,.2f} {span}{_against(usual)}"
 
 
-def _plain_sentence(  # noqa: C901, PLR0911 - a table of sentences
+def _plain_sentence(  # noqa: C901 - a table of sentences
     name: str, value: float, usual: float | None, values: Mapping[str, float]
 ) -> str:
     if name == "amount":

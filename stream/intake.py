@@ -1,0 +1,196 @@
+"""From a record's bytes to the row that the pipeline works on.
+
+:class:`~stream.events.Transaction` says what is valid. It is too slow for every record of a fast stream,
+so there are two lanes: the *plain* lane takes a transaction whose every field has its most ordinary form
+and never decides that one is invalid; whatever it does not take goes to the model, which accepts it or
+says which field is wrong. A property test holds the two together: what the plain lane takes, the model
+takes too, with the same row.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import jiter
+
+from stream.currencies import MINOR_UNIT_DECIMALS
+from stream.events import MAX_AMOUNT_MINOR, MAX_RECORD_BYTES, Transaction, parse_object, validate_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Row", "decode_row", "row_of"]
+
+_FIELDS: Final = frozenset(Transaction.model_fields)
+_EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
+_IPV4: Final = re.compile(
+    r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)", re.ASCII
+).fullmatch
+_COUNTRY: Final = re.compile(r"[A-Z]{2}", re.ASCII).fullmatch
+#: By currency: decimals, minor units, and what a fraction of so many digits is multiplied with.
+_CURRENCIES: Final = {
+    code: (decimals, 10**decimals, tuple(10 ** (decimals - digits) for digits in range(decimals + 1)))
+    for code, decimals in MINOR_UNIT_DECIMALS.items()
+}
+
+
+class Row(NamedTuple):
+    """What the pipeline needs of one transaction: times in ms, money in minor units, None where unknown."""
+
+    transaction_id: str
+    user_id: str
+    event_time: int
+    amount_minor: int
+    minor_units: int
+    channel: str
+    transaction_type: str
+    merchant_id: str | None
+    pre_balance_minor: int | None
+    post_balance_minor: int | None
+    attributes: Mapping[str, float | str] | None
+
+
+def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Row, int]:
+    """Return the row of a record's value, and how many unknown fields were left out.
+
+    Raises
+    ------
+    InvalidRecordError
+        With the offending field and the reason.
+    """
+    parsed = parse_object(raw, max_bytes)
+    row = _plain_row(parsed)
+    if row is None:
+        row = row_of(validate_transaction(parsed))
+    return row, 0 if parsed.keys() <= _FIELDS else len(parsed.keys() - _FIELDS)
+
+
+def row_of(transaction: Transaction) -> Row:
+    """Return the row of a validated transaction."""
+    return Row(
+        transaction.transaction_id,
+        transaction.user_id,
+        transaction.event_time,
+        transaction.amount_minor,
+        transaction.minor_units,
+        transaction.channel,
+        transaction.transaction_type,
+        transaction.merchant_id,
+        transaction.pre_balance_minor,
+        transaction.post_balance_minor,
+        transaction.attributes,
+    )
+
+
+def _plain_row(parsed: dict[str, Any]) -> Row | None:
+    """Return the row of an ordinary transaction, or None where the model must decide."""
+    get = parsed.get
+    transaction_id, user_id = get("transaction_id"), get("user_id")
+    channel, transaction_type = get("channel"), get("transaction_type")
+    currency = get("currency")
+    if (
+        type(transaction_id) is not str
+        or type(user_id) is not str
+        or type(channel) is not str
+        or type(transaction_type) is not str
+        or type(currency) is not str
+        or not 0 < len(transaction_id) <= 128  # noqa: PLR2004 - the model's lengths
+        or not 0 < len(user_id) <= 128  # noqa: PLR2004
+        or not 0 < len(channel) <= 64  # noqa: PLR2004
+        or not 0 < len(transaction_type) <= 64  # noqa: PLR2004
+        or currency not in _CURRENCIES
+    ):
+        return None
+    money = _CURRENCIES[currency]
+    amount = _minor(get("amount"), money)
+    event_time = _time_ms(get("event_time"))
+    if amount is None or amount < 0 or event_time is None:
+        return None
+    pre = post = None
+    if (value := get("pre_balance")) is not None and (pre := _minor(value, money)) is None:
+        return None
+    if (value := get("post_balance")) is not None and (post := _minor(value, money)) is None:
+        return None
+    merchant_id = get("merchant_id")
+    for value in (merchant_id, get("card_id"), get("device_id")):
+        if value is not None and (type(value) is not str or not 0 < len(value) <= 128):  # noqa: PLR2004
+            return None
+    if (value := get("ip")) is not None and (type(value) is not str or _IPV4(value) is None):
+        return None
+    if (value := get("country")) is not None and (type(value) is not str or _COUNTRY(value) is None):
+        return None
+    if "memo" in parsed or "attributes" in parsed:
+        return None
+    return Row(
+        transaction_id, user_id, event_time, amount, money[1],
+        channel, transaction_type, merchant_id, pre, post, None,
+    )  # fmt: skip
+
+
+def _minor(value: object, money: tuple[int, int, tuple[int, ...]]) -> int | None:
+    """Return a plain decimal in minor units, or None where it is anything else."""
+    decimals, units, scale = money
+    if type(value) is int:
+        minor = value * units
+    else:
+        if type(value) is jiter.LosslessFloat:
+            text = str(value)
+        elif type(value) is str:
+            text = value
+        else:
+            return None
+        if len(text) > 20 or not text.isascii():  # noqa: PLR2004 - more than any amount has
+            return None
+        whole, point, fraction = text.partition(".")
+        negative = whole[:1] == "-"
+        digits = whole[1:] if negative else whole
+        if not digits.isdigit():
+            return None
+        minor = int(digits) * units
+        if point:
+            places = len(fraction)
+            if places > decimals or not fraction.isdigit():
+                return None
+            minor += int(fraction) * scale[places]
+        if negative:
+            minor = -minor
+    return minor if -MAX_AMOUNT_MINOR <= minor <= MAX_AMOUNT_MINOR else None
+
+
+def _time_ms(value: object) -> int | None:
+    """Return a time such as ``2026-01-31T12:00:00.000Z`` (or without the fraction) in ms."""
+    if type(value) is not str:
+        return None
+    size = len(value)
+    if size == 24:  # noqa: PLR2004
+        if value[19] != "." or not value[20:23].isdigit():
+            return None
+    elif size != 20:  # noqa: PLR2004
+        return None
+    if value[-1] != "Z" or value[10] != "T" or value[13] != ":" or value[16] != ":" or not value.isascii():
+        return None
+    hours, minutes, seconds = value[11:13], value[14:16], value[17:19]
+    if not (hours.isdigit() and minutes.isdigit() and seconds.isdigit()):
+        return None
+    if hours > "23" or minutes > "59" or seconds > "59":
+        return None
+    day = _day_ms(value[:10])
+    if day is None:
+        return None
+    moment = day + int(hours) * 3_600_000 + int(minutes) * 60_000 + int(seconds) * 1000
+    return moment + int(value[20:23]) if size == 24 else moment  # noqa: PLR2004
+
+
+@lru_cache(maxsize=4096)
+def _day_ms(text: str) -> int | None:
+    """Return the start of a day such as ``2026-01-31`` in ms, None where it is no such day."""
+    if text[4] != "-" or text[7] != "-":
+        return None
+    try:
+        ordinal = date.fromisoformat(text).toordinal()
+    except ValueError:
+        return None
+    return (ordinal - _EPOCH_DAY) * 86_400_000 if ordinal >= _EPOCH_DAY else None

@@ -1,0 +1,111 @@
+"""The plain lane of the decoder against the model: what it takes, the model takes too, as the same row."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream import intake
+from stream.errors import InvalidRecordError
+from stream.events import format_event_time, parse_object, validate_transaction
+
+ORDINARY = {
+    "transaction_id": "t1",
+    "user_id": "u1",
+    "event_time": "2024-05-01T10:00:00.123Z",
+    "amount": 12.10,
+    "currency": "EUR",
+    "channel": "online",
+    "transaction_type": "purchase",
+}
+
+times = st.one_of(
+    st.integers(-(10**15), 10**15),
+    st.integers(0, 253_402_300_799_999).map(format_event_time),
+    st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.isoformat().replace("+00:00", "Z")),
+    st.from_regex(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{3})?Z", fullmatch=True),
+    st.text(max_size=26),
+)
+money = st.one_of(
+    st.integers(-(10**16), 10**16),
+    st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**14), max_value=10**14).map(
+        str
+    ),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.from_regex(r"-?\d{1,18}(\.\d{0,5})?", fullmatch=True),
+    st.text(max_size=12),
+    st.booleans(),
+    st.none(),
+)
+texts = st.one_of(
+    st.text(max_size=140), st.sampled_from(["", "x" * 64, "x" * 65, "x" * 128, "x" * 129]), st.integers()
+)
+values = {
+    "transaction_id": texts,
+    "user_id": texts,
+    "event_time": times,
+    "amount": money,
+    "currency": st.sampled_from(["EUR", "JPY", "KWD", "CLF", "eur", "XXX", "", 5]),
+    "channel": texts,
+    "transaction_type": texts,
+    "pre_balance": money,
+    "post_balance": money,
+    "merchant_id": st.one_of(st.none(), texts),
+    "card_id": st.one_of(st.none(), texts),
+    "device_id": st.one_of(st.none(), texts),
+    "ip": st.one_of(
+        st.none(), st.ip_addresses().map(str), st.from_regex(r"\d{1,3}(\.\d{1,3}){3}", fullmatch=True), texts
+    ),
+    "country": st.one_of(st.none(), st.sampled_from(["DE", "de", "DEU", "D1", "ÄÖ"]), texts),
+    "memo": st.one_of(st.none(), texts),
+    "attributes": st.one_of(
+        st.none(),
+        st.dictionaries(st.text(max_size=4), st.one_of(st.text(max_size=4), st.floats(allow_nan=False))),
+    ),
+    "something_new": texts,
+}
+changes = st.lists(st.sampled_from(sorted(values)), max_size=3, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: values[name] for name in names})
+)
+
+
+def parsed(body: dict[str, object]) -> dict[str, object]:
+    return parse_object(json.dumps(body).encode(), 1 << 20)
+
+
+@given(changes)
+def test_what_the_plain_lane_takes_the_model_takes_as_the_same_row(change: dict[str, object]) -> None:
+    body = parsed({**ORDINARY, **change})
+    row = intake._plain_row(body)
+    if row is not None:
+        assert row == intake.row_of(validate_transaction(body))
+
+
+@given(changes)
+def test_decode_row_says_of_every_record_what_the_model_says(change: dict[str, object]) -> None:
+    raw = json.dumps({**ORDINARY, **change}).encode()
+    try:
+        expected = intake.row_of(validate_transaction(parse_object(raw, 1 << 20)))
+    except InvalidRecordError as error:
+        with pytest.raises(InvalidRecordError) as caught:
+            intake.decode_row(raw)
+        assert str(caught.value) == str(error)
+    else:
+        row, unknown = intake.decode_row(raw)
+        assert row == expected
+        assert unknown == int("something_new" in change)
+
+
+def test_the_plain_lane_takes_ordinary_transactions() -> None:
+    full = ORDINARY | {
+        "amount": "12.1", "pre_balance": "-3.50", "post_balance": 7, "merchant_id": "m", "card_id": "c",
+        "device_id": "d", "ip": "10.0.0.1", "country": "DE",
+    }  # fmt: skip
+    row = intake._plain_row(parsed(full))
+    assert row is not None
+    assert (row.amount_minor, row.pre_balance_minor, row.post_balance_minor) == (1210, -350, 700)
+    assert row.event_time == int(datetime(2024, 5, 1, 10, tzinfo=UTC).timestamp()) * 1000 + 123
