@@ -97,7 +97,13 @@ class Encoder:
 
 
 def dead_letter(
-    topic: str, partition: int, record: Record, error: RiskStreamError, field: str, reason: str
+    topic: str,
+    partition: int,
+    record: Record,
+    error: RiskStreamError,
+    field: str,
+    reason: str,
+    refused_at_ms: int,
 ) -> Message:
     """Return a record that could not be taken: its own key, bytes and headers, and why in more headers."""
     headers = (
@@ -109,6 +115,6 @@ def dead_letter(
         (DeadLetterHeader.OFFSET.value, str(record.offset).encode()),
         (DeadLetterHeader.FIELD.value, field.encode()),
         (DeadLetterHeader.REASON.value, reason.encode()),
-        (DeadLetterHeader.TIMESTAMP.value, str(record.timestamp_ms).encode()),
+        (DeadLetterHeader.TIMESTAMP.value, format_event_time(refused_at_ms).encode()),
     )
     return Message(record.key, record.value, headers)

@@ -152,7 +152,7 @@ class Pipeline:
         encoder = Encoder(
             self.bundle.model_version, self._spec_hash, batch.topic, batch.partition, scored_at_ms=now_ms
         )
-        self._decide(plan, batch, decoded, events, result, verdicts, matrix, encoder)
+        self._decide(plan, batch, decoded, events, result, verdicts, matrix, encoder, now_ms)
         self._alert(plan, decoded, verdicts, matrix, encoder)
         return plan
 
@@ -175,7 +175,7 @@ class Pipeline:
                         f"{self.config.max_future_ms // 1000} s allowed",
                     )
             except InvalidRecordError as error:
-                _reject(plan, batch, record, error, error.field, error.reason)
+                _reject(plan, batch, record, error, error.field, error.reason, now_ms)
                 continue
             plan.unknown_fields += unknown
             decoded.append(_Decoded(record, row))
@@ -191,6 +191,7 @@ class Pipeline:
         verdicts: dict[int, Verdict],
         matrix: npt.NDArray[np.float64],
         encoder: Encoder,
+        now_ms: int,
     ) -> None:
         """Count every transaction's outcome, and make its decision."""
         names = self.bundle.spec.names
@@ -200,7 +201,7 @@ class Pipeline:
                 continue
             if code == FAILED:
                 error = result.errors[int(events.user[index])]
-                _reject(plan, batch, record, error, "$", f"{error}, at offset {record.offset}")
+                _reject(plan, batch, record, error, "$", f"{error}, at offset {record.offset}", now_ms)
                 continue
             outcome = _OUTCOMES[code]
             plan.outcomes[outcome] = plan.outcomes.get(outcome, 0) + 1
@@ -232,11 +233,19 @@ class Pipeline:
 
 
 def _reject(
-    plan: Plan, batch: Batch, record: Record, error: RiskStreamError, field_name: str, reason: str
+    plan: Plan,
+    batch: Batch,
+    record: Record,
+    error: RiskStreamError,
+    field_name: str,
+    reason: str,
+    now_ms: int,
 ) -> None:
     plan.outcomes[Outcome.REJECTED] = plan.outcomes.get(Outcome.REJECTED, 0) + 1
     plan.rejected_fields.append(field_name)
-    plan.dead_letters.append(dead_letter(batch.topic, batch.partition, record, error, field_name, reason))
+    plan.dead_letters.append(
+        dead_letter(batch.topic, batch.partition, record, error, field_name, reason, refused_at_ms=now_ms)
+    )
 
 
 def _events(batch: Batch, decoded: list[_Decoded]) -> HistoryEvents:

@@ -83,7 +83,7 @@ class Explainer:
             return f"{column} is {self._category(name, value)}"
         if math.isnan(value):
             return _MISSING.get(name, f"{name} is not known")
-        for window in WINDOWS:
+        for window in () if name.startswith("attributes.") else WINDOWS:
             if name.endswith(f"_{window}"):
                 return _window_sentence(name.removesuffix(f"_{window}"), window, value, usual)
         return _plain_sentence(name, value, usual, values)
@@ -92,8 +92,8 @@ class Explainer:
 _MISSING: Final = {
     "seconds_since_previous": "this is the user's first known transaction",
     "days_since_last": "this is the user's first known transaction",
-    "amount_to_mean_7d": "the user has no other transaction in the last 7 days",
-    "amount_to_mean_30d": "the user has no other transaction in the last 30 days",
+    "amount_to_mean_7d": "the user has spent nothing else in the last 7 days",
+    "amount_to_mean_30d": "the user has spent nothing else in the last 30 days",
     "amount_zscore_30d": "the user has too few transactions in the last 30 days to compare with",
     "balance_change_ratio": "the balance before is not known",
     "balance_after_ratio": "the balance after is not known",
@@ -178,7 +178,9 @@ def _plain_sentence(  # noqa: C901 - a table of sentences
             return (
                 f"amount {value:,.2f} is {ratio:.1f} times this user's 30-day mean of {_number(usual or 0)}"
             )
-        return f"amount {value:,.2f}, with no other transaction in the last 30 days"
+        return f"amount {value:,.2f}" + (
+            ", with nothing else spent in the last 30 days" if math.isnan(ratio) else ""
+        )
     if name == "seconds_since_previous":
         return f"{_duration(value)} after the previous transaction"
     if name == "days_since_last":
