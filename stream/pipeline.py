@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from stream.errors import InvalidRecordError, RiskStreamError
+from stream.errors import InvalidRecordError, RiskStreamError, StateError
 from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
-from stream.features.history import FAILED, HistoryConfig, HistoryEvents, HistoryResult, RecordReader, advance
+from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
 from stream.features.identity import identities
 from stream.features.vector import MISSING, Columns, VectorBuilder
 from stream.intake import Row, decode_row
@@ -113,6 +113,28 @@ class _Decoded(NamedTuple):
     row: Row
 
 
+@dataclass(slots=True)
+class _Part:
+    """One partition's batch on its way: its valid transactions, and their rows in the common matrix."""
+
+    batch: Batch
+    decoded: list[_Decoded]
+    plan: Plan
+    now_ms: int
+    rows: slice = field(default_factory=lambda: slice(0, 0))
+    outcome: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    errors: dict[str, StateError] = field(default_factory=dict)
+
+    def advance(self, config: HistoryConfig, reader: RecordReader, features: npt.NDArray[np.float64]) -> None:
+        """Bring the users' histories forward."""
+        events = _events(self.batch, self.decoded)
+        result = advance(events, config, reader, features)
+        self.outcome = result.outcome
+        self.errors = {events.users[place].decode(): error for place, error in result.errors.items()}
+        self.plan.writes = result.writes
+        self.plan.other_source = result.other_source
+
+
 class Pipeline:
     """Decides batches with one model bundle."""
 
@@ -127,38 +149,53 @@ class Pipeline:
         self._spec_hash = bundle.spec.hash
 
     def process(self, batch: Batch, reader: RecordReader, now_ms: int) -> Plan:
-        """Return what must happen for ``batch``.
+        """Return what must happen for one partition's batch; see :meth:`process_all`."""
+        return self.process_all([batch], [reader], now_ms)[0]
+
+    def process_all(
+        self, batches: Sequence[Batch], readers: Sequence[RecordReader], now_ms: int
+    ) -> list[Plan]:
+        """Return what must happen for each of several partitions' batches.
+
+        Each partition has its own state; vectors, scores and explanations are made for all at once.
 
         Parameters
         ----------
-        reader
-            The state of the batch's partition.
+        readers
+            The state of each batch's partition.
         now_ms
             Processing time: bounds event times from above, and becomes ``scored_at``.
         """
-        plan = Plan()
-        decoded = self._decode(batch, now_ms, plan)
-        if not decoded:
-            return plan
-        matrix = self._builder.empty(len(decoded))
-        events = _events(batch, decoded)
-        result = advance(events, self._history, reader, self._builder.history(matrix))
-        self._builder.fill(_columns(decoded, events, self.bundle.spec), matrix)
-        plan.writes = result.writes
-        plan.other_source = result.other_source
-        scored = np.flatnonzero(result.outcome <= kernel.LATE)
-        plan.scores = self._predictor.scores(matrix if len(scored) == len(matrix) else matrix[scored])
-        verdicts = dict(zip(scored.tolist(), map(self._policy.judge, plan.scores.tolist()), strict=True))
-        encoder = Encoder(
-            self.bundle.model_version, self._spec_hash, batch.topic, batch.partition, scored_at_ms=now_ms
-        )
-        self._decide(plan, batch, decoded, events, result, verdicts, matrix, encoder, now_ms)
-        self._alert(plan, decoded, verdicts, matrix, encoder)
-        return plan
+        parts = [self._decode(batch, now_ms) for batch in batches]
+        everything = [item for part in parts for item in part.decoded]
+        matrix = self._builder.empty(len(everything))
+        start = 0
+        for part, reader in zip(parts, readers, strict=True):
+            part.rows = slice(start, start + len(part.decoded))
+            start = part.rows.stop
+            if part.decoded:
+                part.advance(self._history, reader, self._builder.history(matrix[part.rows]))
+        if everything:
+            self._builder.fill(_columns(everything, self.bundle.spec), matrix)
+        verdicts = self._judge(parts, matrix)
+        for part in parts:
+            self._decide(part, verdicts, matrix, now_ms)
+        self._alert(parts, verdicts, matrix, now_ms)
+        return [part.plan for part in parts]
 
-    def _decode(self, batch: Batch, now_ms: int, plan: Plan) -> list[_Decoded]:
+    def _judge(self, parts: list[_Part], matrix: npt.NDArray[np.float64]) -> dict[int, Verdict]:
+        """Score every row that has features, and return the verdicts by row."""
+        outcomes = np.concatenate([part.outcome for part in parts]) if parts else np.empty(0, np.uint8)
+        scored = np.flatnonzero(outcomes <= kernel.LATE)
+        scores = self._predictor.scores(matrix if len(scored) == len(matrix) else matrix[scored])
+        for part in parts:
+            first, last = np.searchsorted(scored, [part.rows.start, part.rows.stop])
+            part.plan.scores = scores[first:last]
+        return dict(zip(scored.tolist(), map(self._policy.judge, scores.tolist()), strict=True))
+
+    def _decode(self, batch: Batch, now_ms: int) -> _Part:
         """Return the valid transactions; the others become dead letters, each on its own."""
-        decoded: list[_Decoded] = []
+        part = _Part(batch, [], Plan(), now_ms)
         latest = now_ms + self.config.max_future_ms
         max_bytes = self.config.max_record_bytes
         for record in batch.records:
@@ -175,76 +212,68 @@ class Pipeline:
                         f"{self.config.max_future_ms // 1000} s allowed",
                     )
             except InvalidRecordError as error:
-                _reject(plan, batch, record, error, error.field, error.reason, now_ms)
+                _reject(part, record, error, error.field, error.reason)
                 continue
-            plan.unknown_fields += unknown
-            decoded.append(_Decoded(record, row))
-        return decoded
+            part.plan.unknown_fields += unknown
+            part.decoded.append(_Decoded(record, row))
+        return part
 
     def _decide(
-        self,
-        plan: Plan,
-        batch: Batch,
-        decoded: list[_Decoded],
-        events: HistoryEvents,
-        result: HistoryResult,
-        verdicts: dict[int, Verdict],
-        matrix: npt.NDArray[np.float64],
-        encoder: Encoder,
-        now_ms: int,
+        self, part: _Part, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64], now_ms: int
     ) -> None:
         """Count every transaction's outcome, and make its decision."""
+        plan = part.plan
+        encoder = self._encoder(part.batch, now_ms)
         names = self.bundle.spec.names
-        for index, ((record, row), code) in enumerate(zip(decoded, result.outcome.tolist(), strict=True)):
+        places = range(part.rows.start, part.rows.stop)
+        for place, (record, row), code in zip(places, part.decoded, part.outcome.tolist(), strict=True):
             if code == kernel.REPLAYED:
                 plan.replayed += 1
                 continue
             if code == FAILED:
-                error = result.errors[int(events.user[index])]
-                _reject(plan, batch, record, error, "$", f"{error}, at offset {record.offset}", now_ms)
+                error = part.errors[row.user_id]
+                _reject(part, record, error, "$", f"{error}, at offset {record.offset}")
                 continue
             outcome = _OUTCOMES[code]
             plan.outcomes[outcome] = plan.outcomes.get(outcome, 0) + 1
             if self.config.decisions:
-                verdict = verdicts.get(index)
+                verdict = verdicts.get(place)
                 features = None
                 if self.config.decision_features and verdict is not None:
-                    features = dict(zip(names, matrix[index].tolist(), strict=True))
+                    features = dict(zip(names, matrix[place].tolist(), strict=True))
                 plan.decisions.append(encoder.decision(record, row, outcome, verdict, features))
 
     def _alert(
-        self,
-        plan: Plan,
-        decoded: list[_Decoded],
-        verdicts: dict[int, Verdict],
-        matrix: npt.NDArray[np.float64],
-        encoder: Encoder,
+        self, parts: list[_Part], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64], now_ms: int
     ) -> None:
         """Explain and encode the alerts."""
-        chosen = [index for index, verdict in verdicts.items() if verdict.alert]
-        contributions = self._predictor.contributions(matrix[chosen])
-        for index, moved in zip(chosen, contributions, strict=True):
-            record, row = decoded[index]
-            verdict = verdicts[index]
-            reasons = self._explainer.reasons(matrix[index], moved)
-            plan.alerts.append(encoder.alert(record, row, verdict, reasons))
-            plan.alert_times.append((record.timestamp_ms, row.event_time))
-            plan.alert_levels.append(verdict.level)
+        chosen = [place for place, verdict in verdicts.items() if verdict.alert]
+        explained = iter(zip(chosen, self._predictor.contributions(matrix[chosen]), strict=True))
+        place, moved = next(explained, (-1, None))
+        for part in parts:
+            encoder = self._encoder(part.batch, now_ms)
+            plan = part.plan
+            while moved is not None and part.rows.start <= place < part.rows.stop:
+                record, row = part.decoded[place - part.rows.start]
+                verdict = verdicts[place]
+                reasons = self._explainer.reasons(matrix[place], moved)
+                plan.alerts.append(encoder.alert(record, row, verdict, reasons))
+                plan.alert_times.append((record.timestamp_ms, row.event_time))
+                plan.alert_levels.append(verdict.level)
+                place, moved = next(explained, (-1, None))
+
+    def _encoder(self, batch: Batch, now_ms: int) -> Encoder:
+        return Encoder(
+            self.bundle.model_version, self._spec_hash, batch.topic, batch.partition, scored_at_ms=now_ms
+        )
 
 
-def _reject(
-    plan: Plan,
-    batch: Batch,
-    record: Record,
-    error: RiskStreamError,
-    field_name: str,
-    reason: str,
-    now_ms: int,
-) -> None:
+def _reject(part: _Part, record: Record, error: RiskStreamError, field_name: str, reason: str) -> None:
+    plan, batch = part.plan, part.batch
     plan.outcomes[Outcome.REJECTED] = plan.outcomes.get(Outcome.REJECTED, 0) + 1
     plan.rejected_fields.append(field_name)
     plan.dead_letters.append(
-        dead_letter(batch.topic, batch.partition, record, error, field_name, reason, refused_at_ms=now_ms)
+        dead_letter(batch.topic, batch.partition, record, error, field_name, reason, part.now_ms)
     )
 
 
@@ -269,8 +298,10 @@ def _events(batch: Batch, decoded: list[_Decoded]) -> HistoryEvents:
     )
 
 
-def _columns(decoded: list[_Decoded], events: HistoryEvents, spec: FeatureSpec) -> Columns:
+def _columns(decoded: list[_Decoded], spec: FeatureSpec) -> Columns:
     rows = [row for _, row in decoded]
+    numbers = np.array([(row.event_time, row.amount_minor, row.minor_units) for row in rows], np.int64)
+    time_ms, amount_minor, minor_units = np.ascontiguousarray(numbers.T)
 
     def balances(values: list[int | None]) -> npt.NDArray[np.int64]:
         return np.array([MISSING if value is None else value for value in values], np.int64)
@@ -279,9 +310,9 @@ def _columns(decoded: list[_Decoded], events: HistoryEvents, spec: FeatureSpec) 
         return [None if row.attributes is None else row.attributes.get(name) for row in rows]
 
     return Columns(
-        time_ms=events.time_ms,
-        amount_minor=events.amount_minor,
-        minor_units=events.minor_units,
+        time_ms=time_ms,
+        amount_minor=amount_minor,
+        minor_units=minor_units,
         pre_balance_minor=balances([row.pre_balance_minor for row in rows]),
         post_balance_minor=balances([row.post_balance_minor for row in rows]),
         categories={

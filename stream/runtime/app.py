@@ -19,9 +19,9 @@ from stream.pipeline import Pipeline, PipelineConfig
 from stream.runtime.delivery import Delivery
 from stream.runtime.endpoint import Endpoint
 from stream.runtime.faust_seams import HistoryStore, HistoryTable, PassThroughSchema, StreamApp
-from stream.runtime.processor import Processor
+from stream.runtime.processor import Fetched, Processor
 from stream.scoring.bundle import Bundle
-from stream.topics import HISTORY_TABLE, changelog_topic
+from stream.topics import HISTORY_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +61,7 @@ class Runtime:
     fatal: BaseException | None = None
     on_fatal: Callable[[], None] | None = None
     prepared: bool = False
+    processing: asyncio.Task[None] | None = None
     progress: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -200,9 +201,7 @@ def build_runtime(settings: Settings) -> Runtime:
         # In fetched batches; 1 would make Faust keep reading the changelog after recovery.
         recovery_buffer_size=2,
     )
-    processor = Processor(
-        pipeline, delivery.deliver, lambda: table.data, settings.topics, changelog_topic(settings), metrics
-    )
+    processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics)
     runtime = Runtime(settings, app, pipeline, processor, delivery, metrics)
     app.settle = processor.settle
     app.resume = processor.resume
@@ -217,10 +216,13 @@ def build_runtime(settings: Settings) -> Runtime:
         if not runtime.prepared:
             await asyncio.to_thread(prepare_broker, runtime)
         await delivery.start()
+        runtime.processing = asyncio.ensure_future(_process(runtime))
         if settings.metrics.enabled:
             await runtime.endpoint.start()
 
     async def release() -> None:
+        if runtime.processing is not None:
+            runtime.processing.cancel()
         await runtime.endpoint.stop()
         await delivery.stop()
 
@@ -230,7 +232,7 @@ def build_runtime(settings: Settings) -> Runtime:
 
 
 async def _score(runtime: Runtime, stream: Any) -> None:
-    """Take batches until cancelled; whatever goes wrong ends the process, never a batch."""
+    """Hand fetched batches to the processor, which takes all that waits at once."""
     app, consumer = runtime.app, runtime.app.consumer
     async for event in stream.events():
         message = event.message
@@ -238,16 +240,23 @@ async def _score(runtime: Runtime, stream: Any) -> None:
         def still_ours(generation: int = message.generation_id) -> bool:
             return bool(generation == app.consumer_generation_id)
 
-        try:
-            if await runtime.processor.process(message.topic, message.partition, message.value, still_ours):
-                consumer.done(message)
-                runtime.progress = time.monotonic()
-                highwater = consumer.highwater(message.tp) or 0
-                lag = max(0, highwater - message.offset - 1)
-                runtime.metrics.lag.labels(str(message.partition)).set(lag)
-        except Exception as error:  # noqa: BLE001 - nothing may escape: Faust would go on behind the batch
-            await runtime.fail(error)
-            await asyncio.get_running_loop().create_future()
+        def done(message: Any = message) -> None:
+            consumer.done(message)
+            runtime.progress = time.monotonic()
+            highwater = consumer.highwater(message.tp) or 0
+            runtime.metrics.lag.labels(str(message.partition)).set(max(0, highwater - message.offset - 1))
+
+        await runtime.processor.put(
+            Fetched(message.topic, message.partition, message.value, still_ours, done)
+        )
+
+
+async def _process(runtime: Runtime) -> None:
+    """Run the processor; whatever goes wrong in it ends the worker, never a batch."""
+    try:
+        await runtime.processor.run()
+    except Exception as error:  # noqa: BLE001 - nothing may be skipped
+        await runtime.fail(error)
 
 
 def build_app(settings: Settings) -> StreamApp:

@@ -89,29 +89,25 @@ class Delivery:
         if producer is not None:
             await producer.stop()
 
-    async def deliver(self, records: Iterable[tuple[str, int, list[Message]]]) -> int:
-        """Produce lists of records and wait until all are acknowledged.
-
-        Parameters
-        ----------
-        records
-            Topic, partition, records.
+    async def deliver(self, records: Iterable[tuple[str, int, list[Message]]]) -> dict[tuple[str, int], int]:
+        """Produce lists of records, each for a topic and partition, and wait until all are acknowledged.
 
         Returns
         -------
-        The offset of the last record of the last list, -1 where all lists are empty.
+        The offset of the last record for each topic and partition that had any.
         """
         producer = self._producer
         if producer is None:
             raise BrokerError("the producer is not connected")
-        pending: list[tuple[asyncio.Future[Any], int]] = []
+        pending: list[tuple[str, int, asyncio.Future[Any], int]] = []
+        last: dict[tuple[str, int], int] = {}
         try:
             for topic, partition, messages in records:
-                pending += await self._send(producer, topic, partition, messages)
-            last = -1
+                for future, count in await self._send(producer, topic, partition, messages):
+                    pending.append((topic, partition, future, count))
             # A future per record batch; the accumulator gives each an end, an error included.
-            for future, count in pending:
-                last = (await future).offset + count - 1
+            for topic, partition, future, count in pending:
+                last[topic, partition] = (await future).offset + count - 1
         except KafkaError as error:
             raise BrokerError(f"records were not delivered: {error!r}") from error
         return last
@@ -119,7 +115,9 @@ class Delivery:
     async def _send(
         self, producer: AIOKafkaProducer, topic: str, partition: int, messages: list[Message]
     ) -> list[tuple[asyncio.Future[Any], int]]:
-        futures = []
+        futures: list[tuple[asyncio.Future[Any], int]] = []
+        if not messages:
+            return futures
         batch = producer.create_batch()
         for message in messages:
             headers = list(message.headers)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from stream.features.identity import identity
 from stream.pipeline import Batch, Message, Record
+from stream.topics import changelog_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
-    from typing import Any, Protocol
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from typing import Protocol
 
     from stream.monitoring.metrics import Metrics
     from stream.pipeline import Pipeline, Plan
-    from stream.settings import TopicSettings
+    from stream.settings import Settings
 
     class Store(Protocol):
         """What the processor needs of the table's store."""
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
             self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
         ) -> None: ...
 
-    Deliver = Callable[[Iterable[tuple[str, int, list[Message]]]], Awaitable[int]]
+    Deliver = Callable[[Iterable[tuple[str, int, list[Message]]]], Awaitable[Mapping[tuple[str, int], int]]]
 
-__all__ = ["Processor"]
+__all__ = ["Fetched", "Processor"]
 
 
 class _PartitionReader:
@@ -42,16 +45,40 @@ class _PartitionReader:
         return self._store.read(self._partition, keys) if keys else []
 
 
+#: Fewer records than this are decided on the event loop: a thread's handover costs more than they do.
+_INLINE_RECORDS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A fetched batch of one partition, as it waits for its turn.
+
+    Attributes
+    ----------
+    still_ours
+        Says whether the partition is assigned as it was when the batch was fetched.
+    done
+        Called once all effects of the batch are safe.
+    """
+
+    topic: str
+    partition: int
+    records: Sequence[Any]
+    still_ours: Callable[[], bool]
+    done: Callable[[], None]
+
+
 class Processor:
-    """Carries out one batch at a time.
+    """Carries out batches, one round at a time; a round takes all that waits, of every partition.
 
-    For each batch, each step awaited before the next:
+    So nothing waits for a timer, and rounds grow only as far as the load makes them. For each round,
+    each step awaited before the next:
 
-    1. decide everything in memory (:meth:`Pipeline.process`; no effects);
+    1. decide everything in memory (:meth:`Pipeline.process_all`; no effects);
     2. produce alerts, decisions and dead letters, and wait for the acknowledgements;
     3. produce the changelog of the changed state, and wait for the acknowledgements;
-    4. write the state to RocksDB, with the changelog's offset, in one atomic batch;
-    5. return, upon which Faust may commit the source offset.
+    4. write the state to RocksDB, with the changelog's offset, in one atomic batch per partition;
+    5. say that the batches are done, upon which Faust may commit their offsets.
 
     Whatever the state holds had its alert delivered before (2 before 3), and carries the source offset
     it came from: a replayed record is recognised and skipped. Whatever it does not hold is decided
@@ -66,94 +93,140 @@ class Processor:
         pipeline: Pipeline,
         deliver: Deliver,
         store: Callable[[], Store],
-        topics: TopicSettings,
-        changelog: str,
+        settings: Settings,
         metrics: Metrics,
     ) -> None:
         self.pipeline = pipeline
         self._deliver = deliver
         self._store = store
-        self._topics = topics
-        self._changelog = changelog
+        self._topics = settings.topics
+        self._changelog = changelog_topic(settings)
+        self._most_records = settings.kafka.max_poll_records
         self._metrics = metrics
         #: Kafka's ids of the source topic's incarnation; empty where the broker has none.
         self.topic_id = ""
+        self._waiting: deque[Fetched] = deque()
+        self._waiting_records = 0
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
         self._idle = asyncio.Event()
+        self._room.set()
         self._idle.set()
-        self._open = asyncio.Event()
-        self._open.set()
+        self._open = True
+
+    async def put(self, fetched: Fetched) -> None:
+        """Let a batch wait for the next round; waits itself while two rounds' records are waiting."""
+        await self._room.wait()
+        self._waiting.append(fetched)
+        self._waiting_records += len(fetched.records)
+        if self._waiting_records >= 2 * self._most_records:
+            self._room.clear()
+        self._work.set()
 
     async def settle(self) -> None:
-        """Let the batch under way end; none begins until :meth:`resume`."""
-        self._open.clear()
+        """Let the round under way end, and forget what waits: it is fetched again after a rebalance."""
+        self._open = False
+        self._waiting.clear()
+        self._waiting_records = 0
+        self._room.set()
         await self._idle.wait()
 
     def resume(self) -> None:
-        """Let batches begin again."""
-        self._open.set()
+        """Let rounds begin again."""
+        self._open = True
+        self._work.set()
 
-    async def process(
-        self, topic: str, partition: int, fetched: Sequence[Any], still_ours: Callable[[], bool]
-    ) -> bool:
-        """Take one fetched batch through all steps; False where a rebalance has taken it away meanwhile.
+    async def run(self) -> None:
+        """Carry out rounds until cancelled.
 
         Raises
         ------
         RiskStreamError, OSError
-            A step failed. Nothing was acknowledged; the process must end and start again.
+            A step failed. Nothing of the round was acknowledged; the process must end and start again.
         """
-        await self._open.wait()
-        if not still_ours():
-            return False
-        self._idle.clear()
-        try:
-            await self._process(topic, partition, fetched)
-        finally:
-            self._idle.set()
-        return True
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._open and (batches := self._take()):
+                self._idle.clear()
+                try:
+                    await self._round(batches)
+                finally:
+                    self._idle.set()
 
-    async def _process(self, topic: str, partition: int, fetched: Sequence[Any]) -> None:
-        metrics = self._metrics
-        store = self._store()
-        batch = Batch(
-            topic=topic,
-            partition=partition,
-            source=identity(f"{topic}:{self.topic_id}:{partition}"),
-            records=[
-                Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
-                for record in fetched
-            ],
-        )
+    def _take(self) -> list[Fetched]:
+        """Return what waits and is still ours, up to about the most records of a round."""
+        taken: list[Fetched] = []
+        records = 0
+        while self._waiting and records < self._most_records:
+            fetched = self._waiting.popleft()
+            self._waiting_records -= len(fetched.records)
+            if fetched.still_ours():
+                taken.append(fetched)
+                records += len(fetched.records)
+        if self._waiting_records < 2 * self._most_records:
+            self._room.set()
+        return taken
+
+    async def _round(self, fetched: list[Fetched]) -> None:
+        metrics, store = self._metrics, self._store()
+        batches = self._batches(fetched)
+        readers = [_PartitionReader(store, batch.partition) for batch in batches]
+        records = sum(len(batch.records) for batch in batches)
         started = time.perf_counter()
-        plan = await asyncio.to_thread(
-            self.pipeline.process, batch, _PartitionReader(store, partition), time.time_ns() // 1_000_000
-        )
+        now_ms = time.time_ns() // 1_000_000
+        if records <= _INLINE_RECORDS:
+            plans = self.pipeline.process_all(batches, readers, now_ms)
+        else:
+            plans = await asyncio.to_thread(self.pipeline.process_all, batches, readers, now_ms)
         decided = time.perf_counter()
         metrics.stages["decide"].observe(decided - started)
         await self._deliver(
-            (name, partition, messages)
+            (name, batch.partition, messages)
+            for batch, plan in zip(batches, plans, strict=True)
             for name, messages in (
                 (self._topics.alerts, plan.alerts),
                 (self._topics.decisions, plan.decisions),
                 (self._topics.dead_letters, plan.dead_letters),
             )
-            if messages
         )
         produced = time.perf_counter()
         metrics.stages["produce"].observe(produced - decided)
-        self._count(plan, len(batch.records))
-        if plan.writes:
-            offset = await self._deliver(
-                [(self._changelog, partition, [Message(key, value) for key, value in plan.writes])]
-            )
-            logged = time.perf_counter()
-            metrics.stages["changelog"].observe(logged - produced)
-            await asyncio.to_thread(store.write, partition, plan.writes, offset)
-            metrics.stages["store"].observe(time.perf_counter() - logged)
-
-    def _count(self, plan: Plan, records: int) -> None:
-        metrics = self._metrics
+        offsets = await self._deliver(
+            (self._changelog, batch.partition, [Message(key, value) for key, value in plan.writes])
+            for batch, plan in zip(batches, plans, strict=True)
+        )
+        logged = time.perf_counter()
+        metrics.stages["changelog"].observe(logged - produced)
+        for batch, plan in zip(batches, plans, strict=True):
+            if plan.writes:
+                offset = offsets[self._changelog, batch.partition]
+                if len(plan.writes) <= _INLINE_RECORDS:
+                    store.write(batch.partition, plan.writes, offset)
+                else:
+                    await asyncio.to_thread(store.write, batch.partition, plan.writes, offset)
+        metrics.stages["store"].observe(time.perf_counter() - logged)
+        for item in fetched:
+            item.done()
         metrics.batch_size.observe(records)
+        for plan in plans:
+            self._count(plan)
+
+    def _batches(self, fetched: list[Fetched]) -> list[Batch]:
+        """Join the fetches of each partition, in their order."""
+        records: dict[tuple[str, int], list[Record]] = {}
+        for item in fetched:
+            records.setdefault((item.topic, item.partition), []).extend(
+                Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
+                for record in item.records
+            )
+        return [
+            Batch(topic, partition, identity(f"{topic}:{self.topic_id}:{partition}"), part)
+            for (topic, partition), part in records.items()
+        ]
+
+    def _count(self, plan: Plan) -> None:
+        metrics = self._metrics
         for outcome, count in plan.outcomes.items():
             metrics.transactions[outcome].inc(count)
         for field in plan.rejected_fields:
