@@ -1,0 +1,335 @@
+"""The deployment's files agree with the code: settings, ports, metrics, versions, mounts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from stream.brokers.kafka import KAFKA_VERSION
+from stream.monitoring.metrics import Metrics
+from stream.settings import _known_variables, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PROMETHEUS = yaml.safe_load((ROOT / "grafana/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+DATASOURCES = yaml.safe_load(
+    (ROOT / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8")
+)["datasources"]
+DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
+
+#: Variables that the compose file may ask for; its head says what each is.
+VARIABLES = {"GRAFANA_ADMIN_PASSWORD", "PYTHON_IMAGE", "RISKSTREAM_BUNDLE_DIR"}
+#: Ports that are not the product's to choose, by service: the images' own, and what the compose file
+#: itself gives Kafka to listen on.
+IMAGE_PORTS = {"kafka": {"9092", "9093", "29092"}, "prometheus": {"9090"}, "grafana": {"3000"}}
+
+PROMQL_WORDS = {"by", "clamp_min", "histogram_quantile", "increase", "max", "or", "rate", "sum", "vector"}
+SCRAPED = {"up", "instance", "job"}
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Metrics:
+    """Every metric with at least one child, so that all of them are in the exposition."""
+    made = Metrics("model", "spec")
+    made.dead_letters.labels("amount")
+    made.lag.labels("0")
+    return made
+
+
+@pytest.fixture(scope="module")
+def exposed(metrics: Metrics) -> dict[str, set[str]]:
+    """Sample name -> labels, as Prometheus sees them."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    found = service.get("environment", {})
+    assert isinstance(found, dict), "the file uses one way of writing an environment"
+    return found
+
+
+def texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for member in value.values():
+            yield from texts(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from texts(member)
+    else:
+        yield str(value)
+
+
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for panel in dashboard["panels"]:
+        found += [panel, *panel.get("panels", [])]
+    return found
+
+
+def names_in(query: str) -> set[str]:
+    """Return the metrics and grouping labels that a query names."""
+    bare = re.sub(r'"[^"]*"', '""', query)
+    bare = re.sub(r"\[[^\]]*\]", "", bare)
+    bare = re.sub(r"(\w+)\s*(=~|!~|!=|=)", r"\1 ", bare)
+    return set(re.findall(r"[A-Za-z_:][\w:]*", bare)) - PROMQL_WORDS
+
+
+# --- docker-compose.yml ---
+
+
+def test_services() -> None:
+    assert set(SERVICES) == {"kafka", "topics-init", "worker", "prometheus", "grafana"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned(name: str) -> None:
+    _, _, tag = SERVICES[name]["image"].rpartition(":")
+    assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), SERVICES[name]["image"]
+
+
+def test_broker_is_the_version_that_the_tests_run_on() -> None:
+    assert SERVICES["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
+
+
+def test_base_image_is_pinned_alike() -> None:
+    default = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert default is not None
+    assert re.fullmatch(r"python:3\.\d+-slim", default[1])
+    assert SERVICES["worker"]["build"]["args"]["PYTHON_IMAGE"] == f"${{PYTHON_IMAGE:-{default[1]}}}"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_mounts_exist(name: str) -> None:
+    for mount in SERVICES[name].get("volumes", []):
+        if isinstance(mount, dict):
+            source = mount["source"]
+            assert mount["bind"]["create_host_path"] is False, "a missing folder must be an error"
+        else:
+            source = mount.split(":")[0]
+        if source.startswith("${"):
+            assert source[2:].split(":")[0] in VARIABLES
+        elif source.startswith("."):
+            assert (ROOT / source).exists()
+            assert mount.endswith(":ro")
+        else:
+            assert source in COMPOSE["volumes"]
+
+
+def test_bundle_is_read_only() -> None:
+    [bundle] = [mount for mount in SERVICES["worker"]["volumes"] if isinstance(mount, dict)]
+    assert bundle["read_only"] is True
+    assert bundle["source"] == "${RISKSTREAM_BUNDLE_DIR:-./var/bundle}"
+    assert bundle["target"] == environment(SERVICES["worker"])["RISKSTREAM_BUNDLE"]
+
+
+def test_variables_are_documented() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    asked = set(re.findall(r"\$\{(\w+)", text))
+    assert asked == VARIABLES
+    head = text.partition("\nname:")[0]
+    for name in asked:
+        assert re.search(rf"^#   {name}\s", head, re.MULTILINE), f"{name} is not in the file's head"
+
+
+@pytest.mark.parametrize("name", ["topics-init", "worker"])
+def test_settings_are_known_and_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # no .env
+    chosen = environment(SERVICES[name])
+    assert {variable for variable in chosen if variable.startswith("RISKSTREAM_")} <= _known_variables()
+    for variable, value in chosen.items():
+        monkeypatch.setenv(variable, value)
+    assert load_settings().kafka.bootstrap_servers == "kafka:9092"
+
+
+def test_dockerfile_names_known_settings() -> None:
+    named = set(re.findall(r"\b(RISKSTREAM_\w+)=", (ROOT / "Dockerfile").read_text()))
+    assert named
+    assert named <= _known_variables()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_is_published_beyond_this_machine(name: str) -> None:
+    for published in SERVICES[name].get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", published)
+    assert "network_mode" not in SERVICES[name]
+
+
+def test_ports_are_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every port in the files is the worker's by its settings, or an image's own."""
+    monkeypatch.chdir(tmp_path)
+    known = {str(load_settings().metrics.port)}.union(*IMAGE_PORTS.values())
+    sources = [*texts(SERVICES), *texts(PROMETHEUS), *texts(DATASOURCES)]
+    named = {port for text in sources for port in re.findall(r"(?<=:)\d{4,5}(?=\b)", text)}
+    named |= {text for text in sources if re.fullmatch(r"\d{4,5}", text)}
+    named |= set(re.findall(r"^EXPOSE (\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    assert named <= known
+    assert str(load_settings().metrics.port) in named
+
+
+def test_published_ports_are_listened_on() -> None:
+    for name, service in SERVICES.items():
+        for published in service.get("ports", []):
+            assert published.rpartition(":")[2] in IMAGE_PORTS[name]
+    for listener in environment(SERVICES["kafka"])["KAFKA_LISTENERS"].split(","):
+        assert listener.rpartition(":")[2] in IMAGE_PORTS["kafka"]
+
+
+def test_worker_is_checked_where_it_listens() -> None:
+    chosen = environment(SERVICES["worker"])
+    assert chosen["RISKSTREAM_METRICS__HOST"] == "0.0.0.0"
+    check = " ".join(SERVICES["worker"]["healthcheck"]["test"])
+    assert f"http://127.0.0.1:{chosen['RISKSTREAM_METRICS__PORT']}/readyz" in check
+    assert "ports" not in SERVICES["worker"]
+
+
+@pytest.mark.parametrize("name", ["topics-init", "worker"])
+def test_own_containers_have_no_rights(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    users = re.findall(r"^USER (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert users == ["riskstream"]
+
+
+def test_everything_starts_after_what_it_needs() -> None:
+    assert SERVICES["topics-init"]["command"] == ["topics", "create"]
+    assert SERVICES["topics-init"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
+    assert SERVICES["worker"]["depends_on"] == {
+        "topics-init": {"condition": "service_completed_successfully"}
+    }
+
+
+def test_compiled_code_has_a_writable_place() -> None:
+    cache = re.findall(r"NUMBA_CACHE_DIR=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert len(set(cache)) == 1
+    assert f"numba-cache:{cache[0]}" in SERVICES["worker"]["volumes"]
+
+
+def test_grafana_needs_a_password_from_the_environment() -> None:
+    chosen = environment(SERVICES["grafana"])
+    assert chosen["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_ADMIN_PASSWORD:?")
+    assert chosen["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+
+
+def test_build_context_has_what_the_image_copies() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert names == {"requirements.lock", "pyproject.toml", "README.md", "stream", "offline"}
+    assert {f"!{name}" for name in names} <= set(ignored)
+
+
+# --- Prometheus and Grafana ---
+
+
+def test_prometheus_asks_the_worker() -> None:
+    [job] = [job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == "riskstream"]
+    [lookup] = job["dns_sd_configs"]
+    assert lookup["names"] == ["worker"]
+    assert str(lookup["port"]) == environment(SERVICES["worker"])["RISKSTREAM_METRICS__PORT"]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    assert set(SERVICES["prometheus"]["networks"]) & set(SERVICES["worker"]["networks"])
+
+
+def test_prometheus_files_name_metrics_that_exist(exposed: dict[str, set[str]]) -> None:
+    for path in sorted((ROOT / "grafana/prometheus").glob("*.yml")):
+        named = set(re.findall(r"\briskstream_\w+", path.read_text(encoding="utf-8")))
+        assert named <= set(exposed), path.name
+
+
+def test_datasource_is_the_prometheus_beside_it() -> None:
+    [datasource] = DATASOURCES
+    assert datasource["type"] == "prometheus"
+    assert datasource["isDefault"] is True
+    assert datasource["url"] == "http://prometheus:9090"
+
+
+def test_dashboards_are_mounted_where_grafana_looks() -> None:
+    path = ROOT / "grafana/provisioning/dashboards/riskstream.yml"
+    [provider] = yaml.safe_load(path.read_text(encoding="utf-8"))["providers"]
+    assert f"./grafana/dashboards:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
+
+
+def test_there_is_an_overview() -> None:
+    assert "overview" in {path.stem for path in DASHBOARDS}
+
+
+@pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)
+def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(request.param.read_text(encoding="utf-8"))
+    return found | {"file": f"riskstream-{request.param.stem}"}
+
+
+def test_is_itself_for_good(dashboard: dict[str, Any]) -> None:
+    assert dashboard["uid"] == dashboard["file"]
+    assert dashboard["title"].startswith("RiskStream")
+    assert "id" not in dashboard
+
+
+def test_panels(dashboard: dict[str, Any]) -> None:
+    found = panels(dashboard)
+    ids = [panel["id"] for panel in found]
+    assert len(set(ids)) == len(ids)
+    for panel in found:
+        if panel["type"] == "row":
+            continue
+        assert panel["title"]
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["targets"], panel["title"]
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references), panel["title"]
+
+
+def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + column, at["y"] + row) for column in range(at["w"]) for row in range(at["h"])}
+        assert at["x"] + at["w"] <= 24, panel["title"]
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_datasource_is_provisioned(dashboard: dict[str, Any]) -> None:
+    [provisioned] = DATASOURCES
+    wanted = {"type": provisioned["type"], "uid": provisioned["uid"]}
+    for panel in panels(dashboard):
+        for part in [panel, *panel.get("targets", [])]:
+            assert part.get("datasource", wanted) == wanted, panel["title"]
+    for variable in dashboard["templating"]["list"]:
+        assert variable.get("datasource", wanted) == wanted, variable["name"]
+
+
+def test_queries_name_metrics_and_labels_that_exist(
+    dashboard: dict[str, Any], exposed: dict[str, set[str]]
+) -> None:
+    labels = set().union(*exposed.values())
+    for panel in panels(dashboard):
+        for target in panel.get("targets", []):
+            unknown = names_in(target["expr"]) - set(exposed) - labels - SCRAPED
+            assert not unknown, f"{panel['title']}: {unknown}"
+            shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert shown <= labels | SCRAPED, panel["title"]
+
+
+def test_the_name_check_finds_what_does_not_exist(exposed: dict[str, set[str]]) -> None:
+    query = 'sum by (nothing, le) (rate(riskstream_no_such_bucket{outcome="scored"}[$__rate_interval]))'
+    labels = set().union(*exposed.values())
+    assert names_in(query) - set(exposed) - labels == {"nothing", "riskstream_no_such_bucket"}
+    assert "riskstream_stage_seconds_bucket" in exposed
