@@ -20,6 +20,7 @@ from stream.runtime.delivery import Delivery
 from stream.runtime.endpoint import Endpoint
 from stream.runtime.faust_seams import HistoryStore, HistoryTable, PassThroughSchema, StreamApp
 from stream.runtime.processor import Fetched, Processor
+from stream.runtime.warmup import warm_up
 from stream.scoring.bundle import Bundle
 from stream.topics import HISTORY_TABLE
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from stream.settings import KafkaSettings, Settings
 
-__all__ = ["Runtime", "aiokafka_config", "build_app", "build_runtime", "prepare_broker"]
+__all__ = ["Runtime", "aiokafka_config", "build_app", "build_runtime", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -212,22 +213,22 @@ def build_runtime(settings: Settings) -> Runtime:
 
     app.agent(source, name="score")(score)
 
-    async def prepare() -> None:
+    async def begin() -> None:
         if not runtime.prepared:
-            await asyncio.to_thread(prepare_broker, runtime)
+            await asyncio.to_thread(prepare, runtime)
         await delivery.start()
         runtime.processing = asyncio.ensure_future(_process(runtime))
         if settings.metrics.enabled:
             await runtime.endpoint.start()
 
-    async def release() -> None:
+    async def end() -> None:
         if runtime.processing is not None:
             runtime.processing.cancel()
         await runtime.endpoint.stop()
         await delivery.stop()
 
-    app.prepare = prepare
-    app.release = release
+    app.prepare = begin
+    app.release = end
     return runtime
 
 
@@ -264,8 +265,8 @@ def build_app(settings: Settings) -> StreamApp:
     return build_runtime(settings).app
 
 
-def prepare_broker(runtime: Runtime) -> None:
-    """Make and check the topics, and learn which incarnation of the source this is.
+def prepare(runtime: Runtime) -> None:
+    """Make and check the topics, learn which incarnation of the source this is, and compile everything.
 
     Raises
     ------
@@ -278,4 +279,5 @@ def prepare_broker(runtime: Runtime) -> None:
     require_topics(settings)
     source = settings.topics.transactions
     runtime.processor.topic_id = topic_ids(settings, [source])[source]
+    warm_up(runtime.pipeline)
     runtime.prepared = True

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from stream.errors import RiskStreamError
-from stream.runtime.app import Runtime, build_runtime, prepare_broker
-from stream.runtime.warmup import warm_up
+from stream.runtime.app import Runtime, build_runtime, prepare
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -41,8 +40,7 @@ def run_worker(settings: Settings) -> int:
     for line in settings.describe().splitlines():
         logger.info("setting %s", line)
     runtime = build_runtime(settings)
-    prepare_broker(runtime)
-    warm_up(runtime.pipeline)
+    prepare(runtime)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(runtime))
 
