@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["Encoder", "Headers", "Message", "Record", "dead_letter"]
 
 Headers = tuple[tuple[str, bytes], ...]
+
+#: Most bytes of a record that its dead letter carries. Brokers take 1 MiB unless told otherwise, measured
+#: after compression, so that with its headers more a record that came in may not go out again.
+MAX_DEAD_LETTER_BYTES: Final = 1_000_000
+_MAX_CUT_KEY_BYTES: Final = 1_000
 
 
 class Record(NamedTuple):
@@ -105,9 +110,21 @@ def dead_letter(
     reason: str,
     refused_at_ms: int,
 ) -> Message:
-    """Return a record that could not be taken: its own key, bytes and headers, and why in more headers."""
+    """Return a record that could not be taken: its own key, bytes and headers, and why in more headers.
+
+    One too large to be sent again is cut, without its own headers, and the reason says so.
+    """
+    key, value, own = record.key, record.value, record.headers
+    size = len(key or b"") + len(value or b"") + sum(len(name) + len(text or b"") for name, text in own)
+    if size > MAX_DEAD_LETTER_BYTES:
+        key = key and key[:_MAX_CUT_KEY_BYTES]
+        value = value and value[: MAX_DEAD_LETTER_BYTES - _MAX_CUT_KEY_BYTES]
+        own = ()
+        reason += (
+            f"; cut to {len(key or b'') + len(value or b'')} of {size} bytes, the whole is at the source"
+        )
     headers = (
-        *record.headers,
+        *own,
         (DeadLetterHeader.EXCEPTION.value, type(error).__name__.encode()),
         (DeadLetterHeader.MESSAGE.value, str(error).encode()),
         (DeadLetterHeader.TOPIC.value, topic.encode()),
@@ -117,4 +134,4 @@ def dead_letter(
         (DeadLetterHeader.REASON.value, reason.encode()),
         (DeadLetterHeader.TIMESTAMP.value, format_event_time(refused_at_ms).encode()),
     )
-    return Message(record.key, record.value, headers)
+    return Message(key, value, headers)

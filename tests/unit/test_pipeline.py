@@ -242,6 +242,27 @@ def test_a_bad_record_is_a_dead_letter_and_harms_nobody(name: str, bundle: Bundl
     assert plan.rejected_fields == [field]
 
 
+@pytest.mark.parametrize("part", ["key", "value", "header"])
+def test_a_record_too_large_to_be_sent_again_is_cut(part: str, bundle: Bundle) -> None:
+    """A broker measures records after compression, so that what came in may not go out again."""
+    large = b"x" * 5_000_000
+    received = Record(
+        7,
+        NOW,
+        large if part == "key" else b"u1",
+        large if part == "value" else b"{",
+        (("own", large if part == "header" else b"y"),),
+    )
+    (letter,) = run([received], bundle).dead_letters
+    size = len(letter.key or b"") + len(letter.value or b"") + sum(len(n) + len(v) for n, v in letter.headers)
+    assert size < 1_010_000
+    assert (received.key or b"").startswith(letter.key or b"")
+    assert (received.value or b"").startswith(letter.value or b"")
+    told = reason_of(letter)
+    assert re.search(r"; cut to \d+ of 50000\d\d bytes", told[DeadLetterHeader.REASON])
+    assert told[DeadLetterHeader.OFFSET] == "7"
+
+
 def test_a_dead_letter_says_when_the_record_was_refused(bundle: Bundle) -> None:
     """As docs/schemas/dead-letter-headers.json says: RFC 3339 in UTC."""
     (letter,) = run([record(0, b"{")], bundle).dead_letters

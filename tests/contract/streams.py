@@ -1,0 +1,265 @@
+"""A deployment for one test: its own topics, state folder and workers, each a real process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+from helpers import PATIENCE_SECONDS, settings_for, wait_until
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from pydantic import BaseModel
+
+from stream.brokers import admin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from stream.brokers.base import Broker
+    from stream.settings import Settings
+
+COMMAND = [sys.executable, "-c", "from stream.cli import main; main()", "worker"]
+_ADDRESS = re.compile(r"metrics, health and readiness on (http://\S+)")
+
+#: A source record's partition and offset.
+Position = tuple[int, int]
+
+
+class Sent(NamedTuple):
+    """A record to produce."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]] = ()
+
+
+class Found(NamedTuple):
+    """A record read back."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+    @property
+    def json(self) -> dict[str, Any]:
+        parsed: dict[str, Any] = json.loads(self.value or b"")
+        return parsed
+
+    def header(self, name: str) -> str:
+        (value,) = [value for found, value in self.headers if found == name]
+        return value.decode()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return this process's environment with exactly these settings in it."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RISKSTREAM_")}
+
+    def add(prefix: str, model: BaseModel) -> None:
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, BaseModel):
+                add(f"{prefix}{name.upper()}__", value)
+            elif value is not None:
+                variables[f"{prefix}{name.upper()}"] = str(value)
+
+    add("RISKSTREAM_", settings)
+    return variables
+
+
+class Worker:
+    """``riskstream worker`` as a child process."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self.log_path = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                COMMAND,
+                env=environment(settings),
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        self._address = ""
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def wait_ready(self) -> None:
+        """Return once it takes transactions; fail with its log where it ends instead."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
+            return self.status("/readyz") == 200
+
+        wait_until(ready, f"the worker is not ready:\n{self.log}")
+
+    @property
+    def address(self) -> str:
+        if not self._address and (found := _ADDRESS.search(self.log)):
+            self._address = found.group(1)
+        return self._address
+
+    def status(self, path: str) -> int:
+        """Return the HTTP status of a path, 0 where nothing answers."""
+        if not self.address:
+            return 0
+        try:
+            with urllib.request.urlopen(self.address + path, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric over its labels."""
+        with urllib.request.urlopen(self.address + "/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        matches = (re.fullmatch(rf"{name}(?:\{{.*\}})? (\S+)", line) for line in lines)
+        return sum(float(match.group(1)) for match in matches if match)
+
+    def stop(self) -> int:
+        """End it with SIGTERM; returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait_end(self) -> int:
+        return self.process.wait(PATIENCE_SECONDS)
+
+
+class Stream:
+    """Topics of its own on a shared broker, and the workers that serve them."""
+
+    def __init__(self, broker: Broker, folder: Path, bundle: Path, **overrides: Any) -> None:
+        overrides.setdefault("decisions", {"features": True})
+        self.settings = settings_for(broker, state_dir=folder / "state", bundle=bundle, **overrides)
+        self.folder = folder
+        self.workers: list[Worker] = []
+        self.sent: dict[Position, Sent] = {}
+        self._kafka = admin.client_config(self.settings.kafka)
+        self._found: dict[str, list[Found]] = {}
+        self._readers: dict[str, KafkaConsumer] = {}
+        admin.create_topics(self.settings)
+        self._producer = KafkaProducer(**self._kafka, acks="all", max_request_size=8_000_000, linger_ms=5)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self._producer.close()
+        for reader in self._readers.values():
+            reader.close()
+
+    def start(self, settings: Settings | None = None, *, ready: bool = True) -> Worker:
+        worker = Worker(settings or self.settings, self.folder / f"worker-{len(self.workers)}.log")
+        self.workers.append(worker)
+        if ready:
+            worker.wait_ready()
+        return worker
+
+    def produce(self, records: Iterable[Sent]) -> list[Position]:
+        """Produce, wait for the acknowledgements, and return where the records lie."""
+        records = list(records)
+        topic = self.settings.topics.transactions
+        futures = [
+            self._producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
+            for record in records
+        ]
+        self._producer.flush(PATIENCE_SECONDS)
+        results = [future.get(PATIENCE_SECONDS) for future in futures]
+        places = [(result.partition, result.offset) for result in results]
+        self.sent |= dict(zip(places, records, strict=True))
+        return places
+
+    def read(self, name: str) -> list[Found]:
+        """Return every record of a topic so far (``alerts``, ``decisions``, ``dead_letters``)."""
+        topic = getattr(self.settings.topics, name)
+        found = self._found.setdefault(name, [])
+        reader = self._readers.get(name)
+        if reader is None:
+            reader = self._readers[name] = KafkaConsumer(
+                **self._kafka, enable_auto_commit=False, auto_offset_reset="earliest"
+            )
+            reader.assign([TopicPartition(topic, at) for at in range(self.settings.topics.partitions)])
+        while True:
+            ends = reader.end_offsets(list(reader.assignment()))
+            batches = reader.poll(timeout_ms=100)
+            for batch in batches.values():
+                found += [
+                    Found(
+                        record.partition,
+                        record.offset,
+                        record.key,
+                        record.value,
+                        tuple((header, value) for header, value in record.headers),
+                    )
+                    for record in batch
+                ]
+            if not batches and all(reader.position(partition) >= end for partition, end in ends.items()):
+                return found
+
+    def answered(self) -> set[Position]:
+        """Return the source positions with a decision or a dead letter."""
+        decided = {
+            (body["source_partition"], body["source_offset"])
+            for body in (f.json for f in self.read("decisions"))
+        }
+        refused = {
+            (int(found.header("__streams.errors.partition")), int(found.header("__streams.errors.offset")))
+            for found in self.read("dead_letters")
+        }
+        return decided | refused
+
+    def wait_answered(self, places: Iterable[Position] | None = None) -> None:
+        """Return once every record sent (or those at ``places``) has a decision or is a dead letter."""
+        wanted = set(self.sent if places is None else places)
+
+        def done() -> bool:
+            for worker in self.workers:
+                assert worker.process.poll() in {None, 0, -signal.SIGKILL}, worker.log
+            return wanted <= self.answered()
+
+        wait_until(done, "not every record was answered", 2 * PATIENCE_SECONDS)
+
+    def decisions(self) -> dict[Position, list[dict[str, Any]]]:
+        """Return every delivery of every decision, by the source record's position."""
+        found: dict[Position, list[dict[str, Any]]] = {}
+        for record in self.read("decisions"):
+            body = record.json
+            found.setdefault((body["source_partition"], body["source_offset"]), []).append(body)
+        return found
+
+
+def readable_line(worker: Worker) -> str:
+    """Return the one line in which a worker says why it ended; fail where it says more or less."""
+    log = worker.log
+    assert "Traceback" not in log, log
+    lines = [line for line in log.splitlines() if line.startswith("riskstream:") or "fatal:" in line]
+    assert len(lines) == 1, log
+    return lines[0]
+
+
+def children_of(pid: int) -> set[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    return set()
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    wait_until(condition, what, 2 * PATIENCE_SECONDS)

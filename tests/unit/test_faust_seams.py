@@ -1,0 +1,492 @@
+"""Each seam of ``stream.runtime.faust_seams`` is still needed: upstream still does what it says there.
+
+A test named ``test_upstream_…`` that fails means that Faust has changed, and that the seam may go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import faust
+import pytest
+import rocksdict
+from aiokafka.structs import ConsumerRecord
+from faust.stores import rocksdb
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from rocksdict import DbClosedError
+
+from stream.runtime.faust_seams import (
+    BatchConsumer,
+    BatchTransport,
+    HistoryStore,
+    HistoryTable,
+    PassThroughSchema,
+    StreamApp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+TOPIC = "transactions"
+TPS = [TP(TOPIC, 0), TP(TOPIC, 1)]
+
+
+@pytest.fixture
+def run() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    return asyncio.run
+
+
+def make_app(folder: Path, kind: type[faust.App] = faust.App, **changes: Any) -> Any:
+    options = {
+        "broker": "kafka://127.0.0.1:1",
+        "store": "rocksdb://",
+        "datadir": str(folder),
+        "autodiscover": False,
+        "web_enabled": False,
+        "topic_disable_leader": True,
+        "topic_allow_declare": False,
+        "stream_wait_empty": True,
+        "table_standby_replicas": 0,
+    } | changes
+    return kind("seams", **options)
+
+
+def record(partition: int, offset: int) -> ConsumerRecord:
+    key, value = f"k{offset}".encode(), f"v{offset}".encode()
+    return ConsumerRecord(TOPIC, partition, offset, 1_000 + offset, 0, key, value, None, 2, 2, ())
+
+
+FETCHED = {TPS[0]: [record(0, at) for at in range(5)], TPS[1]: [record(1, at) for at in range(3)]}
+
+
+def make_consumer(app: Any, transport: type, fetched: dict[TP, list[ConsumerRecord]]) -> Any:
+    """Return the app's consumer of the given transport, whose next fetch gives these records."""
+    app.transport = transport("kafka://127.0.0.1:1", app)
+
+    class Fetching(app.transport.Consumer):  # type: ignore[misc, name-defined]
+        async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ARG002, ASYNC109
+            return fetched, set(fetched)
+
+        def highwater(self, tp: TP) -> int:  # noqa: ARG002
+            return 100
+
+    app.transport.Consumer = Fetching
+    consumer = app.consumer
+    consumer.flow_active = True
+    consumer.scheduler = (
+        app.transport.SchedulingStrategy()
+        if hasattr(app.transport, "SchedulingStrategy")
+        else consumer.scheduler
+    )
+    return consumer
+
+
+async def messages(consumer: Any) -> list[tuple[TP, Any]]:
+    return [pair async for pair in consumer.getmany(timeout=1.0)]
+
+
+async def begun_stream(app: Any, consumer: Any) -> tuple[Any, Any]:
+    """Return an acking stream over the topic and its channel, with the fetched messages in it."""
+    app.flow_control.resume()
+    topic = app.topic(TOPIC, schema=PassThroughSchema(allow_empty=True))
+    app.topics._acking_topics.add(TOPIC)
+    stream = app.stream(topic)
+    for _, message in await messages(consumer):
+        message.incref()
+        await stream.channel.put(app.create_event(message.key, message.value, message.headers, message))
+    return stream, topic
+
+
+# --- 1. one event per fetched batch; a commit says what was done ---------------------------------------
+
+
+def test_upstream_makes_a_message_of_every_record(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        consumer = make_consumer(make_app(tmp_path), driver.Transport, FETCHED)
+        found = await messages(consumer)
+        assert len(found) == 8
+        assert {message.value for _, message in found} == {b"v0", b"v1", b"v2", b"v3", b"v4"}
+
+    run(main())
+
+
+def test_ours_makes_a_message_of_every_partition(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        consumer = make_consumer(make_app(tmp_path), BatchTransport, FETCHED)
+        assert isinstance(consumer, BatchConsumer)
+        found = await messages(consumer)
+        assert [(tp, message.offset, message.key) for tp, message in found] == [
+            (TPS[0], 4, None),
+            (TPS[1], 2, None),
+        ]
+        assert [message.value for _, message in found] == list(FETCHED.values())
+
+    run(main())
+
+
+async def offset_after_a_failure(app: Any, consumer: Any) -> int | None:
+    """Return what would be committed after an agent's code has failed at the first event."""
+    stream, _ = await begun_stream(app, consumer)
+
+    async def agent() -> None:
+        async for event in stream.events():
+            raise ZeroDivisionError(event)
+
+    with pytest.raises(ZeroDivisionError):
+        await agent()
+    gc.collect()  # the generators that the failure left in the air come to their end
+    for _ in range(100):
+        await asyncio.sleep(0)
+    offset: int | None = consumer._new_offset(TPS[0])
+    return offset
+
+
+def test_upstream_commits_an_event_whose_agent_failed(run: Any, tmp_path: Path) -> None:
+    """#527, #315."""
+
+    async def main() -> None:
+        app = make_app(tmp_path)
+        consumer = make_consumer(app, driver.Transport, {TPS[0]: [record(0, 0)]})
+        assert await offset_after_a_failure(app, consumer) == 1
+
+    run(main())
+
+
+def test_ours_commits_what_was_done_and_nothing_else(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        assert await offset_after_a_failure(app, consumer) is None
+        (_, message), _ = await messages(consumer)
+        consumer.done(message)
+        assert consumer._new_offset(TPS[0]) == 5
+        assert consumer._new_offset(TPS[1]) is None
+        assert list(consumer._filter_tps_with_pending_acks()) == [TPS[0]]
+
+    run(main())
+
+
+def test_ours_forgets_what_a_rebalance_took_away(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        (_, first), (_, second) = await messages(consumer)
+        first.generation_id = app.consumer_generation_id - 1
+        consumer.done(first)
+        assert consumer._new_offset(TPS[0]) is None
+        consumer.done(second)
+        assert consumer._new_offset(TPS[1]) == 3
+        await consumer.on_partitions_revoked({TPS[1]})
+        assert consumer._new_offset(TPS[1]) is None
+
+    run(main())
+
+
+def test_upstream_commits_an_event_that_a_rebalance_took_away(run: Any, tmp_path: Path) -> None:
+    """It is skipped, because its generation is over, and acknowledged all the same."""
+
+    async def main() -> None:
+        app = make_app(tmp_path)
+        consumer = make_consumer(app, driver.Transport, {TPS[0]: [record(0, 0), record(0, 1)]})
+        stream, _ = await begun_stream(app, consumer)
+        app.consumer_generation_id += 1
+        (message, _) = (m for _, m in await messages(consumer))
+        message.offset = 2
+        message.incref()
+        await stream.channel.put(app.create_event(None, b"now", (), message))
+        await stream.channel.put(app.create_event(None, b"next", (), message))
+        events = stream.events().__aiter__()
+        assert [(await anext(events)).value, (await anext(events)).value] == [b"now", b"next"]
+        assert consumer._new_offset(TPS[0]) >= 2
+
+    run(main())
+
+
+def test_ours_hands_on_nothing_while_a_rebalance_runs(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        consumer = make_consumer(make_app(tmp_path, StreamApp), BatchTransport, FETCHED)
+        sought: list[bool] = []
+
+        async def perform_seek() -> None:
+            sought.append(True)
+
+        consumer.perform_seek = perform_seek
+        consumer.flow_active = False
+        assert await messages(consumer) == []
+        assert sought == [True]
+
+    run(main())
+
+
+# --- 2. the store --------------------------------------------------------------------------------------
+
+
+def upstream_store(folder: Path) -> Any:
+    app = make_app(folder)
+    table = app.Table("history", key_type=bytes, value_type=bytes, partitions=2)
+    folder.joinpath(app.conf.tabledir).mkdir(parents=True, exist_ok=True)
+    return table.data
+
+
+def our_store(folder: Path) -> HistoryStore:
+    app = make_app(folder, StreamApp, Table=HistoryTable)
+    table = app.Table("history", key_type=bytes, value_type=bytes, partitions=2)
+    app.conf.tabledir.mkdir(parents=True, exist_ok=True)
+    assert isinstance(table.data, HistoryStore)
+    return table.data
+
+
+def test_upstream_cannot_write_outside_of_an_event(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(AssertionError):
+            upstream_store(tmp_path)[b"key"] = b"value"
+
+    run(main())
+
+
+def test_upstream_writes_state_and_offset_apart(run: Any, tmp_path: Path) -> None:
+    """#193, #502: killed between the two, the store says it is older than it is, and applies events twice."""
+
+    async def main() -> None:
+        app = make_app(tmp_path)
+        table = app.Table("history", key_type=bytes, value_type=bytes, partitions=2)
+        app.conf.tabledir.mkdir(parents=True, exist_ok=True)
+        consumer = make_consumer(app, driver.Transport, {TPS[1]: [record(1, 7)]})
+        stream, _ = await begun_stream(app, consumer)
+        async for _ in stream.events():
+            table.data[b"key"] = b"value"
+            break
+        changelog = TP(table.changelog_topic_name, 1)
+        assert table.data._db_for_partition(1).get(b"key") == b"value"
+        assert table.data.persisted_offset(changelog) is None
+
+    run(main())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from test_faust_seams import our_store
+store = our_store(Path(sys.argv[1]))
+for number in range(1, 1_000):
+    store.write(1, [(b"a", b"%d" % number), (b"b", b"%d" % number), (b"gone", None)], number)
+    if number == 500:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_ours_writes_state_and_offset_together(run: Any, tmp_path: Path) -> None:
+    """Also where the process is killed: what one batch wrote is there as a whole."""
+    program = KILLED.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+
+    async def main() -> None:
+        store = our_store(tmp_path)
+        assert store.read(1, [b"a", b"b", b"gone"]) == [b"500", b"500", None]
+        assert store.persisted_offset(TP("seams-history-changelog", 1)) == 500
+        assert store.read(0, [b"a"]) == [None]
+        store.write(1, [(b"a", None)], -1)
+        assert store.read(1, [b"a", b"b"]) == [None, b"500"]
+        assert store.persisted_offset(TP("seams-history-changelog", 1)) == 500
+
+    run(main())
+
+
+def changelog_tps(store: Any) -> set[TP]:
+    return {TP(store.table.changelog_topic_name, at) for at in range(2)}
+
+
+def test_upstream_leaves_databases_open(run: Any, tmp_path: Path) -> None:
+    """Whoever still holds one, holds the lock: it is left to the garbage collector."""
+
+    async def main() -> None:
+        store = upstream_store(tmp_path)
+        held = [store._db_for_partition(0), store._db_for_partition(1)]
+        store.revoke_partitions(store.table, {TP(store.table.changelog_topic_name, 0)})
+        await store.stop()
+        for database in held:
+            assert database.get(b"key") is None  # open
+        with pytest.raises(Exception, match=r"[Ll]ock"):
+            rocksdict.Rdict(str(store.partition_path(0)), options=rocksdict.Options(raw_mode=True))
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["revoke", "stop"])
+def test_ours_closes_databases_that_are_given_up(run: Any, tmp_path: Path, how: str) -> None:
+    async def main() -> None:
+        store = our_store(tmp_path)
+        held = [store.database(0), store.database(1)]
+        if how == "revoke":
+            store.revoke_partitions(store.table, changelog_tps(store) | {TP("another-topic", 0)})
+        else:
+            await store.stop()
+        for database in held:
+            with pytest.raises(DbClosedError):
+                database.get(b"key")
+        rocksdict.Rdict(str(store.partition_path(0)), options=rocksdict.Options(raw_mode=True)).close()
+
+    run(main())
+
+
+def test_upstream_gives_every_partition_a_large_cache(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        options = upstream_store(tmp_path).rocksdb_options
+        assert options.block_cache_size >= 1 << 30
+
+    run(main())
+
+
+# --- 3. a stop waits for the batch under way and nothing else ------------------------------------------
+
+
+def test_upstream_waits_for_what_is_never_acknowledged(run: Any, tmp_path: Path) -> None:
+    """#527: as long as it is asked."""
+
+    async def main() -> None:
+        app = make_app(tmp_path)
+        consumer = make_consumer(app, driver.Transport, {TPS[0]: [record(0, 0)]})
+        ((_, message),) = await messages(consumer)
+        consumer.track_message(message)
+        rounds: list[float] = []
+
+        async def wait_for_ack(timeout: float) -> None:  # noqa: ASYNC109
+            rounds.append(timeout)
+            if len(rounds) == 50:
+                consumer._stopped.set()
+
+        async def commit(*_: Any, **__: Any) -> bool:
+            return False
+
+        consumer._wait_for_ack = wait_for_ack
+        consumer.commit = commit
+        await consumer.wait_empty()
+        assert len(rounds) == 50
+
+    run(main())
+
+
+def test_ours_waits_for_the_batch_under_way_and_commits(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        for _, message in await messages(consumer):
+            consumer.track_message(message)
+        steps: list[str] = []
+
+        async def settle() -> None:
+            steps.append("settle")
+
+        async def commit(*_: Any, **__: Any) -> bool:
+            steps.append("commit")
+            return True
+
+        app.settle, consumer.commit = settle, commit
+        await app._consumer_wait_empty(consumer, app.log)
+        assert steps == ["settle", "commit"]
+
+    run(main())
+
+
+# --- 4. the table --------------------------------------------------------------------------------------
+
+
+def test_upstream_chooses_a_store_by_its_url_alone(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        assert type(upstream_store(tmp_path)) is rocksdb.Store
+        assert type(our_store(tmp_path)) is HistoryStore
+
+    run(main())
+
+
+def changelog_event(app: Any, consumer: Any, partition: int, records: list[ConsumerRecord]) -> Any:
+    message = consumer._to_message(TP("seams-history-changelog", partition), records[-1])
+    message.key, message.value = None, records
+    return app.create_event(None, records, (), message)
+
+
+def restored(numbers: range, value: bytes | None = b"v") -> list[ConsumerRecord]:
+    topic = "seams-history-changelog"
+    return [ConsumerRecord(topic, 1, at, 0, 0, b"k%d" % at, value, None, 2, 1, ()) for at in numbers]
+
+
+def test_upstream_restores_records_and_not_batches(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = upstream_store(tmp_path)
+        app = store.table.app
+        consumer = make_consumer(app, driver.Transport, {})
+        event = changelog_event(app, consumer, 1, restored(range(3)))
+        with pytest.raises(Exception):  # noqa: B017, PT011 - whatever RocksDB says of a list
+            store.apply_changelog_batch([event], None, None)
+
+    run(main())
+
+
+def test_ours_restores_fetched_batches(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = our_store(tmp_path)
+        app = store.table.app
+        told: list[int] = []
+        app.on_recovered = told.append
+        consumer = make_consumer(app, BatchTransport, {})
+        batches = [restored(range(5)), restored(range(2), None)]
+        for at, one in enumerate(batches[1]):
+            batches[1][at] = ConsumerRecord(**{**one.__dict__, "offset": 5 + at})
+        store.apply_changelog_batch(
+            [changelog_event(app, consumer, 1, batch) for batch in batches], None, None
+        )
+        assert store.read(1, [b"k%d" % at for at in range(5)]) == [None, None, b"v", b"v", b"v"]
+        assert store.persisted_offset(TP("seams-history-changelog", 1)) == 6
+        assert told == [5, 2]
+
+    run(main())
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_upstream_declares_topics_unless_told_not_to(run: Any, tmp_path: Path, allowed: bool) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path, topic_allow_declare=allowed)
+        asked: list[str] = []
+
+        class Producer(driver.Producer):  # type: ignore[misc]
+            async def create_topic(self, topic: str, *_: Any, **__: Any) -> None:
+                asked.append(topic)
+
+            async def send(self, *_: Any, **__: Any) -> None:
+                raise NotImplementedError
+
+        app.producer = Producer(app.transport)
+        app.producer.maybe_start = app.producer._started.wait
+        app.producer._started.set()
+        await app.Table("history", partitions=2).changelog_topic.declare()
+        assert asked == (["seams-history-changelog"] if allowed else [])
+
+    run(main())
+
+
+# --- the schema ----------------------------------------------------------------------------------------
+
+
+def test_upstream_decodes_what_it_hands_on_and_ours_does_not(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path)
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        (_, message), _ = await messages(consumer)
+        ours = PassThroughSchema(allow_empty=True).compile(app)
+        event = await ours(message)
+        assert event.value is FETCHED[TPS[0]]
+        assert event.message is message
+        theirs = app.topic(TOPIC).schema.compile(app, on_key_decode_error=None, on_value_decode_error=None)
+        with pytest.raises(Exception):  # noqa: B017, PT011 - a list is no JSON
+            await theirs(message, propagate=True)
+
+    run(main())
