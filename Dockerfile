@@ -3,7 +3,14 @@
 
 ARG PYTHON_IMAGE=python:3.12-slim
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${PYTHON_IMAGE} AS base
+# LightGBM's parallel loops, though one thread is all it gets here.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+
+
+FROM base AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/riskstream
 ENV PATH=/opt/riskstream/bin:$PATH
@@ -21,25 +28,22 @@ RUN pip install --no-deps --no-build-isolation --no-compile .
 # Compile the kernels once, here, by running the whole path from data to model to scores: the first
 # transaction of a new container need not wait for a compiler, and a broken image does not get built.
 # numba knows a source by its time; layers keep whole seconds only, so the times are made whole first.
+# Not in the folder of the sources: they would be imported instead of what was installed.
+WORKDIR /tmp/warm-up
 ENV NUMBA_CACHE_DIR=/var/cache/riskstream/numba
-RUN find /opt/riskstream/lib/python3.*/site-packages/stream /opt/riskstream/lib/python3.*/site-packages/offline \
-      -name '*.py' -exec touch --date=2020-01-01T00:00:00Z {} + \
-    && python -m compileall -q /opt/riskstream/lib/python3.*/site-packages/stream \
-    && riskstream simulate --transactions 5000 --output /tmp/warm-up.jsonl \
-    && riskstream train --data /tmp/warm-up.jsonl --output /tmp/warm-up --trees 10 \
+RUN cd /opt/riskstream/lib/python3.*/site-packages \
+    && find stream offline -name '*.py' -exec touch --date=2020-01-01T00:00:00Z {} + \
+    && python -m compileall -q stream offline
+RUN riskstream simulate --transactions 5000 --output data.jsonl \
+    && riskstream train --data data.jsonl --output bundle --trees 10 \
     && python -c "from pathlib import Path; \
 from stream.pipeline import Pipeline, PipelineConfig; \
 from stream.runtime.warmup import warm_up; \
 from stream.scoring.bundle import Bundle; \
-warm_up(Pipeline(Bundle.load(Path('/tmp/warm-up')), PipelineConfig()))" \
-    && rm -r /tmp/warm-up /tmp/warm-up.jsonl
+warm_up(Pipeline(Bundle.load(Path('bundle')), PipelineConfig()))"
 
 
-FROM ${PYTHON_IMAGE}
-# LightGBM's parallel loops, though one thread is all it gets here.
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgomp1 \
-    && rm -rf /var/lib/apt/lists/*
+FROM base
 RUN groupadd --gid 10001 riskstream \
     && useradd --uid 10001 --gid riskstream --no-create-home --home-dir /var/lib/riskstream riskstream \
     && install --directory --owner=riskstream --group=riskstream /var/lib/riskstream /var/lib/riskstream/state
