@@ -20,11 +20,11 @@ summary : int64[chunks, 6]
     Per sealed chunk: earliest time, latest time, sum, two halves of the sum of squares, maximum.
 live : uint32[chunks]
     Bitmap of each chunk's live events.
-marks : uint32[2, chunks * CHUNK]
+marks : uint32[chunks, 2, CHUNK]
     Fingerprints of the transaction ids and of the merchants.
 seg : int64[segments, 7]
     Per SEGMENT of 32 chunks: a summary like a chunk's, and the number of live events.
-bloom : uint32[2, segments, BLOOM_WORDS]
+bloom : uint32[segments, 2, BLOOM_WORDS]
     Per segment, Bloom filters over both kinds of fingerprints (two probes).
 slot : int32[chunks]
     Where in ``store`` a chunk's events lie, or -1 when it is not loaded.
@@ -204,11 +204,11 @@ def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
 
 
 @compiled
-def _has_mark(marks: Marks, start: int, mark: np.uint32, bits: np.uint32) -> bool:
+def _has_mark(marks: Marks, mark: np.uint32, bits: np.uint32) -> bool:
     """Return whether one of a chunk's 32 marks, of those that ``bits`` names, equals ``mark``."""
     found = np.uint32(0)
     for index in range(CHUNK):  # no early exit, so that the compiler makes SIMD of this
-        found |= np.uint32(marks[start + index] == mark) & (bits >> np.uint32(index))
+        found |= np.uint32(marks[index] == mark) & (bits >> np.uint32(index))
     return bool((found & np.uint32(1)) != 0)
 
 
@@ -272,9 +272,9 @@ def plan(
             look_for_merchant = False
     for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
         edge = _straddles(low, seg[segment, 0], seg[segment, 1])
-        may_id = _bloom_may_hold(bloom[0, segment], id_mark)
+        may_id = _bloom_may_hold(bloom[segment, 0], id_mark)
         may_merchant = (
-            look_for_merchant and seg[segment, 6] > 0 and _bloom_may_hold(bloom[1, segment], merchant_mark)
+            look_for_merchant and seg[segment, 6] > 0 and _bloom_may_hold(bloom[segment, 1], merchant_mark)
         )
         if not (late or edge or may_id or may_merchant):
             continue
@@ -284,9 +284,9 @@ def plan(
             latest = summary[index, 1]
             need = late or (edge and _straddles(low, summary[index, 0], latest))
             if not need and may_id and latest > gone:
-                need = _has_mark(marks[0], index * CHUNK, id_mark, np.uint32(_MARK))
+                need = _has_mark(marks[index, 0], id_mark, np.uint32(_MARK))
             if not need and may_merchant and live[index] != 0:
-                need = _has_mark(marks[1], index * CHUNK, merchant_mark, live[index])
+                need = _has_mark(marks[index, 1], merchant_mark, live[index])
             if need:
                 wanted[count] = index
                 count += 1
@@ -317,10 +317,10 @@ def is_duplicate(
     end = hdr[H_NEXT_CHUNK] - base
     mark = np.uint32(ident & _MARK)
     for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
-        if not _bloom_may_hold(bloom[0, segment], mark):
+        if not _bloom_may_hold(bloom[segment, 0], mark):
             continue
         for chunk in range(max(first, segment * SEGMENT), min(end, (segment + 1) * SEGMENT)):
-            if slot[chunk] < 0 or not _has_mark(marks[0], chunk * CHUNK, mark, np.uint32(_MARK)):
+            if slot[chunk] < 0 or not _has_mark(marks[chunk, 0], mark, np.uint32(_MARK)):
                 continue
             events = store[slot[chunk]]
             for index in range(CHUNK):
@@ -356,14 +356,10 @@ def find_merchant(
     end = hdr[H_NEXT_CHUNK] - base
     mark = np.uint32(merchant & _MARK)
     for segment in range((end + SEGMENT - 1) // SEGMENT - 1, first // SEGMENT - 1, -1):
-        if seg[segment, 6] == 0 or not _bloom_may_hold(bloom[1, segment], mark):
+        if seg[segment, 6] == 0 or not _bloom_may_hold(bloom[segment, 1], mark):
             continue
         for chunk in range(min(end, (segment + 1) * SEGMENT) - 1, max(first, segment * SEGMENT) - 1, -1):
-            if (
-                live[chunk] == 0
-                or slot[chunk] < 0
-                or not _has_mark(marks[1], chunk * CHUNK, mark, live[chunk])
-            ):
+            if live[chunk] == 0 or slot[chunk] < 0 or not _has_mark(marks[chunk, 1], mark, live[chunk]):
                 continue
             events = store[slot[chunk]]
             bits = np.int64(live[chunk])
@@ -417,6 +413,8 @@ def _query_in_order(
             if _ring(low, summary[chunk, 0]) == outer:
                 _add_summary(acc, outer, CHUNK, summary[chunk], _popcount(int(live[chunk])))
                 continue
+            if slot[chunk] < 0:
+                raise RuntimeError("a chunk that the query needs is not loaded")
             events = store[slot[chunk]]
             bits = np.int64(live[chunk])
             for index in range(CHUNK):
@@ -460,6 +458,9 @@ def _query_late(
     rings = np.empty(size, np.int64)
     previous = NO_TIME
     lost = hdr[H_GONE]
+    for part in range(chunks):
+        if slot[first + part] < 0:
+            raise RuntimeError("a chunk that the query needs is not loaded")
     for part in range(chunks + 1):
         in_head = part == chunks
         events = head if in_head else store[slot[first + part]]
@@ -711,8 +712,8 @@ def index_chunk(chunk: int, summary: Ints, live: Marks, marks: Marks, seg: Ints,
     latest = summary[chunk, 1]
     if chunk % SEGMENT == 0:
         seg[segment, :] = 0
-        bloom[0, segment, :] = 0
-        bloom[1, segment, :] = 0
+        bloom[segment, 0, :] = 0
+        bloom[segment, 1, :] = 0
     else:
         earliest = min(earliest, seg[segment, 0])
         latest = max(latest, seg[segment, 1])
@@ -720,9 +721,9 @@ def index_chunk(chunk: int, summary: Ints, live: Marks, marks: Marks, seg: Ints,
     _add_summary(acc, 0, 0, summary[chunk], 0)
     _write_summary(acc, 0, earliest, latest, seg[segment])
     seg[segment, 6] += _popcount(int(live[chunk]))
-    for event in range(chunk * CHUNK, (chunk + 1) * CHUNK):
-        _bloom_set(bloom[0, segment], marks[0, event])
-        _bloom_set(bloom[1, segment], marks[1, event])
+    for event in range(CHUNK):
+        _bloom_set(bloom[segment, 0], marks[chunk, 0, event])
+        _bloom_set(bloom[segment, 1], marks[chunk, 1, event])
 
 
 @compiled
@@ -754,8 +755,8 @@ def seal(
         earliest = min(earliest, head[TIME, event])
         latest = max(latest, head[TIME, event])
         _add_amount(acc, 0, head[AMOUNT, event])
-        marks[0, index * CHUNK + event] = np.uint32(head[ID, event] & _MARK)
-        marks[1, index * CHUNK + event] = np.uint32(head[MERCHANT, event] & _MARK)
+        marks[index, 0, event] = np.uint32(head[ID, event] & _MARK)
+        marks[index, 1, event] = np.uint32(head[MERCHANT, event] & _MARK)
         for row in range(4):
             store[target, row, event] = head[row, event]
     _write_summary(acc, 0, earliest, latest, summary[index])
@@ -849,10 +850,10 @@ def run_users(
     head = np.zeros((4, CHUNK), np.int64)
     summary = np.zeros((scratch_chunks, 6), np.int64)
     live = np.zeros(scratch_chunks, np.uint32)
-    marks = np.zeros((2, scratch_chunks * CHUNK), np.uint32)
+    marks = np.zeros((scratch_chunks, 2, CHUNK), np.uint32)
     segments = scratch_chunks // SEGMENT + 1
     seg = np.zeros((segments, 7), np.int64)
-    bloom = np.zeros((2, segments, BLOOM_WORDS), np.uint32)
+    bloom = np.zeros((segments, 2, BLOOM_WORDS), np.uint32)
     slot = np.zeros(scratch_chunks, np.int32)
     store = np.zeros((scratch_chunks, 4, CHUNK), np.int64)
     pending = np.zeros(CHUNK, np.int64)
@@ -899,9 +900,9 @@ def run_heads(
     """
     summary = np.zeros((1, 6), np.int64)
     live = np.zeros(1, np.uint32)
-    marks = np.zeros((2, CHUNK), np.uint32)
+    marks = np.zeros((1, 2, CHUNK), np.uint32)
     seg = np.zeros((1, 7), np.int64)
-    bloom = np.zeros((2, 1, BLOOM_WORDS), np.uint32)
+    bloom = np.zeros((1, 2, BLOOM_WORDS), np.uint32)
     slot = np.zeros(1, np.int32)
     store = np.zeros((1, 4, CHUNK), np.int64)
     pending = np.zeros(CHUNK, np.int64)

@@ -37,7 +37,7 @@ from stream.features.kernel import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "FORMAT_VERSION",
@@ -46,6 +46,7 @@ __all__ = [
     "MAX_HEAD_WORDS",
     "MIGRATIONS",
     "chunk_key",
+    "describe_record",
     "head_key",
     "live_key",
     "pack_chunk",
@@ -74,8 +75,11 @@ _STORED: Final = H_GONE + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 1  # and one that packs head, pending and live
 MAX_HEAD_WORDS: Final = _FIXED + 4 * CHUNK + (CHUNK + 1) // 2
 
-#: The first four bytes of a head record of today's version.
-HEAD_START: Final = struct.pack("<I", _MAGIC | (HEAD_KIND << 8) | FORMAT_VERSION)
+#: The first word of each kind of record in today's version.
+HEAD_START, CHUNK_START, SEGMENT_START, LIVE_START = (
+    struct.pack("<q", _MAGIC | (kind << 8) | FORMAT_VERSION)
+    for kind in (HEAD_KIND, _CHUNK_KIND, _SEGMENT_KIND, _LIVE_KIND)
+)
 
 #: What :func:`unpack_head` says of a record.
 OK: Final = 0
@@ -111,6 +115,13 @@ def user_of_key(key: bytes) -> tuple[bytes, str, int]:
     """Return the user, the kind and the number that a record's key names."""
     _, kind, number = _SUFFIX.unpack(key[-6:])
     return key[:-6], chr(kind), number
+
+
+def describe_record(key: bytes) -> str:
+    """Return how an error names a record."""
+    user, kind, number = user_of_key(key)
+    kinds = {"H": "head", "L": "live bitmap", "S": f"segment {number}", "C": f"chunk {number}"}
+    return f"state of user {user.decode(errors='replace')!r} ({kinds.get(kind, kind)})"
 
 
 @compiled
@@ -206,7 +217,7 @@ def pack_heads(hdrs: Ints, heads: Ints, pendings: Ints, chosen: Ints, words: Int
     return place
 
 
-def read_words(record: bytes, kind: int, what: str) -> Words:
+def read_words(record: bytes, kind: int, key: bytes) -> Words:
     """Return a checked record's words behind its first two.
 
     Raises
@@ -216,23 +227,26 @@ def read_words(record: bytes, kind: int, what: str) -> Words:
 
     """
     if len(record) < 16 or len(record) % 8:
-        raise StateError(f"{what} is corrupt: {len(record)} bytes")
+        raise StateError(f"{describe_record(key)} is corrupt: {len(record)} bytes")
     words = np.frombuffer(record, np.int64)
     first = int(words[0])
     if first >> 16 != _MAGIC >> 16 or (first >> 8) & 0xFF != kind:
-        raise StateError(f"{what} is corrupt: it does not begin like such a record")
+        raise StateError(f"{describe_record(key)} is corrupt: it does not begin like such a record")
     version = first & 0xFF
     if version > FORMAT_VERSION:
         raise StateError(
-            f"{what} has format {version}, newer than the {FORMAT_VERSION} of this program; upgrade it"
+            f"{describe_record(key)} has format {version}, newer than the {FORMAT_VERSION} of this program; "
+            "upgrade it"
         )
     while version < FORMAT_VERSION:
         if version not in MIGRATIONS:
-            raise StateError(f"{what} has format {version}, which this program no longer reads")
+            raise StateError(
+                f"{describe_record(key)} has format {version}, which this program no longer reads"
+            )
         words = MIGRATIONS[version](words)
         version += 1
     if int(words[1]) != checksum(words, 2, len(words)):
-        raise StateError(f"{what} is corrupt: its checksum does not match")
+        raise StateError(f"{describe_record(key)} is corrupt: its checksum does not match")
     return words[2:]
 
 
@@ -246,17 +260,30 @@ def _record(kind: int, *parts: npt.NDArray[np.int64] | npt.NDArray[np.uint32]) -
     return words.tobytes()
 
 
-def migrate_head(record: bytes, what: str) -> bytes:
-    """Return a head record of an older version in today's.
+def migrate(record: bytes, key: bytes) -> bytes:
+    """Return a record of an older version in today's.
 
     Raises
     ------
     StateError
-        There is no way from its version to today's.
-
+        It is damaged, newer than this program, or too old.
     """
-    words = read_words(record, HEAD_KIND, what)
-    return _record(HEAD_KIND, words)
+    kind = ord(user_of_key(key)[1])
+    return _record(kind, read_words(record, kind, key))
+
+
+def complaint(key: bytes, record: bytes) -> str:
+    """Return why a record whose first word is right cannot be used."""
+    words = np.frombuffer(record, np.int64)
+    if len(words) < 2 or int(words[1]) != checksum(words, 2, len(words)):
+        return f"{describe_record(key)} is corrupt: its checksum does not match"
+    return f"{describe_record(key)} is corrupt or older than the head: it does not cover the chunks that the head names"
+
+
+def join(records: Sequence[bytes]) -> tuple[Words, Words, Words]:
+    """Return records behind one another as words, and where each begins and how many words it has."""
+    sizes = np.fromiter((len(record) // 8 for record in records), np.int64, len(records))
+    return np.frombuffer(b"".join(records), np.int64), np.cumsum(sizes) - sizes, sizes
 
 
 def pack_chunk(events: Words) -> bytes:
@@ -264,27 +291,27 @@ def pack_chunk(events: Words) -> bytes:
     return _record(_CHUNK_KIND, events)
 
 
-def unpack_chunk(record: bytes, what: str) -> Words:
+def unpack_chunk(record: bytes, key: bytes) -> Words:
     """Return a sealed chunk's events, ``int64[4, CHUNK]``."""
-    words = read_words(record, _CHUNK_KIND, what)
+    words = read_words(record, _CHUNK_KIND, key)
     if len(words) != 4 * CHUNK:
-        raise StateError(f"{what} is corrupt: {len(words)} words")
+        raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
     return words.reshape(4, CHUNK)
 
 
 def pack_segment(summary: Words, marks: npt.NDArray[np.uint32]) -> bytes:
-    """Return the record of a segment: ``int64[chunks, 6]`` and ``uint32[2, chunks * CHUNK]``."""
+    """Return the record of a segment: ``int64[chunks, 6]`` and ``uint32[chunks, 2, CHUNK]``."""
     return _record(_SEGMENT_KIND, np.array([len(summary)], np.int64), summary, marks)
 
 
-def unpack_segment(record: bytes, what: str) -> tuple[Words, npt.NDArray[np.uint32]]:
+def unpack_segment(record: bytes, key: bytes) -> tuple[Words, npt.NDArray[np.uint32]]:
     """Return a segment's summaries and fingerprints."""
-    words = read_words(record, _SEGMENT_KIND, what)
+    words = read_words(record, _SEGMENT_KIND, key)
     count = int(words[0]) if len(words) else -1
     if not 0 < count <= SEGMENT or len(words) != 1 + count * (6 + CHUNK):
-        raise StateError(f"{what} is corrupt: {len(words)} words")
+        raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
     summary = words[1 : 1 + 6 * count].reshape(count, 6)
-    marks = words[1 + 6 * count :].view(np.uint32).reshape(2, count * CHUNK)
+    marks = words[1 + 6 * count :].view(np.uint32).reshape(count, 2, CHUNK)
     return summary, marks
 
 
@@ -293,9 +320,9 @@ def pack_live(first_chunk: int, live: npt.NDArray[np.uint32]) -> bytes:
     return _record(_LIVE_KIND, np.array([first_chunk, len(live)], np.int64), live)
 
 
-def unpack_live(record: bytes, what: str) -> tuple[int, npt.NDArray[np.uint32]]:
+def unpack_live(record: bytes, key: bytes) -> tuple[int, npt.NDArray[np.uint32]]:
     """Return the first chunk's number and the bitmaps from it on."""
-    words = read_words(record, _LIVE_KIND, what)
+    words = read_words(record, _LIVE_KIND, key)
     if len(words) < 2 or len(words) != 2 + (int(words[1]) + 1) // 2:
-        raise StateError(f"{what} is corrupt: {len(words)} words")
+        raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
     return int(words[0]), words[2:].view(np.uint32)[: int(words[1])]

@@ -167,10 +167,10 @@ def content(engine: Engine, user: bytes) -> tuple[list[int], list[list[int]], li
     hdr, head, pending = parts(engine, user)
     first, end = int(hdr[kernel.H_FIRST_CHUNK]), int(hdr[kernel.H_NEXT_CHUNK])
     numbers = range(first, end)
-    chunks = [layout.unpack_chunk(engine.memory[layout.chunk_key(user, number)], "") for number in numbers]
+    chunks = [layout.unpack_chunk(engine.memory[layout.chunk_key(user, number)], b"") for number in numbers]
     live: list[bool] = []
     if chunks:
-        start, bitmaps = layout.unpack_live(engine.memory[layout.live_key(user)], "")
+        start, bitmaps = layout.unpack_live(engine.memory[layout.live_key(user)], b"")
         for number in numbers:
             bits = int(bitmaps[number - start])
             live += [

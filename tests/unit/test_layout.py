@@ -75,15 +75,15 @@ def test_a_head_comes_back(count: int, lost: int, live: int, fields: list[int], 
 @given(words_of)
 def test_a_chunk_comes_back(events: list[int]) -> None:
     chunk = np.array(events, np.int64).reshape(4, kernel.CHUNK)
-    np.testing.assert_array_equal(layout.unpack_chunk(layout.pack_chunk(chunk), ""), chunk)
+    np.testing.assert_array_equal(layout.unpack_chunk(layout.pack_chunk(chunk), b""), chunk)
 
 
 @pytest.mark.parametrize("chunks", range(1, kernel.SEGMENT + 1))
 def test_a_segment_comes_back(chunks: int) -> None:
     rng = np.random.default_rng(chunks)
     summary = rng.integers(-(2**63), 2**63 - 1, (chunks, 6))
-    marks = rng.integers(0, 2**32, (2, chunks * kernel.CHUNK), dtype=np.uint32)
-    summary2, marks2 = layout.unpack_segment(layout.pack_segment(summary, marks), "")
+    marks = rng.integers(0, 2**32, (chunks, 2, kernel.CHUNK), dtype=np.uint32)
+    summary2, marks2 = layout.unpack_segment(layout.pack_segment(summary, marks), b"")
     np.testing.assert_array_equal(summary2, summary)
     np.testing.assert_array_equal(marks2, marks)
 
@@ -91,7 +91,7 @@ def test_a_segment_comes_back(chunks: int) -> None:
 @pytest.mark.parametrize("chunks", [0, 1, 2, 3, 64, 65])
 def test_live_bitmaps_come_back(chunks: int) -> None:
     live = np.random.default_rng(chunks).integers(0, 2**32, chunks, dtype=np.uint32)
-    first, live2 = layout.unpack_live(layout.pack_live(9, live), "")
+    first, live2 = layout.unpack_live(layout.pack_live(9, live), b"")
     assert first == 9
     np.testing.assert_array_equal(live2, live)
 
