@@ -156,6 +156,8 @@ class Stream:
         self._kafka = admin.client_config(self.settings.kafka)
         self._found: dict[str, list[Found]] = {}
         self._readers: dict[str, KafkaConsumer] = {}
+        self._answered: set[Position] = set()
+        self._looked_at: dict[str, int] = {}
         admin.create_topics(self.settings)
         self._producer = KafkaProducer(**self._kafka, acks="all", max_request_size=8_000_000, linger_ms=5)
 
@@ -215,16 +217,12 @@ class Stream:
                 return found
 
     def answered(self) -> set[Position]:
-        """Return the source positions with a decision or a dead letter."""
-        decided = {
-            (body["source_partition"], body["source_offset"])
-            for body in (f.json for f in self.read("decisions"))
-        }
-        refused = {
-            (int(found.header("__streams.errors.partition")), int(found.header("__streams.errors.offset")))
-            for found in self.read("dead_letters")
-        }
-        return decided | refused
+        """Return the source positions with a decision or a dead letter, so far."""
+        for name, place in (("decisions", _decided), ("dead_letters", _refused)):
+            found = self.read(name)
+            self._answered |= {place(record) for record in found[self._looked_at.get(name, 0) :]}
+            self._looked_at[name] = len(found)
+        return self._answered
 
     def wait_answered(self, places: Iterable[Position] | None = None) -> None:
         """Return once every record sent (or those at ``places``) has a decision or is a dead letter."""
@@ -244,6 +242,15 @@ class Stream:
             body = record.json
             found.setdefault((body["source_partition"], body["source_offset"]), []).append(body)
         return found
+
+
+def _decided(record: Found) -> Position:
+    body = record.json
+    return body["source_partition"], body["source_offset"]
+
+
+def _refused(record: Found) -> Position:
+    return int(record.header("__streams.errors.partition")), int(record.header("__streams.errors.offset"))
 
 
 def readable_line(worker: Worker) -> str:
