@@ -36,8 +36,9 @@ from offline.features import build_features, fit_spec
 from offline.table import TransactionTable
 from stream.features import kernel, layout
 from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, advance
+from stream.features.residents import Residents
 from stream.runtime.faust_seams import HistoryStore
-from stream.settings import RocksDBSettings
+from stream.settings import HistorySettings, RocksDBSettings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -178,9 +179,9 @@ def _scattered(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return mixed ^ (mixed >> 31)
 
 
-def _take(events: HistoryEvents, reader: Any) -> HistoryResult:
+def _take(events: HistoryEvents, reader: Any, residents: Residents | None = None) -> HistoryResult:
     features = np.empty((len(events.user), kernel.OUT_SIZE))
-    result = advance(events, _CONFIG, reader, features)
+    result = advance(events, _CONFIG, reader, features, residents=residents)
     if result.errors or (result.outcome != kernel.SCORED).any():
         msg = f"a made-up event was not scored: {result.errors or np.bincount(result.outcome)}"
         raise RuntimeError(msg)
@@ -235,6 +236,7 @@ class _Case:
     merchants: int
     store: _Store
     users: _Users
+    residents: Residents
 
 
 def _open_case(folder: Path, length: int, merchants: int) -> _Case:
@@ -254,7 +256,11 @@ def _open_case(folder: Path, length: int, merchants: int) -> _Case:
     random = np.random.default_rng(length)
     offset = max(phase.offset for phase in phases)
     return _Case(
-        length, merchants, store, _Users(names, clock, _MONTH_MS // length, merchants, random, offset)
+        length,
+        merchants,
+        store,
+        _Users(names, clock, _MONTH_MS // length, merchants, random, offset),
+        Residents(HistorySettings().resident_mib << 20),
     )
 
 
@@ -269,7 +275,7 @@ def _flat_round(case: _Case, batch: int, batches: int) -> dict[str, float]:
     advancing = writing = 0.0
     for events in work:
         begun = time.perf_counter()
-        result = _take(events, reader)
+        result = _take(events, reader, case.residents)
         done = time.perf_counter()
         case.store.write(0, result.writes, events.offset[-1])
         writing += time.perf_counter() - done

@@ -18,6 +18,7 @@ from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
 from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
 from stream.features.identity import identities
+from stream.features.residents import Residents
 from stream.features.vector import MISSING, Columns, VectorBuilder
 from stream.intake import Row, decode_row
 from stream.outputs import Encoder, Message, Record, dead_letter
@@ -65,6 +66,8 @@ class PipelineConfig:
         How far an event time may lie ahead of the processing time.
     decisions, decision_features:
         Whether to make decisions, and to put the features' values into them.
+    resident_bytes:
+        Memory for long histories that stay unpacked between rounds.
     """
 
     lateness_ms: int = 3 * 86_400_000
@@ -74,6 +77,7 @@ class PipelineConfig:
     max_reasons: int = 5
     decisions: bool = True
     decision_features: bool = False
+    resident_bytes: int = 128 << 20
 
 
 @dataclass(slots=True)
@@ -125,10 +129,16 @@ class _Part:
     outcome: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     errors: dict[str, StateError] = field(default_factory=dict)
 
-    def advance(self, config: HistoryConfig, reader: RecordReader, features: npt.NDArray[np.float64]) -> None:
+    def advance(
+        self,
+        config: HistoryConfig,
+        reader: RecordReader,
+        features: npt.NDArray[np.float64],
+        residents: Residents,
+    ) -> None:
         """Bring the users' histories forward."""
         events = _events(self.batch, self.decoded)
-        result = advance(events, config, reader, features)
+        result = advance(events, config, reader, features, residents=residents)
         self.outcome = result.outcome
         self.errors = {events.users[place].decode(): error for place, error in result.errors.items()}
         self.plan.writes = result.writes
@@ -142,6 +152,7 @@ class Pipeline:
         self.bundle = bundle
         self.config = config
         self._history = HistoryConfig(config.lateness_ms)
+        self._residents = Residents(config.resident_bytes)
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
         self._policy = Policy(bundle.thresholds, config.alert_level)
@@ -174,7 +185,7 @@ class Pipeline:
             part.rows = slice(start, start + len(part.decoded))
             start = part.rows.stop
             if part.decoded:
-                part.advance(self._history, reader, self._builder.history(matrix[part.rows]))
+                part.advance(self._history, reader, self._builder.history(matrix[part.rows]), self._residents)
         if everything:
             self._builder.fill(_columns(everything, self.bundle.spec), matrix)
         verdicts = self._judge(parts, matrix)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from stream.features.residents import Residents
+
 __all__ = [
     "DAY",
     "HOUR",
@@ -70,6 +72,7 @@ class Engine:
     lateness: int = 3 * DAY
     source: int = 77
     memory: Memory = field(default_factory=Memory)
+    residents: Residents | None = None
     next_offset: int = 0
 
     def events(self, taken: Sequence[Taken], offset: int) -> HistoryEvents:
@@ -96,7 +99,12 @@ class Engine:
         """Return what a batch at ``offset`` gives; stores nothing."""
         features = np.full((len(taken), kernel.OUT_SIZE), -99.0)
         result = advance(
-            self.events(taken, offset), HistoryConfig(self.lateness), self.memory, features, learn=learn
+            self.events(taken, offset),
+            HistoryConfig(self.lateness),
+            self.memory,
+            features,
+            learn=learn,
+            residents=self.residents,
         )
         return result, features
 

@@ -18,6 +18,7 @@ import numpy as np
 from stream.errors import StateError
 from stream.features import kernel as k
 from stream.features import layout
+from stream.features.residents import Residents
 from stream.features.sealed import SealedUsers
 from stream.features.spec import WINDOW_MS
 
@@ -117,6 +118,7 @@ def advance(
     features: npt.NDArray[np.float64],
     *,
     learn: bool = True,
+    residents: Residents | None = None,
 ) -> HistoryResult:
     """Take a batch of events: write their features, and say what must be stored.
 
@@ -126,6 +128,8 @@ def advance(
         Filled for events that are SCORED or LATE.
     learn
         Whether the events become part of the histories; False leaves no trace of them.
+    residents
+        Keeps long histories unpacked between batches; the caller must store what this returns, or end.
 
     """
     count, users = len(events.user), len(events.users)
@@ -138,6 +142,8 @@ def advance(
     errors: dict[int, StateError] = {}
     keys = [layout.head_key(user) for user in events.users]
     words, starts, sizes = layout.join(_usable(keys, reader.read(keys), errors))
+    checksums = np.zeros(users, np.int64)
+    checksums[sizes > 1] = words[starts[sizes > 1] + 1]
     layout.unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status)
     for place in np.nonzero(status)[0].tolist():
         errors[place] = StateError(
@@ -156,10 +162,13 @@ def advance(
         outcome, features,
     )  # fmt: skip
     writes: list[tuple[bytes, bytes | None]] = []
+    sealed: SealedUsers | None = None
     chosen = np.flatnonzero(busy & ~failed)
     if len(chosen):
         deferred = np.flatnonzero((outcome == k.DEFERRED) & ~failed[events.user])
-        sealed = SealedUsers(events, chosen, (hdrs, heads, pendings), deferred)
+        sealed = SealedUsers(
+            events, chosen, (hdrs, heads, pendings), deferred, checksums, residents or Residents(1 << 20)
+        )
         sealed.take(config, reader, learn=learn, outcome=outcome, features=features)
         errors |= sealed.errors
         failed[list(errors)] = True
@@ -167,19 +176,33 @@ def advance(
             writes = sealed.writes()
     if errors:
         outcome[failed[events.user]] = FAILED
+    stored: dict[int, int] = {}
     if learn:
         touched = np.zeros(users, np.bool_)
         touched[events.user[outcome <= k.LATE]] = True
-        chosen = np.nonzero(touched & ~failed)[0]
-        packed = np.empty(len(chosen) * layout.MAX_HEAD_WORDS, np.int64)
-        lengths = np.empty(len(chosen), np.int64)
-        layout.pack_heads(hdrs, heads, pendings, chosen, packed, lengths)
-        blob = packed.tobytes() if len(chosen) else b""
-        end = 0
-        for place, length in zip(chosen.tolist(), lengths.tolist(), strict=True):
-            begin, end = end, end + 8 * length
-            writes.append((keys[place], blob[begin:end]))
+        stored = _pack_heads((hdrs, heads, pendings), np.flatnonzero(touched & ~failed), keys, writes)
+    if sealed is not None:
+        sealed.settle(stored)
     return HistoryResult(outcome, writes, errors, other_source)
+
+
+def _pack_heads(
+    states: tuple[layout.Words, layout.Words, layout.Words],
+    chosen: npt.NDArray[np.int64],
+    keys: list[bytes],
+    writes: list[tuple[bytes, bytes | None]],
+) -> dict[int, int]:
+    """Add the chosen users' head records to ``writes``; returns each one's checksum."""
+    packed = np.empty(len(chosen) * layout.MAX_HEAD_WORDS, np.int64)
+    lengths = np.empty(len(chosen), np.int64)
+    total = layout.pack_heads(*states, chosen, packed, lengths)
+    blob = packed[:total].tobytes()
+    ends = np.cumsum(lengths)
+    begin = 0
+    for place, end in zip(chosen.tolist(), (8 * ends).tolist(), strict=True):
+        writes.append((keys[place], blob[begin:end]))
+        begin = end
+    return dict(zip(chosen.tolist(), packed[ends - lengths + 1].tolist(), strict=True))
 
 
 def _usable(keys: list[bytes], stored: Sequence[bytes | None], errors: dict[int, StateError]) -> list[bytes]:

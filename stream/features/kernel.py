@@ -57,7 +57,7 @@ __all__ = [
 CHUNK: Final = 32
 SEGMENT: Final = 32
 BLOOM_WORDS: Final = 256
-_BLOOM_MASK: Final = BLOOM_WORDS * 32 - 1
+_BLOOM_LINES: Final = BLOOM_WORDS // 16 - 1  # mask of a filter's cache lines, 16 words each
 TIME: Final = 0
 AMOUNT: Final = 1
 MERCHANT: Final = 2
@@ -214,17 +214,21 @@ def _has_mark(marks: Marks, mark: np.uint32, bits: np.uint32) -> bool:
 
 @compiled
 def _bloom_set(bloom: Marks, mark: np.uint32) -> None:
-    first = np.int64(mark) & _BLOOM_MASK
-    second = (np.int64(mark) >> 13) & _BLOOM_MASK
-    bloom[first >> 5] |= np.uint32(1 << (first & 31))
-    bloom[second >> 5] |= np.uint32(1 << (second & 31))
+    """Set a fingerprint's two bits, both in the same cache line of the filter."""
+    line = (np.int64(mark) & _BLOOM_LINES) << 4
+    for shift in (4, 13):
+        bit = (np.int64(mark) >> shift) & 511
+        bloom[line + (bit >> 5)] |= np.uint32(1 << (bit & 31))
 
 
 @compiled
 def _bloom_may_hold(bloom: Marks, mark: np.uint32) -> bool:
-    first = np.int64(mark) & _BLOOM_MASK
-    second = (np.int64(mark) >> 13) & _BLOOM_MASK
-    hits = (np.int64(bloom[first >> 5]) >> (first & 31)) & (np.int64(bloom[second >> 5]) >> (second & 31))
+    line = (np.int64(mark) & _BLOOM_LINES) << 4
+    first = (np.int64(mark) >> 4) & 511
+    second = (np.int64(mark) >> 13) & 511
+    hits = (np.int64(bloom[line + (first >> 5)]) >> (first & 31)) & (
+        np.int64(bloom[line + (second >> 5)]) >> (second & 31)
+    )
     return bool(hits & 1)
 
 

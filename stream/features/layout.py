@@ -277,7 +277,7 @@ def complaint(key: bytes, record: bytes) -> str:
     words = np.frombuffer(record, np.int64)
     if len(words) < 2 or int(words[1]) != checksum(words, 2, len(words)):
         return f"{describe_record(key)} is corrupt: its checksum does not match"
-    return f"{describe_record(key)} is corrupt or older than the head: it does not cover the chunks that the head names"
+    return f"{describe_record(key)} is corrupt or old: it does not cover the chunks that the head names"
 
 
 def join(records: Sequence[bytes]) -> tuple[Words, Words, Words]:

@@ -1,13 +1,14 @@
 """Histories with sealed chunks, a batch's worth at a time.
 
 What :mod:`stream.features.kernel` does for one user needs that user's live bitmaps, segments and a few
-chunks in memory. Here the users of a batch share one workspace, each with a range of it, so that a batch
-costs two reads and a handful of compiled calls however many users it has:
+chunks in memory. The users of a batch have ranges of one workspace (:mod:`stream.features.residents`), so
+that a batch costs two reads and a handful of compiled calls however many users it has:
 
-1. read live bitmaps and segments, check and unpack them (:func:`_unpack`), build the segment filters;
-2. ask the kernel which chunks each event needs (:func:`_plan`), read those, check and unpack them;
-3. take the events in their order, sealing heads as they fill (:func:`_take`);
-4. collect the records that sealing and forgetting have changed (:meth:`SealedUsers.writes`).
+1. for users that are not resident, read live bitmaps and segments, check and unpack them (:func:`_unpack`),
+   and build the segments' summaries and filters;
+2. take the events in their order, sealing heads as they fill (:func:`_take`); one that needs a chunk which
+   is not loaded waits, with its user's later ones, until all such chunks are read in one go;
+3. collect the records that sealing and forgetting have changed (:meth:`SealedUsers.writes`).
 """
 
 from __future__ import annotations
@@ -27,11 +28,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from stream.features.history import HistoryConfig, HistoryEvents, RecordReader
+    from stream.features.residents import Residents
 
 __all__ = ["SealedUsers"]
 
 _LIVE: Final = -1  # stands for "the live bitmaps" where a segment's number is expected
 _PLANNED: Final = -2  # a slot that is about to be filled
+
+# What _take counts.
+_LATER: Final = 0
+_WANTED: Final = 1
+_USED: Final = 2
 
 
 class SealedUsers:
@@ -49,8 +56,10 @@ class SealedUsers:
         chosen: npt.NDArray[np.int64],
         states: tuple[Ints, Ints, Ints],
         taken: npt.NDArray[np.int64],
+        checksums: npt.NDArray[np.int64],
+        residents: Residents,
     ) -> None:
-        """Lay out the workspace.
+        """Give each user its range of the workspace.
 
         Parameters
         ----------
@@ -60,32 +69,30 @@ class SealedUsers:
             Headers, heads and pending lists of all the batch's users.
         taken : int64[e]
             The events to take, in their order.
+        checksums : int64[u]
+            Of all the batch's head records as they are stored.
         """
         self.errors: dict[int, StateError] = {}
         self._events = events
         self._chosen = chosen
         self._hdrs, self._heads, self._pendings = states
         self._taken = taken
+        self._residents = residents
         hdrs = self._hdrs[chosen]
         self._first = hdrs[:, k.H_FIRST_CHUNK].copy()
         self._next = hdrs[:, k.H_NEXT_CHUNK].copy()
-        self._base = hdrs[:, k.H_BASE].copy()
         self._local = np.full(len(events.users), -1, np.int64)
         self._local[chosen] = np.arange(len(chosen))
         seals = np.bincount(self._local[events.user[taken]], minlength=len(chosen)) // k.CHUNK + 2
-        capacity = self._next - self._base + seals
-        segments = capacity // k.SEGMENT + 1
-        self._chunk_at = np.concatenate([[0], np.cumsum(capacity)])
-        self._segment_at = np.concatenate([[0], np.cumsum(segments)])
-        chunks = int(self._chunk_at[-1])
-        self._summary = np.zeros((chunks, 6), np.int64)
-        self._live = np.zeros(chunks, np.uint32)
-        self._marks = np.zeros((chunks, 2, k.CHUNK), np.uint32)
-        self._slot = np.full(chunks, -1, np.int32)
-        self._seg = np.zeros((int(self._segment_at[-1]), 7), np.int64)
-        self._bloom = np.zeros((int(self._segment_at[-1]), 2, k.BLOOM_WORDS), np.uint32)
+        self._users = [events.users[place] for place in chosen.tolist()]
+        self._at, self._known = residents.admit(
+            events.source, self._users, checksums[chosen], hdrs[:, k.H_BASE], self._next + seals
+        )
+        self._base = np.array([resident.base for resident in self._at], np.int64)
+        self._hdrs[chosen, k.H_BASE] = self._base
+        pages = np.array([(resident.page, resident.page + resident.pages) for resident in self._at], np.int64)
+        self._pages = pages.reshape(-1, 2)
         self._new_slots = int(seals.sum())
-        self._store = np.empty((0, 4, k.CHUNK), np.int64)
         self._live_changed = np.zeros(len(chosen), np.bool_)
 
     @property
@@ -100,22 +107,39 @@ class SealedUsers:
     ) -> None:
         """Take the events; their outcomes and features go to the batch's arrays."""
         self._load(reader)
-        events, failed = self._events, self._failed
+        events, rooms = self._events, self._residents
         user = self._local[events.user]
-        wanted = np.empty((max(1, int((self._next - self._first).sum())), 2), np.int64)
-        count = _plan(
-            self._taken, user, failed, self._chosen, self._hdrs, self._heads, self._chunk_at,
-            self._segment_at, self._summary, self._live, self._marks, self._seg, self._bloom, self._slot,
-            events.time_ms, events.merchant, events.ident, config.horizon_ms, wanted,
-        )  # fmt: skip
-        self._load_chunks(wanted[:count], reader)
-        _take(
-            self._taken, user, self._failed, self._chosen, self._hdrs, self._heads, self._pendings,
-            self._chunk_at, self._segment_at, self._summary, self._live, self._marks, self._seg, self._bloom,
-            self._slot, self._store, count, self._live_changed, events.offset, events.source, events.time_ms,
-            events.amount_minor, events.merchant, events.ident, events.minor_units, config.horizon_ms,
-            config.lateness_ms, learn, outcome, features,
-        )  # fmt: skip
+        chunks = int((self._next - self._first).sum())
+        wanted = np.empty((max(1, chunks), 2), np.int64)
+        spare = rooms.take_slots(self._new_slots)
+        counts = np.zeros(3, np.int64)
+        left = self._taken
+        while len(left):
+            later = np.empty_like(left)
+            _take(
+                left, user, self._failed, self._chosen, self._hdrs, self._heads, self._pendings, self._pages,
+                rooms.summary, rooms.live, rooms.marks, rooms.seg, rooms.bloom, rooms.slot, rooms.store,
+                spare, self._live_changed, events.offset, events.source, events.time_ms, events.amount_minor,
+                events.merchant, events.ident, events.minor_units, config.horizon_ms, config.lateness_ms,
+                learn, outcome, features, later, wanted, counts,
+            )  # fmt: skip
+            left = later[: counts[_LATER]]
+            self._load_chunks(wanted[: counts[_WANTED]], reader)
+        if learn:
+            _seal_filled(
+                self._failed, self._chosen, self._hdrs, self._heads, self._pages, rooms.summary, rooms.live,
+                rooms.marks, rooms.seg, rooms.bloom, rooms.slot, rooms.store, spare, counts,
+            )  # fmt: skip
+        rooms.give_back(spare[counts[_USED] :])
+
+    def settle(self, checksums: dict[int, int]) -> None:
+        """Say which head records the residents now belong to, by the users' places in the batch."""
+        for index, place in enumerate(self._chosen.tolist()):
+            moved = self._hdrs[place, k.H_BASE] != self._base[index]
+            if place in self.errors or moved:
+                self._residents.drop(self._events.source, self._users[index])
+            elif place in checksums:
+                self._at[index].checksum = checksums[place]
 
     def writes(self) -> list[tuple[bytes, bytes | None]]:
         """Return the records that sealing and forgetting chunks have changed, the heads apart."""
@@ -134,8 +158,8 @@ class SealedUsers:
         """Read and unpack the live bitmaps and segments of all users that have chunks."""
         keys: list[bytes] = []
         owners: list[tuple[int, int]] = []
-        for index in np.flatnonzero(self._next > self._first).tolist():
-            user = self._events.users[self._chosen[index]]
+        for index in np.flatnonzero((self._next > self._first) & ~self._known).tolist():
+            user = self._users[index]
             keys.append(layout.live_key(user))
             owners.append((index, _LIVE))
             for number in range(self._base[index] // k.SEGMENT, (self._next[index] - 1) // k.SEGMENT + 1):
@@ -143,6 +167,7 @@ class SealedUsers:
                 owners.append((index, number))
         if not keys:
             return
+        rooms = self._residents
         owner = np.array(owners, np.int64)
         starts = np.array(
             [layout.LIVE_START if number == _LIVE else layout.SEGMENT_START for _, number in owners]
@@ -150,28 +175,29 @@ class SealedUsers:
         records = self._usable(reader.read(keys), keys, owner[:, 0], starts.tolist())
         words, begins, sizes = layout.join(records)
         good = _unpack(
-            words, begins, sizes, owner, self._first, self._next, self._base, self._chunk_at,
-            self._summary, self._live, self._marks,
+            words, begins, sizes, owner, self._first, self._next, self._base, self._pages,
+            rooms.summary, rooms.live, rooms.marks,
         )  # fmt: skip
         for index in np.flatnonzero(~good & (sizes > 0)).tolist():
             self._fail(int(owner[index, 0]), StateError(layout.complaint(keys[index], records[index])))
         _index(
-            self._failed, self._hdrs, self._pendings, self._chosen, self._first, self._next, self._base,
-            self._chunk_at, self._segment_at, self._summary, self._live, self._marks, self._seg, self._bloom,
+            self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._first, self._next,
+            self._base, self._pages, rooms.summary, rooms.live, rooms.marks, rooms.seg, rooms.bloom,
         )  # fmt: skip
 
     def _load_chunks(self, wanted: Ints, reader: RecordReader) -> None:
         """Read and unpack chunks, ``wanted`` a list of user and chunk index."""
-        self._store = np.empty((len(wanted) + self._new_slots, 4, k.CHUNK), np.int64)
         if not len(wanted):
             return
         keys = [
-            layout.chunk_key(self._events.users[self._chosen[index]], int(self._base[index]) + chunk)
+            layout.chunk_key(self._users[index], int(self._base[index]) + chunk)
             for index, chunk in wanted.tolist()
         ]
         records = self._usable(reader.read(keys), keys, wanted[:, 0], [layout.CHUNK_START] * len(keys))
         words, begins, sizes = layout.join(records)
-        good = _unpack_chunks(words, begins, sizes, wanted, self._chunk_at, self._slot, self._store)
+        rooms = self._residents
+        slots = rooms.take_slots(len(wanted))
+        good = _unpack_chunks(words, begins, sizes, wanted, self._pages, slots, rooms.slot, rooms.store)
         for index in np.flatnonzero(~good & (sizes > 0)).tolist():
             self._fail(int(wanted[index, 0]), StateError(layout.complaint(keys[index], records[index])))
 
@@ -199,17 +225,18 @@ class SealedUsers:
     def _write(self, index: int, writes: list[tuple[bytes, bytes | None]]) -> None:
         """Add one user's changed records."""
         place = int(self._chosen[index])
-        user, hdr = self._events.users[place], self._hdrs[place]
+        user, hdr = self._users[index], self._hdrs[place]
         base, stored_first, stored_next = (
             int(self._base[index]),
             int(self._first[index]),
             int(self._next[index]),
         )
         first, end = int(hdr[k.H_FIRST_CHUNK]), int(hdr[k.H_NEXT_CHUNK])
-        at = int(self._chunk_at[index]) - base
+        at = int(self._pages[index, 0]) * k.SEGMENT - base
+        rooms = self._residents
         sealed = range(max(stored_next, first), end)
         writes += [
-            (layout.chunk_key(user, number), layout.pack_chunk(self._store[self._slot[at + number]]))
+            (layout.chunk_key(user, number), layout.pack_chunk(rooms.store[rooms.slot[at + number]]))
             for number in sealed
         ]
         for segment in sorted({number // k.SEGMENT for number in sealed}):
@@ -217,11 +244,11 @@ class SealedUsers:
             writes.append(
                 (
                     layout.segment_key(user, segment),
-                    layout.pack_segment(self._summary[part], self._marks[part]),
+                    layout.pack_segment(rooms.summary[part], rooms.marks[part]),
                 )
             )
         if (end > stored_next or self._live_changed[index]) and first < end:
-            writes.append((layout.live_key(user), layout.pack_live(first, self._live[at + first : at + end])))
+            writes.append((layout.live_key(user), layout.pack_live(first, rooms.live[at + first : at + end])))
         forgotten = range(stored_first, min(first, stored_next))
         writes += [(layout.chunk_key(user, number), None) for number in forgotten]
         # By the segment, not by its last chunk: one that was not full may be outlived within a batch.
@@ -245,7 +272,7 @@ def _unpack(
     first: Ints,
     following: Ints,
     base: Ints,
-    chunk_at: Ints,
+    pages: Ints,
     summary: Ints,
     live: Marks,
     marks: Marks,
@@ -257,7 +284,7 @@ def _unpack(
         if size < 4 or words[begin + 1] != layout.checksum(words, begin + 2, begin + size):
             continue
         user, number = owner[record, 0], owner[record, 1]
-        at = chunk_at[user] - base[user]
+        at = pages[user, 0] * k.SEGMENT - base[user]
         body = begin + 2
         if number == _LIVE:
             stored_first, count = words[body], words[body + 1]
@@ -298,8 +325,7 @@ def _index(
     first: Ints,
     following: Ints,
     base: Ints,
-    chunk_at: Ints,
-    segment_at: Ints,
+    pages: Ints,
     summary: Ints,
     live: Marks,
     marks: Marks,
@@ -310,7 +336,7 @@ def _index(
     for user in range(len(chosen)):
         if failed[user]:
             continue
-        at = chunk_at[user]
+        at = pages[user, 0] * k.SEGMENT
         hdr = hdrs[chosen[user]]
         for index in range(hdr[k.H_PENDING]):
             chunk, bit = divmod(pendings[chosen[user], index], k.CHUNK)
@@ -323,82 +349,66 @@ def _index(
             summary[at:stop],
             live[at:stop],
             marks[at:stop],
-            seg[segment_at[user] : segment_at[user + 1]],
-            bloom[segment_at[user] : segment_at[user + 1]],
+            seg[pages[user, 0] : pages[user, 1]],
+            bloom[pages[user, 0] : pages[user, 1]],
         )
 
 
 @compiled
-def _plan(
-    taken: Ints,
-    local: Ints,
+def _unpack_chunks(
+    words: Ints,
+    begins: Ints,
+    sizes: Ints,
+    wanted: Ints,
+    pages: Ints,
+    slots: Slots,
+    slot: Slots,
+    store: Ints,
+) -> Flags:
+    """Unpack chunks into the given slots of the store; returns which records were good."""
+    good = np.zeros(len(sizes), np.bool_)
+    for record in range(len(sizes)):
+        begin, size = begins[record], sizes[record]
+        place = pages[wanted[record, 0], 0] * k.SEGMENT + wanted[record, 1]
+        slot[place] = slots[record]
+        if size != 2 + 4 * k.CHUNK or words[begin + 1] != layout.checksum(words, begin + 2, begin + size):
+            continue
+        for row in range(4):
+            for index in range(k.CHUNK):
+                store[slots[record], row, index] = words[begin + 2 + row * k.CHUNK + index]
+        good[record] = True
+    return good
+
+
+@compiled
+def _seal_filled(
     failed: Flags,
     chosen: Ints,
     hdrs: Ints,
     heads: Ints,
-    chunk_at: Ints,
-    segment_at: Ints,
+    pages: Ints,
     summary: Ints,
     live: Marks,
     marks: Marks,
     seg: Ints,
     bloom: Marks,
     slot: Slots,
-    time_ms: Ints,
-    merchant: Ints,
-    ident: Ints,
-    horizon_ms: int,
-    wanted: Ints,
-) -> int:
-    """List the chunks that the events will need; each is listed once."""
-    count = 0
-    low = np.empty(4, np.int64)
-    newest = np.empty(len(chosen), np.int64)
+    store: Ints,
+    spare: Slots,
+    counts: Ints,
+) -> None:
+    """Seal every full head."""
     for user in range(len(chosen)):
-        newest[user] = hdrs[chosen[user], k.H_NEWEST]
-    missing = np.empty(len(slot) + 1, np.int64)
-    for event in taken:
-        user = local[event]
-        if failed[user]:
+        place = chosen[user]
+        if failed[user] or hdrs[place, k.H_HEAD] < k.CHUNK:
             continue
-        hdr = hdrs[chosen[user]]
-        a, b = chunk_at[user], chunk_at[user + 1]
-        c, d = segment_at[user], segment_at[user + 1]
-        # As of the events before it in this batch: an event older than one of those is late, too.
-        before = hdr[k.H_NEWEST]
-        hdr[k.H_NEWEST] = newest[user]
-        found = k.plan(
-            hdr, heads[chosen[user]], summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b],
-            time_ms[event], merchant[event], ident[event], horizon_ms, low, missing,
+        c, d = pages[user, 0], pages[user, 1]
+        a, b = c * k.SEGMENT, d * k.SEGMENT
+        k.seal(
+            hdrs[place], heads[place], summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b],
+            store, spare[counts[_USED]],
         )  # fmt: skip
-        hdr[k.H_NEWEST] = before
-        newest[user] = max(newest[user], time_ms[event])
-        for index in range(found):
-            if slot[a + missing[index]] != _PLANNED:
-                slot[a + missing[index]] = _PLANNED
-                wanted[count, 0] = user
-                wanted[count, 1] = missing[index]
-                count += 1
-    return count
-
-
-@compiled
-def _unpack_chunks(
-    words: Ints, begins: Ints, sizes: Ints, wanted: Ints, chunk_at: Ints, slot: Slots, store: Ints
-) -> Flags:
-    """Unpack chunks into the store's first slots; returns which records were good."""
-    good = np.zeros(len(sizes), np.bool_)
-    for record in range(len(sizes)):
-        begin, size = begins[record], sizes[record]
-        place = chunk_at[wanted[record, 0]] + wanted[record, 1]
-        slot[place] = record
-        if size != 2 + 4 * k.CHUNK or words[begin + 1] != layout.checksum(words, begin + 2, begin + size):
-            continue
-        for row in range(4):
-            for index in range(k.CHUNK):
-                store[record, row, index] = words[begin + 2 + row * k.CHUNK + index]
-        good[record] = True
-    return good
+        counts[_USED] += 1
 
 
 @compiled
@@ -410,8 +420,7 @@ def _take(
     hdrs: Ints,
     heads: Ints,
     pendings: Ints,
-    chunk_at: Ints,
-    segment_at: Ints,
+    pages: Ints,
     summary: Ints,
     live: Marks,
     marks: Marks,
@@ -419,7 +428,7 @@ def _take(
     bloom: Marks,
     slot: Slots,
     store: Ints,
-    next_slot: int,
+    spare: Slots,
     live_changed: Flags,
     offset: Ints,
     source: int,
@@ -433,28 +442,60 @@ def _take(
     learn: bool,
     outcome: Codes,
     features: Floats,
+    later: Ints,
+    wanted: Ints,
+    counts: Ints,
 ) -> None:
-    """Take the events in their order, and seal heads as they fill."""
+    """Take the events in their order, those whose chunks are loaded; heads are sealed as they fill.
+
+    An event that misses a chunk is put into ``later`` with all that follow of its user, and what they miss
+    into ``wanted``, each chunk once. ``counts`` says how many of both there are, and of the spare slots used.
+    """
     low = np.empty(4, np.int64)
     acc = np.empty((4, k.ACC_SIZE), np.int64)
-    for user in range(len(chosen)):  # heads that the batch's other loop has filled
-        place = chosen[user]
-        if hdrs[place, k.H_HEAD] == k.CHUNK and not failed[user]:
-            a, b = chunk_at[user], chunk_at[user + 1]
-            c, d = segment_at[user], segment_at[user + 1]
-            k.seal(
-                hdrs[place], heads[place], summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d],
-                slot[a:b], store, next_slot,
-            )  # fmt: skip
-            next_slot += 1
+    waiting = np.zeros(len(chosen), np.bool_)
+    newest = np.empty(len(chosen), np.int64)
+    longest = 1
+    for user in range(len(chosen)):
+        longest = max(longest, (pages[user, 1] - pages[user, 0]) * k.SEGMENT)
+    missing = np.empty(longest, np.int64)
+    counts[_LATER] = 0
+    counts[_WANTED] = 0
     for event in taken:
         user = local[event]
         if failed[user]:
             continue
         place = chosen[user]
         hdr, head, pending = hdrs[place], heads[place], pendings[place]
-        a, b = chunk_at[user], chunk_at[user + 1]
-        c, d = segment_at[user], segment_at[user + 1]
+        c, d = pages[user, 0], pages[user, 1]
+        a, b = c * k.SEGMENT, d * k.SEGMENT
+        if hdr[k.H_HEAD] == k.CHUNK:
+            k.seal(
+                hdr, head, summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b],
+                store, spare[counts[_USED]],
+            )  # fmt: skip
+            counts[_USED] += 1
+        # As of the events before it: an event older than one that waits will be late, too.
+        before = hdr[k.H_NEWEST]
+        if waiting[user]:
+            hdr[k.H_NEWEST] = newest[user]
+        found = k.plan(
+            hdr, head, summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b],
+            time_ms[event], merchant[event], ident[event], horizon_ms, low, missing,
+        )  # fmt: skip
+        hdr[k.H_NEWEST] = before
+        if found > 0 or waiting[user]:
+            newest[user] = max(newest[user] if waiting[user] else before, time_ms[event])
+            waiting[user] = True
+            for index in range(found):
+                if slot[a + missing[index]] != _PLANNED:
+                    slot[a + missing[index]] = _PLANNED
+                    wanted[counts[_WANTED], 0] = user
+                    wanted[counts[_WANTED], 1] = missing[index]
+                    counts[_WANTED] += 1
+            later[counts[_LATER]] = event
+            counts[_LATER] += 1
+            continue
         outcome[event] = k.step(
             hdr, head, summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b], store, pending,
             offset[event], source, time_ms[event], amount[event], merchant[event], ident[event],
@@ -463,17 +504,3 @@ def _take(
         if hdr[k.H_PENDING] == k.CHUNK:
             hdr[k.H_PENDING] = 0
             live_changed[user] = True
-        if hdr[k.H_HEAD] == k.CHUNK:
-            k.seal(
-                hdr,
-                head,
-                summary[a:b],
-                live[a:b],
-                marks[a:b],
-                seg[c:d],
-                bloom[c:d],
-                slot[a:b],
-                store,
-                next_slot,
-            )
-            next_slot += 1

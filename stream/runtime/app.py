@@ -102,6 +102,7 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         max_reasons=settings.max_reasons,
         decisions=settings.decisions.enabled,
         decision_features=settings.decisions.features,
+        resident_bytes=settings.history.resident_mib << 20,
     )
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from offline.features import build_features
 from offline.table import MISSING, TransactionTable
 from stream.features import exact, kernel, layout
+from stream.features.residents import Residents
 from stream.features.spec import CALENDAR_FEATURES, HISTORY_FEATURES, FeatureSpec
 from stream.features.vector import Columns, VectorBuilder
 
@@ -111,7 +112,9 @@ def split(taken: Sequence[Taken], seed: int, most: int) -> list[Sequence[Taken]]
 def check_against_oracle(
     taken: Sequence[Taken], lateness: int, batches: Sequence[Sequence[Taken]]
 ) -> tuple[Engine, set[str]]:
-    engine, users = Engine(lateness), {}
+    # A workspace that long histories outgrow, so that residents come, stay and go.
+    residents = Residents(1 << 18) if len(batches) % 2 else None
+    engine, users = Engine(lateness, residents=residents), {}
     seen: set[str] = set()
     place = 0
     for batch in batches:
@@ -435,7 +438,7 @@ SPEC = FeatureSpec({"channel": ("web",), "transaction_type": ("purchase",)})
 
 
 def check_offline(taken: Sequence[Taken], lateness: int, most: int) -> None:
-    engine = Engine(lateness)
+    engine = Engine(lateness, residents=Residents())
     outcomes: list[str] = []
     rows: list[npt.NDArray[np.float64]] = []
     for batch in split(taken, len(taken), most):
@@ -567,3 +570,17 @@ def test_every_history_feature_has_its_column() -> None:
     builder.history(matrix)[:] = np.arange(len(HISTORY_FEATURES))
     for place, name in enumerate(HISTORY_FEATURES):
         assert (matrix[:, SPEC.names.index(name)] == place).all()
+
+
+def test_a_resident_is_not_believed_once_another_has_written_the_user_s_state() -> None:
+    """As after a rebalance there and back: what this worker still has in memory is out of date."""
+    here, there = Engine(residents=Residents()), Engine(residents=Residents())
+    there.memory = here.memory
+    first = [("u", Event(f"a{number}", START + number * HOUR, 100, "m")) for number in range(80)]
+    second = [("u", Event(f"b{number}", START + (80 + number) * HOUR, 100, "m")) for number in range(50)]
+    here.take(first)
+    there.next_offset = here.next_offset
+    there.take(second)
+    here.next_offset = there.next_offset
+    _, features = here.take([("u", Event("last", START + 130 * HOUR, 100, "m"))])
+    assert dict(zip(HISTORY_FEATURES, features[0].tolist(), strict=True))["transaction_count_30d"] == 131
