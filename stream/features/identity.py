@@ -1,7 +1,8 @@
 """64-bit identities of transaction and merchant ids, as the history stores them.
 
-BLAKE2b, so that nobody who may choose an id can make two collide on purpose and have a transaction
-taken for a duplicate. By chance, two of a user's 50,000 ids collide with a probability below 1e-10.
+BLAKE2b, so that nobody can find an id that passes for another's (2**64 tries); by chance, two of a user's
+50,000 ids collide with a probability below 1e-10. Whoever chooses both ids can make a colliding pair with
+about 2**32 tries: producers are trusted that far.
 """
 
 from __future__ import annotations

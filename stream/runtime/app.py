@@ -206,7 +206,14 @@ def build_runtime(settings: Settings) -> Runtime:
     processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics)
     runtime = Runtime(settings, app, pipeline, processor, delivery, metrics)
     app.settle = processor.settle
-    app.resume = processor.resume
+
+    def resume(assigned: set[Any]) -> None:
+        mine = [tp for tp in assigned if tp.topic == settings.topics.transactions]
+        metrics.assigned.set(len(mine))
+        metrics.lag.clear()  # what is left of partitions that have gone
+        processor.resume()
+
+    app.resume = resume
     app.on_recovered = metrics.recovered.inc
 
     async def score(stream: Any) -> None:

@@ -203,7 +203,7 @@ class StreamApp(faust.App):  # type: ignore[misc]
     #: Set by ``build_app``: waits until no batch is under way and none will begin.
     settle: Callable[[], Awaitable[None]] | None = None
     #: Set by ``build_app``: lets batches begin again after a rebalance.
-    resume: Callable[[], None] | None = None
+    resume: Callable[[set[Any]], None] | None = None
     #: Set by ``build_app``: what to start before, and to stop after, everything of Faust's.
     prepare: Callable[[], Awaitable[None]] | None = None
     release: Callable[[], Awaitable[None]] | None = None
@@ -238,7 +238,7 @@ class StreamApp(faust.App):  # type: ignore[misc]
     async def _on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
         await super()._on_partitions_assigned(assigned, generation_id)
         if self.resume is not None:
-            self.resume()
+            self.resume(assigned)
 
     def _create_directories(self) -> None:
         self.conf.tabledir.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ DATASOURCES = yaml.safe_load(
 DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 
 #: Variables that the compose file may ask for; its head says what each is.
-VARIABLES = {"GRAFANA_ADMIN_PASSWORD", "PYTHON_IMAGE", "RISKSTREAM_BUNDLE_DIR"}
+VARIABLES = {"GRAFANA_ADMIN_PASSWORD", "PYTHON_IMAGE", "BUNDLE_DIR"}
 #: Ports that are not the product's to choose, by service: the images' own, and what the compose file
 #: itself gives Kafka to listen on.
 IMAGE_PORTS = {"kafka": {"9092", "9093", "29092"}, "prometheus": {"9090"}, "grafana": {"3000"}}
@@ -132,7 +132,7 @@ def test_mounts_exist(name: str) -> None:
 def test_bundle_is_read_only() -> None:
     [bundle] = [mount for mount in SERVICES["worker"]["volumes"] if isinstance(mount, dict)]
     assert bundle["read_only"] is True
-    assert bundle["source"] == "${RISKSTREAM_BUNDLE_DIR:-./var/bundle}"
+    assert bundle["source"] == "${BUNDLE_DIR:-./var/bundle}"
     assert bundle["target"] == environment(SERVICES["worker"])["RISKSTREAM_BUNDLE"]
 
 
