@@ -269,11 +269,12 @@ def _to_table(path: Path, arrow: pa.Table, mapping: ColumnMapping) -> Transactio
 
 
 def _blank_invalid(table: TransactionTable) -> None:
-    """Put zeros and empty texts into the rows that make no transaction."""
+    """Put zeros and empty texts into the rows that make no transaction; their ids stay, to name them by."""
     rows = list(table.invalid)
     if not rows:
         return
-    for name in ("transaction_id", "user_id", "channel", "transaction_type", "currency"):
+    table.transaction_id[rows] = [name or "" for name in table.transaction_id[rows]]
+    for name in ("user_id", "channel", "transaction_type", "currency"):
         getattr(table, name)[rows] = ""
     for name in _OPTIONAL_TEXTS:
         if getattr(table, name) is not None:

@@ -35,6 +35,7 @@ def read_json_lines(path: Path) -> TransactionTable:
     transactions: list[Transaction | None] = []
     invalid: dict[int, InvalidRecordError] = {}
     labels: dict[int, tuple[int, int | None]] = {}
+    ids: dict[int, str] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             raw = line.strip()
@@ -46,6 +47,7 @@ def read_json_lines(path: Path) -> TransactionTable:
             except InvalidRecordError as error:
                 transactions.append(None)
                 invalid[row] = InvalidRecordError(error.field, f"{error.reason} (line {number})")
+                ids[row] = _id_of(raw)
                 continue
             transactions.append(transaction)
             if b'"is_fraud"' in raw:
@@ -53,7 +55,20 @@ def read_json_lines(path: Path) -> TransactionTable:
     beside = path.with_name(f"{path.name.removesuffix(path.suffix)}.labels{path.suffix}")
     if beside.is_file():
         _labels_beside(beside, transactions, labels)
-    return _from_transactions(transactions, invalid, labels)
+    table = _from_transactions(transactions, invalid, labels)
+    for row, name in ids.items():
+        table.transaction_id[row] = name
+    return table
+
+
+def _id_of(raw: bytes) -> str:
+    """Return an invalid line's transaction id, so that a report can name it; empty where it has none."""
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return ""
+    name = record.get("transaction_id") if isinstance(record, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _inline_label(path: Path, number: int, record: dict[str, Any]) -> tuple[int, int | None]:

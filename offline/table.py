@@ -52,7 +52,7 @@ class TransactionTable:
         int64, when the label becomes known; None where the file does not say.
     invalid:
         By row, why it does not make a valid transaction. Such a row is kept, with zeros and empty texts
-        in it, and is rejected by whatever computes features; it never disappears in silence.
+        in it but for its id, and is rejected by whatever computes features; it never disappears in silence.
     """
 
     transaction_id: npt.NDArray[np.object_]

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -115,6 +116,28 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
+class _Sparingly(logging.Filter):
+    """Lets a library say the same thing once in a while: a broker that is away is not news ten times a second."""
+
+    _SECONDS: Final = 30.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("stream."):
+            return True
+        key = (record.name, str(record.msg))
+        now = time.monotonic()
+        if now - self._said.get(key, -self._SECONDS) < self._SECONDS:
+            return False
+        if len(self._said) > 1000:  # noqa: PLR2004 - messages with figures in them; forgetting is harmless
+            self._said.clear()
+        self._said[key] = now
+        return True
+
+
 def _configure_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -124,5 +147,7 @@ def _configure_logging(settings: Settings) -> None:
     # Faust, mode and aiokafka tell each step of a rebalance; their warnings are enough.
     for name in ("faust", "mode", "aiokafka", "kafka", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING if settings.log_level != "debug" else logging.DEBUG)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Sparingly())
     # Faust's services log under the module that defines the class.
     logging.getLogger("stream.runtime.faust_seams").setLevel(logging.WARNING)
