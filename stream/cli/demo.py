@@ -41,6 +41,9 @@ __all__ = ["demo"]
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here."
 )
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Save what is shown as an SVG picture."
+)
 @click.option("--keep", is_flag=True, help="Leave broker and worker running until Ctrl-C.")
 def demo(
     *,
@@ -52,6 +55,7 @@ def demo(
     seed: int,
     folder: Path,
     json_path: Path | None,
+    picture: Path | None,
     keep: bool,
 ) -> None:
     """Run the whole job on this machine and show what it did.
@@ -67,7 +71,7 @@ def demo(
     from stream.cli.progress import progress_bar
     from stream.cli.stopping import raise_on_sigterm
 
-    console = Console()
+    console = Console() if picture is None else Console(record=True, width=100)
     started = time.monotonic()
     raise_on_sigterm()
     _empty(folder)
@@ -93,6 +97,8 @@ def demo(
         if json_path is not None:
             json_path.write_bytes(orjson.dumps(result.to_json(), option=orjson.OPT_INDENT_2) + b"\n")
         _show(console, result, folder, time.monotonic() - started)
+        if picture is not None:
+            console.save_svg(str(picture), title="riskstream demo")
         if keep:
             console.print(
                 f"\nStill running: broker {running.bootstrap_servers}, worker {endpoint}. "

@@ -117,7 +117,7 @@ def _leave(status: int) -> None:
 
 
 class _Sparingly(logging.Filter):
-    """Lets a library say the same thing once in a while: a broker that is away is not news ten times a second."""
+    """Lets a library repeat itself only once in a while: that a broker is away is news once."""
 
     _SECONDS: Final = 30.0
 
