@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from contextlib import ExitStack
@@ -98,7 +99,11 @@ def demo(
             json_path.write_bytes(orjson.dumps(result.to_json(), option=orjson.OPT_INDENT_2) + b"\n")
         _show(console, result, folder, time.monotonic() - started)
         if picture is not None:
-            console.save_svg(str(picture), title="riskstream demo")
+            # Without rich's fonts, which a viewer would fetch from the web.
+            drawn = re.sub(
+                r"@font-face \{.*?\}", "", console.export_svg(title="riskstream demo"), flags=re.DOTALL
+            )
+            picture.write_text(drawn, encoding="utf-8")
         if keep:
             console.print(
                 f"\nStill running: broker {running.bootstrap_servers}, worker {endpoint}. "
