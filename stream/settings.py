@@ -60,6 +60,9 @@ class KafkaSettings(_Section):
         default=6.0, ge=1, description="Others wait this long for a join"
     )
     request_timeout_seconds: float = Field(default=15.0, ge=1)
+    fetch_max_wait_ms: int = Field(
+        default=20, ge=1, le=10_000, description="How long the broker may hold a fetch without records"
+    )
     max_poll_records: int = Field(
         default=2000, ge=1, le=100_000, description="Largest batch of one partition"
     )

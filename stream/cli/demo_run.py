@@ -20,7 +20,7 @@ import orjson
 from kafka import KafkaConsumer, TopicPartition
 
 from offline.evaluate import binary_metrics
-from offline.replay import Pacing, replay, table_records
+from offline.replay import Pacing, ReplayReport, replay, table_records
 from offline.train import TrainingOptions, TrainingResult
 from offline.train import train as fit
 from stream.brokers.admin import client_config
@@ -222,7 +222,7 @@ def _follow(settings: Settings, seen: _Seen, stop: threading.Event) -> None:
         consumer = KafkaConsumer(
             **client_config(settings.kafka),
             enable_auto_commit=False,
-            fetch_max_wait_ms=50,
+            fetch_max_wait_ms=5,
             max_poll_records=5000,
         )
         wanted = [
@@ -260,7 +260,7 @@ def _take(seen: _Seen, alerts: bool, decisions: bool, records: list[Any]) -> Non
                 seen.verdicts[name] = (decision["risk_score"], decision["prediction"])
     else:
         seen.dead_letters += len(records)
-    seen.last_at = time.monotonic()
+    seen.last_at = now
 
 
 def _wait_for(
@@ -308,17 +308,17 @@ def run_demo(
     history = table.slice(0, first_unseen)
     unseen = table.slice(first_unseen, len(table))
     with follow(settings) as seen:
-        started = time.monotonic()
         with progress("History, at full speed", len(history)) as advance:
-            sent = _send(history, settings, None, seen, process, advance)
-        throughput = sent / (seen.last_at - started) if sent else 0.0
+            report = _send(history, settings, None, seen, process, advance)
+        sent = sum(report.records.values())
+        throughput = sent / (seen.last_at - report.started_at) if sent else 0.0
         alerts_before = len(seen.alerts)
         rate = max(_UNSEEN_RATE, len(unseen) / _UNSEEN_SECONDS)
-        unseen_started = time.time()
         with progress(f"Unseen transactions, {rate:,.0f} a second", len(unseen)) as advance:
-            sent += _send(unseen, settings, rate, seen, process, advance)
+            report = _send(unseen, settings, rate, seen, process, advance)
+        sent += sum(report.records.values())
         _wait_for_alerts(seen)
-        return _result(table, unseen, seen, sent, throughput, alerts_before, unseen_started, rate)
+        return _result(table, unseen, seen, sent, throughput, alerts_before, report.started_at, rate)
 
 
 def _send(
@@ -328,15 +328,16 @@ def _send(
     seen: _Seen,
     process: subprocess.Popen[bytes],
     advance: Callable[[int], None],
-) -> int:
-    """Send a part while its progress is shown as it is decided; returns how many were sent."""
+) -> ReplayReport:
+    """Send a part while its progress is shown as it is decided."""
     before = seen.accounted
     count = int(part.valid.sum())
     failure: list[BaseException] = []
+    reports: list[ReplayReport] = []
 
     def send() -> None:
         try:
-            replay(table_records(part, settings.topics), settings, pacing=Pacing(rate=rate))
+            reports.append(replay(table_records(part, settings.topics), settings, pacing=Pacing(rate=rate)))
         except BaseException as error:  # noqa: BLE001 - raised again below
             failure.append(error)
 
@@ -344,7 +345,9 @@ def _send(
     thread.start()
     _wait_for(seen, before, count, process, advance, failure)
     thread.join(timeout=_STALL_SECONDS)
-    return count
+    if not reports:
+        raise BrokerError("sending did not come to its end")
+    return reports[0]
 
 
 def _wait_for_alerts(seen: _Seen) -> None:

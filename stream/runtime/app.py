@@ -205,6 +205,7 @@ def build_runtime(settings: Settings) -> Runtime:
     )
     processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics)
     runtime = Runtime(settings, app, pipeline, processor, delivery, metrics)
+    app.fetch_max_wait_ms = settings.kafka.fetch_max_wait_ms
     app.settle = processor.settle
 
     def resume(assigned: set[Any]) -> None:

@@ -6,19 +6,26 @@ holds a test for each that fails when a Faust release no longer needs it.
 1. :class:`BatchConsumer`: one event per fetched partition batch. Upstream pays several asyncio tasks per
    message; a batch of two thousand pays them once. And it commits what :meth:`BatchConsumer.done` was
    told, nothing else: upstream takes an event for processed when the agent moves on from it, be it by an
-   exception (#527, #315) or because a rebalance took the partition away meanwhile.
+   exception (#527, #315) or because a rebalance took the partition away meanwhile. And it hands on no
+   source records until a rebalance is through: upstream fetches them before it lets the streams flow,
+   which empties their queues.
 2. :class:`HistoryStore`: reads and writes by partition from outside a stream's event, one write batch
    with the changelog's offset in it (upstream writes key by key, and the offset on its own: after a
    SIGKILL the two disagree, #193, #502), bounded memory, databases closed when they are given up.
 3. :class:`StreamApp`: upstream may wait forever for events that will never be acknowledged (#527); here
    a stop and a rebalance wait for the batch under way and nothing else.
-4. :class:`HistoryTable`: takes the store above, restores whole fetched batches at a time (upstream:
+4. Fetches wait 1.5 s for records upstream. A partition whose records were just taken is not in the fetch
+   under way, so its next ones wait for that fetch to end (aiokafka sends one per node): a skewed stream
+   pays up to all of it. The setting ``kafka.fetch_max_wait_ms`` bounds it.
+5. :class:`HistoryTable`: takes the store above, restores whole fetched batches at a time (upstream:
    record by record), and leaves the declaration of topics to ``riskstream topics``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import faust
 import rocksdict
@@ -31,6 +38,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema", "StreamApp"]
+
+
+#: How often the end of a rebalance is looked for; it comes within milliseconds of the first fetch.
+_REBALANCE_POLL_SECONDS: Final = 0.005
 
 
 class PassThroughSchema(Schema):  # type: ignore[misc]
@@ -46,12 +57,24 @@ class PassThroughSchema(Schema):  # type: ignore[misc]
         return decode
 
 
+class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Lets an empty fetch wait as long as the app says."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = self.app.fetch_max_wait_ms  # noqa: SLF001
+        return consumer
+
+
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Yields one message per topic partition and fetch, its value the list of records."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
+
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def done(self, message: Any) -> None:
         """Let the offset behind a fully processed batch be committed."""
@@ -86,11 +109,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         if records is None or self.should_stop:
             return
         if not self.flow_active:
-            # A rebalance began while the fetch was under way: these records belong to nobody yet.
-            await self.perform_seek()
+            # A rebalance began while the fetch was under way: these records belong to nobody yet. Where
+            # the seek fails, the next assignment sets the positions.
+            with contextlib.suppress(Exception):
+                await self.perform_seek()
             return
-        for tp, batch in records.items():
-            if not self.flow_active or self.app.consumer_generation_id != generation:
+        for tp, batch in sorted(records.items(), key=lambda item: not self._is_changelog_tp(item[0])):
+            if not self._is_changelog_tp(tp):
+                await self._wait_for_rebalance(generation)
+            if self.should_stop or not self.flow_active or self.app.consumer_generation_id != generation:
                 break
             if not batch or not (active is None or tp in active or tp in self._buffered_partitions):
                 continue
@@ -98,6 +125,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             message = self._to_message(tp, batch[-1])
             message.key, message.value = None, batch
             yield tp, message
+
+    async def _wait_for_rebalance(self, generation: int) -> None:
+        """Wait for the end of a rebalance, or for the beginning of the next one."""
+        while self.app.rebalancing and self.app.consumer_generation_id == generation:
+            if self.should_stop or not self.flow_active:
+                break
+            await asyncio.sleep(_REBALANCE_POLL_SECONDS)
 
 
 class BatchTransport(driver.Transport):  # type: ignore[misc]
@@ -200,6 +234,8 @@ class HistoryTable(faust.Table):  # type: ignore[misc]
 class StreamApp(faust.App):  # type: ignore[misc]
     """A Faust app whose stop and rebalance wait for the batch under way."""
 
+    #: Set by ``build_app``: how long the broker may let a fetch without records wait.
+    fetch_max_wait_ms: int = 20
     #: Set by ``build_app``: waits until no batch is under way and none will begin.
     settle: Callable[[], Awaitable[None]] | None = None
     #: Set by ``build_app``: lets batches begin again after a rebalance.
