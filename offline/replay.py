@@ -97,6 +97,8 @@ class ReplayReport:
         faster than this machine or the broker.
     stopped:
         Whether it was stopped before the end.
+    started_at:
+        When the schedule began, once connected: seconds since the epoch.
     """
 
     records: dict[str, int]
@@ -104,6 +106,7 @@ class ReplayReport:
     seconds: float
     late_seconds: float
     stopped: bool
+    started_at: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -203,6 +206,7 @@ def replay(
         raise BrokerError(f"no producer for {settings.kafka.bootstrap_servers}: {error}") from error
     try:
         start = time.monotonic()
+        started_at = time.time()
         first_ms: int | None = None
         pending = 0
         for index, record in enumerate(records):
@@ -238,6 +242,7 @@ def replay(
         seconds=seconds,
         late_seconds=late if pacing.rate or pacing.speed else 0.0,
         stopped=stopped,
+        started_at=started_at,
     )
 
 
