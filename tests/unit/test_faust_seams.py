@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import faust
 import pytest
 import rocksdict
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import ConsumerRecord
 from faust.stores import rocksdb
 from faust.transport.drivers import aiokafka as driver
@@ -68,7 +69,7 @@ FETCHED = {TPS[0]: [record(0, at) for at in range(5)], TPS[1]: [record(1, at) fo
 
 def make_consumer(app: Any, transport: type, fetched: dict[TP, list[ConsumerRecord]]) -> Any:
     """Return the app's consumer of the given transport, whose next fetch gives these records."""
-    app.transport = transport("kafka://127.0.0.1:1", app)
+    app.transport = transport(app.conf.broker_consumer, app)
 
     class Fetching(app.transport.Consumer):  # type: ignore[misc, name-defined]
         async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ARG002, ASYNC109
@@ -80,6 +81,7 @@ def make_consumer(app: Any, transport: type, fetched: dict[TP, list[ConsumerReco
     app.transport.Consumer = Fetching
     consumer = app.consumer
     consumer.flow_active = True
+    app.flow_control.resume()
     consumer.scheduler = (
         app.transport.SchedulingStrategy()
         if hasattr(app.transport, "SchedulingStrategy")
@@ -94,7 +96,6 @@ async def messages(consumer: Any) -> list[tuple[TP, Any]]:
 
 async def begun_stream(app: Any, consumer: Any) -> tuple[Any, Any]:
     """Return an acking stream over the topic and its channel, with the fetched messages in it."""
-    app.flow_control.resume()
     topic = app.topic(TOPIC, schema=PassThroughSchema(allow_empty=True))
     app.topics._acking_topics.add(TOPIC)
     stream = app.stream(topic)
@@ -209,13 +210,80 @@ def test_upstream_commits_an_event_that_a_rebalance_took_away(run: Any, tmp_path
     run(main())
 
 
-def test_ours_hands_on_nothing_while_a_rebalance_runs(run: Any, tmp_path: Path) -> None:
+def test_upstream_forgets_what_waits_when_the_flow_resumes(run: Any, tmp_path: Path) -> None:
+    """After a recovery it resumes the partitions, seeks, and then the flow: what came meanwhile is gone."""
+
+    async def main() -> None:
+        app = make_app(tmp_path)
+        consumer = make_consumer(app, driver.Transport, {TPS[0]: [record(0, 0), record(0, 1)]})
+        stream, _ = await begun_stream(app, consumer)
+        assert stream.channel.queue.qsize() == 2
+        app.flow_control.resume()
+        assert stream.channel.queue.empty()
+
+    run(main())
+
+
+async def a_while() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+
+
+def test_ours_holds_back_what_comes_before_the_flow_resumes(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        app.rebalancing = True
+        fetching = asyncio.ensure_future(messages(consumer))
+        await a_while()
+        assert not fetching.done()
+        app.rebalancing = False
+        assert [message.value for _, message in await fetching] == list(FETCHED.values())
+
+    run(main())
+
+
+@pytest.mark.parametrize("ends", ["another generation", "flow stopped", "worker stopped"])
+def test_ours_drops_what_it_held_back_when_it_is_fetched_again(run: Any, tmp_path: Path, ends: str) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        app.rebalancing = True
+        fetching = asyncio.ensure_future(messages(consumer))
+        await a_while()
+        if ends == "another generation":
+            app.consumer_generation_id += 1
+        elif ends == "flow stopped":
+            consumer.stop_flow()
+        else:
+            consumer._stopped.set()
+        assert await fetching == []
+
+    run(main())
+
+
+def test_ours_restores_state_while_the_streams_do_not_flow(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp, Table=HistoryTable)
+        table = app.Table("history", key_type=bytes, value_type=bytes, partitions=2)
+        tp = TP(table.changelog_topic_name, 1)
+        app.tables._changelogs[tp.topic] = table
+        consumer = make_consumer(app, BatchTransport, {tp: restored(range(3))})
+        app.rebalancing = True
+        ((found, message),) = await messages(consumer)
+        assert (found, len(message.value)) == (tp, 3)
+
+    run(main())
+
+
+def test_ours_hands_on_nothing_while_a_rebalance_begins(run: Any, tmp_path: Path) -> None:
     async def main() -> None:
         consumer = make_consumer(make_app(tmp_path, StreamApp), BatchTransport, FETCHED)
         sought: list[bool] = []
 
         async def perform_seek() -> None:
             sought.append(True)
+            raise KafkaConnectionError  # as the broker may answer in the middle of a rebalance
 
         consumer.perform_seek = perform_seek
         consumer.flow_active = False
@@ -397,7 +465,24 @@ def test_ours_waits_for_the_batch_under_way_and_commits(run: Any, tmp_path: Path
     run(main())
 
 
-# --- 4. the table --------------------------------------------------------------------------------------
+# --- 4. how long a fetch waits --------------------------------------------------------------------------
+
+
+def test_upstream_lets_an_empty_fetch_wait_and_ours_as_long_as_the_app_says(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        waits = []
+        for kind, transport in ((faust.App, driver.Transport), (StreamApp, BatchTransport)):
+            app = make_app(tmp_path, kind)
+            app.fetch_max_wait_ms = 7
+            consumer = make_consumer(app, transport, {})
+            client = consumer._thread._create_worker_consumer(app.transport)
+            waits.append(client._fetch_max_wait_ms)
+        assert waits == [1500, 7]
+
+    run(main())
+
+
+# --- 5. the table --------------------------------------------------------------------------------------
 
 
 def test_upstream_chooses_a_store_by_its_url_alone(run: Any, tmp_path: Path) -> None:
