@@ -44,6 +44,10 @@ __all__ = ["BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema"
 _REBALANCE_POLL_SECONDS: Final = 0.005
 
 
+#: Changelog records handed on at once, at the least; more than any one record batch holds.
+_MOST_RESTORED = 100_000
+
+
 class PassThroughSchema(Schema):  # type: ignore[misc]
     """Hands a message on as it is; a batch is decoded by the pipeline, not by Faust."""
 
@@ -121,10 +125,22 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 break
             if not batch or not (active is None or tp in active or tp in self._buffered_partitions):
                 continue
+            whole = batch + await self._rest(tp) if self._is_changelog_tp(tp) else batch
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            message = self._to_message(tp, batch[-1])
-            message.key, message.value = None, batch
+            message = self._to_message(tp, whole[-1])
+            message.key, message.value = None, whole
             yield tp, message
+
+    async def _rest(self, tp: Any) -> list[Any]:
+        """Return what else of a changelog has been fetched already, beyond the most records of a poll.
+
+        Recovery ends at the end offset that the broker told. The embedded broker tells the first offset of
+        the last record batch plus one, so the whole of that batch must come at once or its rest is lost.
+        """
+        rest: list[Any] = []
+        while len(rest) < _MOST_RESTORED and (more := (await self._getmany({tp}, timeout=0.0)).get(tp)):
+            rest += more
+        return rest
 
     async def _wait_for_rebalance(self, generation: int) -> None:
         """Wait for the end of a rebalance, or for the beginning of the next one."""
