@@ -182,9 +182,11 @@ def _plain_sentence(  # noqa: C901 - a table of sentences
             ", with nothing else spent in the last 30 days" if math.isnan(ratio) else ""
         )
     if name == "seconds_since_previous":
-        return f"{_duration(value)} after the previous transaction"
+        usually = f", usually {_duration(usual)}" if usual else ""
+        return f"{_duration(value)} after the previous transaction{usually}"
     if name == "days_since_last":
-        return f"{_duration(value * _DAY)} after the previous transaction"
+        usually = f", usually {_duration(usual * _DAY)}" if usual else ""
+        return f"{_duration(value * _DAY)} after the previous transaction{usually}"
     if name == "days_since_first":
         return f"the user is known for {value:,.0f} days"
     if name == "hour":
