@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from stream.errors import DataError
 from stream.features import kernel
 from stream.features.history import HistoryConfig
 from stream.features.identity import identities
@@ -52,6 +53,11 @@ class FeatureTable:
 def fit_spec(table: TransactionTable, rows: npt.NDArray[np.bool_]) -> FeatureSpec:
     """Return the spec for a table, its categories those of the given rows only.
 
+    Raises
+    ------
+    DataError
+        Extra columns would make two features of one name.
+
     Parameters
     ----------
     rows : bool[n]
@@ -64,7 +70,10 @@ def fit_spec(table: TransactionTable, rows: npt.NDArray[np.bool_]) -> FeatureSpe
     columns = {column: getattr(table, column) for column in CATEGORY_COLUMNS}
     columns |= {name: table.attributes[name] for name in categorical}
     categories = {name: _by_frequency(column[chosen]) for name, column in columns.items()}
-    return FeatureSpec(categories, numeric, categorical)
+    try:
+        return FeatureSpec(categories, numeric, categorical)
+    except ValueError as error:
+        raise DataError(f"the columns cannot be features together: {error}") from error
 
 
 def build_features(

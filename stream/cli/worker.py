@@ -15,9 +15,10 @@ def worker() -> None:
 
     Settings come from the environment: see 'riskstream settings'.
     """
+    settings_in_force = load_settings()  # before the imports that take seconds: a wrong one is told at once
     from stream.runtime.worker import run_worker
 
-    sys.exit(run_worker(load_settings()))
+    sys.exit(run_worker(settings_in_force))
 
 
 @click.command()
