@@ -5,8 +5,8 @@ key suffix  record                                                 written
 ==========  =====================================================  =============================
 ``H``       head: header, events not yet sealed, lost live bits    with every event
 ``C`` n     sealed chunk ``n``: 32 events                          once
-``S`` k     segment ``k``: summaries and fingerprints of its       when one of its chunks is
-            up to 32 chunks                                        sealed
+``S`` k     segment ``k``: times, sums, merchants and id           when one of its chunks is
+            fingerprints of its up to 32 chunks                    sealed
 ``L``       live bitmaps of all kept chunks                        when a chunk is sealed
 ==========  =====================================================  =============================
 
@@ -74,6 +74,9 @@ _SUFFIX: Final = struct.Struct(">BBI")
 _STORED: Final = H_GONE + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 1  # and one that packs head, pending and live
 MAX_HEAD_WORDS: Final = _FIXED + 4 * CHUNK + (CHUNK + 1) // 2
+
+#: Words of a chunk in a segment record: times, sums, merchants, fingerprints.
+CHUNK_WORDS: Final = 2 + 4 + CHUNK + CHUNK // 2
 
 #: The first word of each kind of record in today's version.
 HEAD_START, CHUNK_START, SEGMENT_START, LIVE_START = (
@@ -299,20 +302,24 @@ def unpack_chunk(record: bytes, key: bytes) -> Words:
     return words.reshape(4, CHUNK)
 
 
-def pack_segment(summary: Words, marks: npt.NDArray[np.uint32]) -> bytes:
-    """Return the record of a segment: ``int64[chunks, 6]`` and ``uint32[chunks, 2, CHUNK]``."""
-    return _record(_SEGMENT_KIND, np.array([len(summary)], np.int64), summary, marks)
+def pack_segment(times: Words, sums: Words, merchants: Words, marks: npt.NDArray[np.uint32]) -> bytes:
+    """Return the record of a segment's chunks: the rows of these arrays in ``kernel.Sealed``."""
+    return _record(_SEGMENT_KIND, np.array([len(times)], np.int64), times, sums, merchants, marks)
 
 
-def unpack_segment(record: bytes, key: bytes) -> tuple[Words, npt.NDArray[np.uint32]]:
-    """Return a segment's summaries and fingerprints."""
+def unpack_segment(record: bytes, key: bytes) -> tuple[Words, Words, Words, npt.NDArray[np.uint32]]:
+    """Return what :func:`pack_segment` was given."""
     words = read_words(record, _SEGMENT_KIND, key)
     count = int(words[0]) if len(words) else -1
-    if not 0 < count <= SEGMENT or len(words) != 1 + count * (6 + CHUNK):
+    if not 0 < count <= SEGMENT or len(words) != 1 + count * CHUNK_WORDS:
         raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
-    summary = words[1 : 1 + 6 * count].reshape(count, 6)
-    marks = words[1 + 6 * count :].view(np.uint32).reshape(count, 2, CHUNK)
-    return summary, marks
+    times, sums, merchants, marks = np.split(words[1:], count * np.array([2, 6, 6 + CHUNK]))
+    return (
+        times.reshape(count, 2),
+        sums.reshape(count, 4),
+        merchants.reshape(count, CHUNK),
+        marks.view(np.uint32).reshape(count, CHUNK),
+    )
 
 
 def pack_live(first_chunk: int, live: npt.NDArray[np.uint32]) -> bytes:

@@ -81,11 +81,11 @@ def test_a_chunk_comes_back(events: list[int]) -> None:
 @pytest.mark.parametrize("chunks", range(1, kernel.SEGMENT + 1))
 def test_a_segment_comes_back(chunks: int) -> None:
     rng = np.random.default_rng(chunks)
-    summary = rng.integers(-(2**63), 2**63 - 1, (chunks, 6))
-    marks = rng.integers(0, 2**32, (chunks, 2, kernel.CHUNK), dtype=np.uint32)
-    summary2, marks2 = layout.unpack_segment(layout.pack_segment(summary, marks), b"")
-    np.testing.assert_array_equal(summary2, summary)
-    np.testing.assert_array_equal(marks2, marks)
+    parts = [rng.integers(-(2**63), 2**63 - 1, (chunks, width)) for width in (2, 4, kernel.CHUNK)]
+    marks = rng.integers(0, 2**32, (chunks, kernel.CHUNK), dtype=np.uint32)
+    found = layout.unpack_segment(layout.pack_segment(*parts, marks), b"")
+    for part, part2 in zip([*parts, marks], found, strict=True):
+        np.testing.assert_array_equal(part2, part)
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 2, 3, 64, 65])
