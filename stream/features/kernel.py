@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled
+from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled, counted
 from stream.features.exact import LIMB_BITS, mean_of, std_of, sum_of
 from stream.features.spec import HISTORY_FEATURES, WINDOW_MS
 
@@ -354,7 +354,7 @@ def _frame(hdr: Ints, sealed: Sealed, low: Ints) -> None:
     frame = sealed.frame[hdr[H_PAGE]]
     first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
     end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
-    holds = 0 <= frame[F_END] and end - frame[F_END] <= _MOST_BEHIND
+    holds = frame[F_END] >= 0 and end - frame[F_END] <= _MOST_BEHIND
     for row in range(_WINDOWS):
         holds = holds and frame[_F_LOW + row] <= low[row] < frame[_F_UNTIL + row]
     if holds:
@@ -579,7 +579,7 @@ def _query_in_order(hdr: Ints, head: Ints, sealed: Sealed, low: Ints, acc: Ints)
     return int(hdr[H_NEWEST])
 
 
-@compiled
+@counted
 def _query_late(
     hdr: Ints,
     head: Ints,
@@ -855,7 +855,7 @@ def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
         hdr[H_FIRST_CHUNK] += 1
 
 
-@compiled
+@counted
 def index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
     """Add a sealed chunk to its segment's sums and, unless it is gone, to the user's tables."""
     segment = chunk // SEGMENT
@@ -876,7 +876,7 @@ def index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
         _add_to_tables(hdr, sealed, chunk)
 
 
-@compiled
+@counted
 def seal(hdr: Ints, head: Ints, sealed: Sealed, target: int) -> None:
     """Make a sealed chunk of the full head, its events in ``store[target]``; empties the head."""
     chunk = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
@@ -945,7 +945,7 @@ def step(
     return outcome
 
 
-@compiled
+@counted
 def run_users(
     starts: Ints,
     order: Ints,
@@ -998,7 +998,7 @@ def run_users(
                 seal(hdr, head, sealed, hdr[H_NEXT_CHUNK])
 
 
-@compiled
+@counted
 def run_heads(
     hdrs: Ints,
     heads: Ints,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from stream.features import kernel as k
-from stream.features.compiled import Flags, Ints, Slots, compiled
+from stream.features.compiled import Flags, Ints, Slots, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +191,7 @@ def _size_class(chunks: int) -> int:
     return pages
 
 
-@compiled
+@counted
 def _trim(sealed: k.Sealed, residents: Ints) -> Slots:
     """Unload the chunks of residents with too many; returns the slots that come free."""
     freed = np.empty(len(sealed.store), np.int32)

@@ -20,7 +20,7 @@ import numpy as np
 from stream.errors import StateError
 from stream.features import kernel as k
 from stream.features import layout
-from stream.features.compiled import Codes, Flags, Floats, Ints, Slots, compiled
+from stream.features.compiled import Codes, Flags, Floats, Ints, Slots, compiled, counted
 from stream.features.residents import BASE, CHECKSUM, PAGE, PAGES
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ class SealedUsers:
             hdr[k.H_PENDING] = 0
 
 
-@compiled
+@counted
 def _unpack(
     words: Ints,
     begins: Ints,
@@ -330,7 +330,7 @@ def _index(
             k.index_chunk(hdr, sealed, chunk - shift)
 
 
-@compiled
+@counted
 def _unpack_chunks(
     words: Ints, begins: Ints, sizes: Ints, chunks: Ints, pages: Ints, slots: Slots, sealed: k.Sealed
 ) -> Flags:
@@ -361,7 +361,7 @@ def _seal_filled(
             counts[_USED] += 1
 
 
-@compiled
+@counted
 def _take(
     taken: Ints,
     local: Ints,
