@@ -97,7 +97,7 @@ ACC_SIZE: Final = 9
 # Columns of a frame: what whole chunks add to the windows while the edges stay between the same chunks.
 F_END: Final = 0  # index behind the last chunk that the frame accounts for; -1 where there is no frame
 F_LOADED: Final = 1  # how many of the user's chunks are loaded; not part of the frame
-_F_OPENED: Final = 2  # how many chunks straddle an edge: not in the sums, but in ``opened``
+F_OPENED: Final = 2  # how many chunks straddle an edge: not in the sums, but in ``opened``
 _F_LOW: Final = 3  # the edges it was made for, and those from which on it no longer holds
 _F_UNTIL: Final = _F_LOW + _WINDOWS
 _F_RINGS: Final = _F_UNTIL + _WINDOWS
@@ -388,7 +388,7 @@ def _frame(hdr: Ints, sealed: Sealed, low: Ints) -> None:
             else:
                 sealed.opened[opened] = chunk
                 opened += 1
-    frame[_F_OPENED] = opened - hdr[H_PAGE] * SEGMENT
+    frame[F_OPENED] = opened - hdr[H_PAGE] * SEGMENT
     frame[F_END] = end
 
 
@@ -424,7 +424,7 @@ def plan(
     page = hdr[H_PAGE]
     frame = sealed.frame[page]
     start = page * SEGMENT
-    for index in range(start, start + frame[_F_OPENED]):
+    for index in range(start, start + frame[F_OPENED]):
         chunk = np.int64(sealed.opened[index])
         if chunk >= first and slot[chunk] < 0:
             wanted[count] = chunk
@@ -552,7 +552,7 @@ def _query_in_order(hdr: Ints, head: Ints, sealed: Sealed, low: Ints, acc: Ints)
             for column in range(ACC_SIZE):
                 acc[row, column] = frame[_F_RINGS + ACC_SIZE * row + column]
         start = hdr[H_PAGE] * SEGMENT
-        opened = frame[_F_OPENED]
+        opened = frame[F_OPENED]
         behind = max(first, frame[F_END])
         for index in range(opened + end - behind):
             if index < opened:

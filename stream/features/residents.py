@@ -29,8 +29,10 @@ __all__ = ["Residents"]
 
 _CHUNK_BYTES: Final = 4 * 8 * k.CHUNK
 _PAGE_BYTES: Final = k.SEGMENT * (6 * 8 + 12 * k.CHUNK + 12) + 8 * (7 + k.FRAME_SIZE + k.TABLE)
-#: A user with more loaded chunks than this gives them back: windows' edges move on, chunks behind do not.
-_MOST_LOADED: Final = 24
+#: A user with more loaded chunks than this gives back those that no edge lies in: edges move on. The newest
+#: ones stay, since an edge will come to them soon.
+_MOST_LOADED: Final = 40
+_NEWEST_LOADED: Final = 16
 
 # What is known of a resident.
 PAGE: Final = 0  # its range of pages
@@ -200,10 +202,19 @@ def _trim(sealed: k.Sealed, residents: Ints) -> Slots:
         page = residents[resident, PAGE]
         if sealed.frame[page, k.F_LOADED] <= _MOST_LOADED:
             continue
-        sealed.frame[page, k.F_LOADED] = 0
-        for chunk in range(page * k.SEGMENT, (page + residents[resident, PAGES]) * k.SEGMENT):
-            if sealed.slot[chunk] >= 0:
+        start = page * k.SEGMENT
+        stop = (page + residents[resident, PAGES]) * k.SEGMENT
+        end = sealed.frame[page, k.F_END]
+        opened = sealed.opened[start : start + sealed.frame[page, k.F_OPENED]]
+        for chunk in range(start, stop):
+            if sealed.slot[chunk] < 0:
+                continue
+            used = chunk >= end - _NEWEST_LOADED
+            for index in range(min(len(opened), _NEWEST_LOADED)):
+                used = used or opened[index] == chunk
+            if not used:
                 freed[count] = sealed.slot[chunk]
                 count += 1
-            sealed.slot[chunk] = -1
+                sealed.slot[chunk] = -1
+                sealed.frame[page, k.F_LOADED] -= 1
     return freed[:count]

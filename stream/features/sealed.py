@@ -116,7 +116,8 @@ class SealedUsers:
         wanted = np.empty((max(1, chunks), 2), np.int64)
         spare = rooms.take_slots(self._new_slots)
         counts = np.zeros(3, np.int64)
-        left = self._taken
+        # A user's events behind one another: what one brings into the processor's cache the next one finds.
+        left = self._taken[np.argsort(user[self._taken], kind="stable")]
         while len(left):
             later = np.empty_like(left)
             _take(
@@ -147,8 +148,17 @@ class SealedUsers:
             | self._live_changed
         ) & ~self._failed
         writes: list[tuple[bytes, bytes | None]] = []
+        names: list[bytes] = []
+        parts: list[tuple[int, int, int, int]] = []
         for index in np.flatnonzero(changed).tolist():
-            self._write(index, writes)
+            self._write(index, names, parts, writes)
+        if parts:
+            sizes = np.empty(len(parts), np.int64)
+            packed = layout.pack_parts(self._residents.sealed, np.array(parts, np.int64), sizes).tobytes()
+            ends = (8 * np.cumsum(sizes)).tolist()
+            writes += [
+                (name, packed[begin:end]) for name, begin, end in zip(names, [0, *ends], ends, strict=False)
+            ]
         return writes
 
     def _load(self, reader: RecordReader) -> None:
@@ -216,31 +226,30 @@ class SealedUsers:
     def _fail(self, index: int, error: StateError) -> None:
         self.errors.setdefault(int(self._chosen[index]), error)
 
-    def _write(self, index: int, writes: list[tuple[bytes, bytes | None]]) -> None:
-        """Add one user's changed records."""
+    def _write(
+        self,
+        index: int,
+        names: list[bytes],
+        parts: list[tuple[int, int, int, int]],
+        writes: list[tuple[bytes, bytes | None]],
+    ) -> None:
+        """Add one user's changed records: the keys of those to pack and what they are of; deletions."""
         place = int(self._chosen[index])
         user, hdr = self._users[index], self._hdrs[place]
         stored_first, stored_next = int(self._first[index]), int(self._next[index])
         first, end = int(hdr[k.H_FIRST_CHUNK]), int(hdr[k.H_NEXT_CHUNK])
         at = -int(self._shift[index])
-        rooms = self._residents.sealed
         sealed = range(max(stored_next, first), end)
-        writes += [
-            (layout.chunk_key(user, number), layout.pack_chunk(rooms.store[rooms.slot[at + number]]))
-            for number in sealed
-        ]
+        for number in sealed:
+            names.append(layout.chunk_key(user, number))
+            parts.append((layout.CHUNK_KIND, at + number, 1, 0))
         for segment in sorted({number // k.SEGMENT for number in sealed}):
-            part = slice(at + segment * k.SEGMENT, at + min((segment + 1) * k.SEGMENT, end))
-            writes.append(
-                (
-                    layout.segment_key(user, segment),
-                    layout.pack_segment(
-                        rooms.times[part], rooms.sums[part], rooms.merchants[part], rooms.marks[part]
-                    ),
-                )
-            )
+            begin = segment * k.SEGMENT
+            names.append(layout.segment_key(user, segment))
+            parts.append((layout.SEGMENT_KIND, at + begin, min(begin + k.SEGMENT, end) - begin, 0))
         if (end > stored_next or self._live_changed[index]) and first < end:
-            writes.append((layout.live_key(user), layout.pack_live(first, rooms.live[at + first : at + end])))
+            names.append(layout.live_key(user))
+            parts.append((layout.LIVE_KIND, at + first, end - first, first))
         forgotten = range(stored_first, min(first, stored_next))
         writes += [(layout.chunk_key(user, number), None) for number in forgotten]
         # By the segment, not by its last chunk: one that was not full may be outlived within a batch.
