@@ -108,7 +108,6 @@ class HistoryResult:
 
 
 FAILED: Final = 6
-_NO_SEALED: Final = k.new_sealed(0, 0)
 
 
 def advance(
@@ -155,12 +154,13 @@ def advance(
     known = sizes > 0
     other_source = int(np.count_nonzero(known & (hdrs[:, k.H_SOURCE] != events.source) & ~failed))
 
-    outcome = np.empty(count, np.uint8)
-    k.run_heads(
-        hdrs, heads, busy, events.user, events.offset, events.source, events.time_ms, events.amount_minor,
-        events.merchant, events.ident, events.minor_units, config.horizon_ms, config.lateness_ms, learn,
-        outcome, features, _NO_SEALED,
-    )  # fmt: skip
+    outcome = np.full(count, k.DEFERRED, np.uint8)
+    if not busy.all():
+        k.run_heads(
+            hdrs, heads, busy, events.user, events.offset, events.source, events.time_ms,
+            events.amount_minor, events.merchant, events.ident, events.minor_units, config.horizon_ms,
+            config.lateness_ms, learn, outcome, features,
+        )  # fmt: skip
     writes: list[tuple[bytes, bytes | None]] = []
     sealed: SealedUsers | None = None
     chosen = np.flatnonzero(busy & ~failed)
@@ -202,7 +202,8 @@ def _pack_heads(
     for place, end in zip(chosen.tolist(), (8 * ends).tolist(), strict=True):
         writes.append((keys[place], blob[begin:end]))
         begin = end
-    return packed[ends - lengths + 1]
+    checksums: layout.Words = packed[ends - lengths + 1]
+    return checksums
 
 
 def _usable(keys: list[bytes], stored: Sequence[bytes | None], errors: dict[int, StateError]) -> list[bytes]:

@@ -288,9 +288,9 @@ def _place_bits(pages: int) -> int:
 
 
 @compiled
-def _hash(value: int) -> int:
+def _hash(value: int | np.int64) -> int:
     """Return 32 bits that depend on all of ``value``."""
-    return ((value ^ (value >> 32)) * _HASH >> 24) & _MARK
+    return int(((value ^ (value >> 32)) * _HASH >> 24) & _MARK)
 
 
 @compiled
@@ -334,7 +334,7 @@ def _add_to_tables(hdr: Ints, sealed: Sealed, chunk: int) -> None:
 
 
 @compiled
-def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int) -> None:
+def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int | np.int64) -> None:
     row = _ring(low, events[TIME, index])
     if row >= 0:
         _add_amount(acc, row, events[AMOUNT, index])
@@ -425,9 +425,9 @@ def plan(
     frame = sealed.frame[page]
     start = page * SEGMENT
     for index in range(start, start + frame[F_OPENED]):
-        chunk = np.int64(sealed.opened[index])
-        if chunk >= first and slot[chunk] < 0:
-            wanted[count] = chunk
+        straddling = np.int64(sealed.opened[index])
+        if straddling >= first and slot[straddling] < 0:
+            wanted[count] = straddling
             count += 1
     for chunk in range(max(first, frame[F_END]), end):
         if slot[chunk] < 0 and _ring(low, sealed.times[chunk, 0]) != _ring(low, sealed.times[chunk, 1]):
@@ -444,13 +444,13 @@ def plan(
         entry = np.int64(sealed.ids[page * TABLE + at])
         if entry >> bits == part:
             other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
-            chunk = start + other
-            need = chunk >= first and slot[chunk] < 0 and sealed.marks[chunk, event] == mark
-            if need and sealed.times[chunk, 1] > gone:
+            held = start + other
+            need = held >= first and slot[held] < 0 and sealed.marks[held, event] == mark
+            if need and sealed.times[held, 1] > gone:
                 for index in range(count):
-                    need = need and wanted[index] != chunk
+                    need = need and wanted[index] != held
                 if need:
-                    wanted[count] = chunk
+                    wanted[count] = held
                     count += 1
         at = at + 1 if at + 1 < size else 0
     return count
@@ -1016,13 +1016,26 @@ def run_heads(
     learn: bool,
     outcome: Codes,
     features: Floats,
-    sealed: Sealed,
 ) -> None:
     """Take a batch's events of users that have no sealed chunks: the worker's common case.
 
     ``busy[u]`` marks users to leave alone; a user whose head fills up becomes one, and that user's
-    later events in the batch are marked DEFERRED for the caller. ``sealed`` is only of the right type.
+    later events in the batch are marked DEFERRED for the caller to take.
     """
+    sealed = Sealed(
+        np.zeros((0, 2), np.int64),
+        np.zeros((0, 4), np.int64),
+        np.zeros(0, np.uint32),
+        np.zeros((0, CHUNK), np.int64),
+        np.zeros((0, CHUNK), np.uint32),
+        np.zeros((0, 7), np.int64),
+        np.zeros(0, np.uint32),
+        np.zeros(0, np.uint32),
+        np.zeros((0, FRAME_SIZE), np.int64),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int32),
+        np.zeros((0, 4, CHUNK), np.int64),
+    )
     pending = np.zeros(CHUNK, np.int64)
     low = np.zeros(_WINDOWS, np.int64)
     acc = np.zeros((_WINDOWS, ACC_SIZE), np.int64)

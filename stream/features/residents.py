@@ -111,7 +111,9 @@ class Residents:
             & (found[:, CHECKSUM] == checksums)
             & (found[:, BASE] + found[:, PAGES] * k.SEGMENT >= ends)
         )
-        self._free_slots += _trim(self.sealed, found[known]).tolist()
+        loaded = self.sealed.frame[found[known, PAGE], k.F_LOADED]
+        if (loaded > _MOST_LOADED).any():
+            self._free_slots += _trim(self.sealed, found[known]).tolist()
         for index in np.flatnonzero(~known).tolist():
             if rows[index] >= 0:
                 self.drop(*names[index])

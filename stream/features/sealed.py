@@ -128,7 +128,7 @@ class SealedUsers:
             )  # fmt: skip
             left = later[: counts[_LATER]]
             self._load_chunks(wanted[: counts[_WANTED]], reader)
-        if learn:
+        if learn and (self._hdrs[self._chosen, k.H_HEAD] == k.CHUNK).any():
             _seal_filled(self._failed, self._chosen, self._hdrs, self._heads, rooms.sealed, spare, counts)
         rooms.give_back(spare[counts[_USED] :])
 
@@ -184,9 +184,7 @@ class SealedUsers:
         good = _unpack(words, begins, sizes, owner, self._first, self._next, self._shift, rooms.sealed)
         for index in np.flatnonzero(~good & (sizes > 0)).tolist():
             self._fail(int(owner[index, 0]), StateError(layout.complaint(keys[index], records[index])))
-        _index(
-            self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed
-        )
+        _index(self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed)
 
     def _load_chunks(self, wanted: Ints, reader: RecordReader) -> None:
         """Read and unpack chunks, ``wanted`` a list of user and chunk index."""
@@ -322,9 +320,7 @@ def _unpack(
 
 
 @compiled
-def _index(
-    skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints, sealed: k.Sealed
-) -> None:
+def _index(skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints, sealed: k.Sealed) -> None:
     """Clear the live bits lost since the last seal, and build the segments' sums and the tables."""
     for user in range(len(chosen)):
         if skipped[user]:
