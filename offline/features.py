@@ -114,10 +114,11 @@ def build_features(
     history = builder.history(matrix)
     for begin, end in _blocks(starts):
         part = starts[begin : end + 1]
-        longest = int(np.diff(part).max())
+        segments = int(np.diff(part).max()) // (kernel.CHUNK * kernel.SEGMENT) + 1
         kernel.run_users(
             part, order, table.event_time_ms, table.amount_minor, merchant, ident, table.minor_units,
-            config.horizon_ms, config.lateness_ms, outcome, history, longest // kernel.CHUNK + 1,
+            config.horizon_ms, config.lateness_ms, outcome, history,
+            kernel.new_sealed(segments * kernel.SEGMENT, segments * kernel.SEGMENT),
         )  # fmt: skip
         if progress is not None:
             progress(int(part[-1] - part[0]))

@@ -138,7 +138,7 @@ class HistorySettings(_Section):
         default=300, ge=0, description="A later event time than this is a dead letter"
     )
     resident_mib: int = Field(
-        default=128, ge=1, description="Memory for long histories that stay unpacked between rounds"
+        default=256, ge=1, description="Memory for long histories that stay unpacked between rounds"
     )
 
 

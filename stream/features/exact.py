@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from stream.features.compiled import Ints, compiled
+from stream.features.compiled import Ints, compiled, counted
 
 __all__ = ["LIMB_BITS", "limbs_to_float", "mean_of", "std_of"]
 
@@ -62,7 +62,7 @@ def _carry(limbs: Ints, count: int) -> None:
         limbs[index] &= _MASK
 
 
-@compiled
+@counted
 def sum_of(s0: int, s1: int) -> float:
     """Return the float nearest to ``s1 * 2**25 + s0``."""
     if s1 < _SMALL:
@@ -82,7 +82,7 @@ def mean_of(count: int, s0: int, s1: int) -> float:
     return sum_of(s0, s1) / float(count)
 
 
-@compiled
+@counted
 def _spread_numerator(count: int, s0: int, s1: int, q0: int, q1: int, q2: int, q3: int) -> float:
     """Return the float nearest to the exact ``n * sum(x**2) - sum(x)**2``."""
     if q2 == 0 and q3 == 0 and s1 < _SMALL and q1 < _SMALL:

@@ -1,8 +1,7 @@
 """Users' histories over a store of records: a batch of events in, features and writes out.
 
 Users whose history fits the head (fewer than 32 events within the horizon) go through one compiled
-loop for the whole batch. The others are taken one by one and read, beside their head, the live bitmaps,
-the segments, and the few chunks that straddle a window's edge.
+loop for the whole batch. Those with sealed chunks are :mod:`stream.features.sealed`'s.
 
 Nothing here does I/O: records come from the reader that is passed in, and the changed ones go back as
 a list for the caller to deliver in the order that its guarantees need.
@@ -155,12 +154,13 @@ def advance(
     known = sizes > 0
     other_source = int(np.count_nonzero(known & (hdrs[:, k.H_SOURCE] != events.source) & ~failed))
 
-    outcome = np.empty(count, np.uint8)
-    k.run_heads(
-        hdrs, heads, busy, events.user, events.offset, events.source, events.time_ms, events.amount_minor,
-        events.merchant, events.ident, events.minor_units, config.horizon_ms, config.lateness_ms, learn,
-        outcome, features,
-    )  # fmt: skip
+    outcome = np.full(count, k.DEFERRED, np.uint8)
+    if not busy.all():
+        k.run_heads(
+            hdrs, heads, busy, events.user, events.offset, events.source, events.time_ms,
+            events.amount_minor, events.merchant, events.ident, events.minor_units, config.horizon_ms,
+            config.lateness_ms, learn, outcome, features,
+        )  # fmt: skip
     writes: list[tuple[bytes, bytes | None]] = []
     sealed: SealedUsers | None = None
     chosen = np.flatnonzero(busy & ~failed)
@@ -176,13 +176,13 @@ def advance(
             writes = sealed.writes()
     if errors:
         outcome[failed[events.user]] = FAILED
-    stored: dict[int, int] = {}
     if learn:
         touched = np.zeros(users, np.bool_)
         touched[events.user[outcome <= k.LATE]] = True
-        stored = _pack_heads((hdrs, heads, pendings), np.flatnonzero(touched & ~failed), keys, writes)
+        stored = np.flatnonzero(touched & ~failed)
+        checksums[stored] = _pack_heads((hdrs, heads, pendings), stored, keys, writes)
     if sealed is not None:
-        sealed.settle(stored)
+        sealed.settle(checksums)
     return HistoryResult(outcome, writes, errors, other_source)
 
 
@@ -191,7 +191,7 @@ def _pack_heads(
     chosen: npt.NDArray[np.int64],
     keys: list[bytes],
     writes: list[tuple[bytes, bytes | None]],
-) -> dict[int, int]:
+) -> layout.Words:
     """Add the chosen users' head records to ``writes``; returns each one's checksum."""
     packed = np.empty(len(chosen) * layout.MAX_HEAD_WORDS, np.int64)
     lengths = np.empty(len(chosen), np.int64)
@@ -202,7 +202,8 @@ def _pack_heads(
     for place, end in zip(chosen.tolist(), (8 * ends).tolist(), strict=True):
         writes.append((keys[place], blob[begin:end]))
         begin = end
-    return dict(zip(chosen.tolist(), packed[ends - lengths + 1].tolist(), strict=True))
+    checksums: layout.Words = packed[ends - lengths + 1]
+    return checksums
 
 
 def _usable(keys: list[bytes], stored: Sequence[bytes | None], errors: dict[int, StateError]) -> list[bytes]:

@@ -1,45 +1,29 @@
 """The feature kernel: exact windows over one user's history, compiled by numba.
 
 A user's history is a log of events in arrival order. The newest fewer than 32 lie in the *head*; full
-chunks of 32 are *sealed* and never change. Each sealed chunk has a summary (times, sums, maximum), a
-bitmap of *live* events (an event is live while no later one of the same merchant is known) and 32-bit
-fingerprints of its transaction and merchant ids. A query for the window ``(t - W, t]`` adds whole
-chunks by their summaries and opens only those that straddle an edge, so its cost hardly grows with
-the history; an event older than the user's newest one is the exception and reads the whole log.
+chunks of 32 are *sealed* and never change. Each sealed chunk has its times, its sums, a bitmap of *live*
+events (an event is live while no later one of the same merchant is known), its merchants, and 32-bit
+fingerprints of its transaction ids. A query for the window ``(t - W, t]`` adds whole chunks by their sums
+and opens only those that straddle an edge. What it added of whole chunks is kept in a *frame* until an
+edge meets another chunk, and ids and merchants are found in hash tables, so an event's cost hardly grows
+with the history; one older than the user's newest event is the exception and reads the whole log.
 
 The same functions serve the worker (a few chunks loaded) and training (all of them in memory), and
 every sum is an exact integer until the last division, so both give the same bits.
 
-Arrays
-------
-hdr : int64[HDR_SIZE]
-    The user's header, see the ``H_`` indices.
-head : int64[4, CHUNK]
-    Rows TIME (ms), AMOUNT (minor units), MERCHANT (hash, 0 unknown), ID (hash of the transaction id).
-summary : int64[chunks, 6]
-    Per sealed chunk: earliest time, latest time, sum, two halves of the sum of squares, maximum.
-live : uint32[chunks]
-    Bitmap of each chunk's live events.
-marks : uint32[chunks, 2, CHUNK]
-    Fingerprints of the transaction ids and of the merchants.
-seg : int64[segments, 7]
-    Per SEGMENT of 32 chunks: a summary like a chunk's, and the number of live events.
-bloom : uint32[segments, 2, BLOOM_WORDS]
-    Per segment, Bloom filters over both kinds of fingerprints (two probes).
-slot : int32[chunks]
-    Where in ``store`` a chunk's events lie, or -1 when it is not loaded.
-store : int64[slots, 4, CHUNK]
-    Loaded chunks.
+A user's header is ``hdr : int64[HDR_SIZE]``, see the ``H_`` indices; its head is ``head : int64[4, CHUNK]``
+with the rows TIME (ms), AMOUNT (minor units), MERCHANT (hash, 0 unknown), ID (hash of the transaction id).
+The rest is :class:`Sealed`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled
+from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled, counted
 from stream.features.exact import LIMB_BITS, mean_of, std_of, sum_of
 from stream.features.spec import HISTORY_FEATURES, WINDOW_MS
 
@@ -50,14 +34,15 @@ __all__ = [
     "ID",
     "MERCHANT",
     "NO_TIME",
+    "TABLE",
     "TIME",
+    "Sealed",
     "new_header",
 ]
 
 CHUNK: Final = 32
 SEGMENT: Final = 32
-BLOOM_WORDS: Final = 256
-_BLOOM_LINES: Final = BLOOM_WORDS // 16 - 1  # mask of a filter's cache lines, 16 words each
+TABLE: Final = 1280  # entries that a hash table has for the 1,024 events of a segment
 TIME: Final = 0
 AMOUNT: Final = 1
 MERCHANT: Final = 2
@@ -80,8 +65,10 @@ H_GONE: Final = 14  # latest event time among the events no longer kept
 H_HEAD: Final = 15  # events in the head
 H_LIVE: Final = 16  # bitmap of the head's live events
 H_PENDING: Final = 17  # sealed events that lost their live bit since the last seal
-H_BASE: Final = 18  # number of the chunk at index 0 of the chunk arrays; memory only
-HDR_SIZE: Final = 19
+H_BASE: Final = 18  # number that a chunk at index 0 of the chunk arrays would have; memory only
+H_PAGE: Final = 19  # the user's first row of the segment arrays; memory only
+H_PAGES: Final = 20  # and how many rows are the user's; memory only
+HDR_SIZE: Final = 21
 
 _MASK: Final = (1 << LIMB_BITS) - 1
 _WINDOWS: Final = len(WINDOW_MS)
@@ -106,6 +93,96 @@ _Q0: Final = 3
 _TOP: Final = 7
 _DISTINCT: Final = 8
 ACC_SIZE: Final = 9
+
+# Columns of a frame: what whole chunks add to the windows while the edges stay between the same chunks.
+F_END: Final = 0  # index behind the last chunk that the frame accounts for; -1 where there is no frame
+F_LOADED: Final = 1  # how many of the user's chunks are loaded; not part of the frame
+F_OPENED: Final = 2  # how many chunks straddle an edge: not in the sums, but in ``opened``
+_F_LOW: Final = 3  # the edges it was made for, and those from which on it no longer holds
+_F_UNTIL: Final = _F_LOW + _WINDOWS
+_F_RINGS: Final = _F_UNTIL + _WINDOWS
+FRAME_SIZE: Final = 48
+#: A frame is made anew when so many chunks have been sealed since.
+_MOST_BEHIND: Final = 8
+
+_HASH: Final = 0x1E3779B97F4A7C15
+
+
+class Sealed(NamedTuple):
+    """Sealed chunks: of one user offline, of all resident users in the worker.
+
+    A user has a range of whole segments; chunk ``n`` is at index ``n - hdr[H_BASE]``, its segment at that
+    by SEGMENT.
+
+    Attributes
+    ----------
+    times : int64[chunks, 2]
+        Earliest and latest time of each chunk.
+    sums : int64[chunks, 4]
+        Sum, two halves of the sum of squares, maximum.
+    live : uint32[chunks]
+        Bitmap of each chunk's live events.
+    merchants : int64[chunks, CHUNK]
+        The events' merchants.
+    marks : uint32[chunks, CHUNK]
+        Fingerprints of their transaction ids.
+    seg : int64[segments, 7]
+        Per segment of 32 chunks: earliest and latest time, sums like a chunk's, number of live events.
+    ids, shops : uint32[segments * TABLE]
+        Hash tables of the transaction ids and of the live events' merchants; an entry is a part of the
+        hash and the event's place in the user's range, 0 is free. A user's segments make one table.
+    frame : int64[segments, FRAME_SIZE]
+        The frame, in the user's first row.
+    opened : int32[chunks]
+        Chunks that straddle an edge of the frame, from the user's first place on.
+    slot : int32[chunks]
+        Where in ``store`` a chunk's events lie, or below 0 when it is not loaded.
+    store : int64[slots, 4, CHUNK]
+        Loaded chunks.
+    """
+
+    times: Ints
+    sums: Ints
+    live: Marks
+    merchants: Ints
+    marks: Marks
+    seg: Ints
+    ids: Marks
+    shops: Marks
+    frame: Ints
+    opened: Slots
+    slot: Slots
+    store: Ints
+
+
+def new_sealed(chunks: int, slots: int) -> Sealed:
+    """Return room for so many chunks, whole segments, of which so many can be loaded."""
+    segments = chunks // SEGMENT
+    return Sealed(
+        times=np.zeros((chunks, 2), np.int64),
+        sums=np.zeros((chunks, 4), np.int64),
+        live=np.zeros(chunks, np.uint32),
+        merchants=np.zeros((chunks, CHUNK), np.int64),
+        marks=np.zeros((chunks, CHUNK), np.uint32),
+        seg=np.zeros((segments, 7), np.int64),
+        ids=np.zeros(segments * TABLE, np.uint32),
+        shops=np.zeros(segments * TABLE, np.uint32),
+        frame=np.zeros((segments, FRAME_SIZE), np.int64),
+        opened=np.zeros(chunks, np.int32),
+        slot=np.zeros(chunks, np.int32),
+        store=np.zeros((slots, 4, CHUNK), np.int64),
+    )
+
+
+@compiled
+def clear_sealed(sealed: Sealed, page: int, pages: int) -> None:
+    """Make a range that of a user without chunks."""
+    sealed.live[page * SEGMENT : (page + pages) * SEGMENT] = 0
+    sealed.slot[page * SEGMENT : (page + pages) * SEGMENT] = -1
+    sealed.ids[page * TABLE : (page + pages) * TABLE] = 0
+    sealed.shops[page * TABLE : (page + pages) * TABLE] = 0
+    sealed.frame[page, F_END] = -1
+    sealed.frame[page, F_LOADED] = 0
 
 
 def new_header() -> np.ndarray:
@@ -151,33 +228,31 @@ def _add_amount(acc: Ints, row: int, amount: int) -> None:
 
 
 @compiled
-def _add_summary(acc: Ints, row: int, count: int, summary: Ints, live_count: int) -> None:
+def _add_sums(acc: Ints, row: int, count: int, sums: Ints, live_count: int) -> None:
     acc[row, _N] += count
-    total = summary[2]
+    total = sums[0]
     acc[row, _S0] += total & _MASK
     acc[row, _S0 + 1] += total >> LIMB_BITS
-    squares = summary[3]
+    squares = sums[1]
     acc[row, _Q0] += squares & _MASK
     acc[row, _Q0 + 1] += squares >> LIMB_BITS
-    squares = summary[4]
+    squares = sums[2]
     acc[row, _Q0 + 2] += squares & _MASK
     acc[row, _Q0 + 3] += squares >> LIMB_BITS
-    acc[row, _TOP] = max(acc[row, _TOP], summary[5])
+    acc[row, _TOP] = max(acc[row, _TOP], sums[3])
     acc[row, _DISTINCT] += live_count
 
 
 @compiled
-def _write_summary(acc: Ints, row: int, earliest: int, latest: int, summary: Ints) -> None:
-    """Carry the limbs of an accumulator's row and pack them into a summary."""
+def _write_sums(acc: Ints, row: int, sums: Ints) -> None:
+    """Carry the limbs of an accumulator's row and pack them."""
     for limb in range(3):
         acc[row, _Q0 + limb + 1] += acc[row, _Q0 + limb] >> LIMB_BITS
         acc[row, _Q0 + limb] &= _MASK
-    summary[0] = earliest
-    summary[1] = latest
-    summary[2] = (acc[row, _S0 + 1] << LIMB_BITS) + acc[row, _S0]
-    summary[3] = (acc[row, _Q0 + 1] << LIMB_BITS) | acc[row, _Q0]
-    summary[4] = (acc[row, _Q0 + 3] << LIMB_BITS) | acc[row, _Q0 + 2]
-    summary[5] = acc[row, _TOP]
+    sums[0] = (acc[row, _S0 + 1] << LIMB_BITS) + acc[row, _S0]
+    sums[1] = (acc[row, _Q0 + 1] << LIMB_BITS) | acc[row, _Q0]
+    sums[2] = (acc[row, _Q0 + 3] << LIMB_BITS) | acc[row, _Q0 + 2]
+    sums[3] = acc[row, _TOP]
 
 
 @compiled
@@ -204,55 +279,124 @@ def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
 
 
 @compiled
-def _has_mark(marks: Marks, mark: np.uint32, bits: np.uint32) -> bool:
-    """Return whether one of a chunk's 32 marks, of those that ``bits`` names, equals ``mark``."""
-    found = np.uint32(0)
-    for index in range(CHUNK):  # no early exit, so that the compiler makes SIMD of this
-        found |= np.uint32(marks[index] == mark) & (bits >> np.uint32(index))
-    return bool((found & np.uint32(1)) != 0)
+def _place_bits(pages: int) -> int:
+    """Return how many bits of a hash table's entry say an event's place in a range of ``pages``."""
+    bits = 10
+    while (1 << (bits - 10)) < pages:
+        bits += 1
+    return bits
 
 
 @compiled
-def _bloom_set(bloom: Marks, mark: np.uint32) -> None:
-    """Set a fingerprint's two bits, both in the same cache line of the filter."""
-    line = (np.int64(mark) & _BLOOM_LINES) << 4
-    for shift in (4, 13):
-        bit = (np.int64(mark) >> shift) & 511
-        bloom[line + (bit >> 5)] |= np.uint32(1 << (bit & 31))
+def _hash(value: int | np.int64) -> int:
+    """Return 32 bits that depend on all of ``value``."""
+    return int(((value ^ (value >> 32)) * _HASH >> 24) & _MARK)
 
 
 @compiled
-def _bloom_may_hold(bloom: Marks, mark: np.uint32) -> bool:
-    line = (np.int64(mark) & _BLOOM_LINES) << 4
-    first = (np.int64(mark) >> 4) & 511
-    second = (np.int64(mark) >> 13) & 511
-    hits = (np.int64(bloom[line + (first >> 5)]) >> (first & 31)) & (
-        np.int64(bloom[line + (second >> 5)]) >> (second & 31)
-    )
-    return bool(hits & 1)
+def _entry_hash(hashed: int, place_bits: int) -> int:
+    """Return the part of a hash that is kept in a table's entry; never 0, which stands for a free one."""
+    return (hashed & (_MARK >> place_bits)) | 1
 
 
 @compiled
-def _straddles(low: Ints, earliest: int, latest: int) -> bool:
-    """Return whether a window's edge parts the events between two times."""
+def _add_to_tables(hdr: Ints, sealed: Sealed, chunk: int) -> None:
+    """Add a chunk's transaction ids and its live events' merchants to the user's tables."""
+    page = hdr[H_PAGE]
+    size = hdr[H_PAGES] * TABLE
+    bits = _place_bits(hdr[H_PAGES])
+    start = page * SEGMENT
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    ids = sealed.ids[page * TABLE : page * TABLE + size]
+    shops = sealed.shops[page * TABLE : page * TABLE + size]
+    live = np.int64(sealed.live[chunk])
+    for event in range(CHUNK):
+        place = (chunk - start) * CHUNK + event
+        hashed = _hash(np.int64(sealed.marks[chunk, event]))
+        at = (hashed * size) >> 32
+        while ids[at] != 0:
+            at = at + 1 if at + 1 < size else 0
+        ids[at] = np.uint32((_entry_hash(hashed, bits) << bits) | place)
+        if not (live >> event) & 1:
+            continue
+        hashed = _hash(sealed.merchants[chunk, event])
+        part = _entry_hash(hashed, bits)
+        at = (hashed * size) >> 32
+        while shops[at] != 0:
+            entry = np.int64(shops[at])
+            if entry >> bits == part:
+                # The entry of an event that is no longer live, nearly always one of the same merchant.
+                other, bit = divmod(entry & ((1 << bits) - 1), CHUNK)
+                if start + other < first or not (np.int64(sealed.live[start + other]) >> bit) & 1:
+                    break
+            at = at + 1 if at + 1 < size else 0
+        shops[at] = np.uint32((part << bits) | place)
+
+
+@compiled
+def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int | np.int64) -> None:
+    row = _ring(low, events[TIME, index])
+    if row >= 0:
+        _add_amount(acc, row, events[AMOUNT, index])
+        acc[row, _DISTINCT] += (bits >> index) & 1
+
+
+@compiled
+def _hold_until(frame: Ints, row: int, earliest: int) -> None:
+    """Note that events of ring ``row`` are in a frame's sums, the earliest of them at ``earliest``."""
+    for edge in range(row, _WINDOWS):
+        frame[_F_UNTIL + edge] = min(frame[_F_UNTIL + edge], earliest)
+
+
+@compiled
+def _frame(hdr: Ints, sealed: Sealed, low: Ints) -> None:
+    """Make the frame for these edges, unless the one that is there holds for them."""
+    frame = sealed.frame[hdr[H_PAGE]]
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
+    holds = frame[F_END] >= 0 and end - frame[F_END] <= _MOST_BEHIND
     for row in range(_WINDOWS):
-        if earliest <= low[row] < latest:
-            return True
-    return False
+        holds = holds and frame[_F_LOW + row] <= low[row] < frame[_F_UNTIL + row]
+    if holds:
+        return
+    for row in range(_WINDOWS):
+        frame[_F_LOW + row] = low[row]
+        frame[_F_UNTIL + row] = -NO_TIME
+    frame[_F_RINGS:] = 0
+    rings = frame[_F_RINGS : _F_RINGS + _WINDOWS * ACC_SIZE].reshape((_WINDOWS, ACC_SIZE))
+    opened = hdr[H_PAGE] * SEGMENT
+    for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
+        begin = segment * SEGMENT
+        stop = begin + SEGMENT
+        if begin >= first and stop <= end:
+            earliest = sealed.seg[segment, 0]
+            row = _ring(low, sealed.seg[segment, 1])
+            if row < 0:
+                continue
+            if _ring(low, earliest) == row:
+                _add_sums(rings, row, SEGMENT * CHUNK, sealed.seg[segment, 2:6], sealed.seg[segment, 6])
+                _hold_until(frame, row, earliest)
+                continue
+        for chunk in range(max(first, begin), min(end, stop)):
+            earliest = sealed.times[chunk, 0]
+            row = _ring(low, sealed.times[chunk, 1])
+            if row < 0:
+                continue
+            if _ring(low, earliest) == row:
+                _add_sums(rings, row, CHUNK, sealed.sums[chunk], _popcount(int(sealed.live[chunk])))
+                _hold_until(frame, row, earliest)
+            else:
+                sealed.opened[opened] = chunk
+                opened += 1
+    frame[F_OPENED] = opened - hdr[H_PAGE] * SEGMENT
+    frame[F_END] = end
 
 
 @compiled
 def plan(
     hdr: Ints,
-    head: Ints,
-    summary: Ints,
-    live: Marks,
-    marks: Marks,
-    seg: Ints,
-    bloom: Marks,
-    slot: Slots,
+    sealed: Sealed,
     t: int,
-    merchant: int,
     ident: int,
     horizon_ms: int,
     low: Ints,
@@ -260,54 +404,60 @@ def plan(
 ) -> int:
     """List the chunks (by index) that an event at ``t`` needs and that are not loaded.
 
-    Returns how many of ``wanted`` are set.
+    Returns how many of ``wanted`` are set, each chunk once.
     """
-    gone = set_edges(hdr, t, horizon_ms, low)
     count = 0
     base = hdr[H_BASE]
     first = hdr[H_FIRST_CHUNK] - base
     end = hdr[H_NEXT_CHUNK] - base
-    late = t < hdr[H_NEWEST]
-    id_mark = np.uint32(ident & _MARK)
-    merchant_mark = np.uint32(merchant & _MARK)
-    look_for_merchant = merchant != 0
-    for index in range(hdr[H_HEAD]):
-        if head[MERCHANT, index] == merchant and (hdr[H_LIVE] >> index) & 1:
-            look_for_merchant = False
-    for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
-        edge = _straddles(low, seg[segment, 0], seg[segment, 1])
-        may_id = _bloom_may_hold(bloom[segment, 0], id_mark)
-        may_merchant = (
-            look_for_merchant and seg[segment, 6] > 0 and _bloom_may_hold(bloom[segment, 1], merchant_mark)
-        )
-        if not (late or edge or may_id or may_merchant):
-            continue
-        for index in range(max(first, segment * SEGMENT), min(end, (segment + 1) * SEGMENT)):
-            if slot[index] >= 0:
-                continue
-            latest = summary[index, 1]
-            need = late or (edge and _straddles(low, summary[index, 0], latest))
-            if not need and may_id and latest > gone:
-                need = _has_mark(marks[index, 0], id_mark, np.uint32(_MARK))
-            if not need and may_merchant and live[index] != 0:
-                need = _has_mark(marks[index, 1], merchant_mark, live[index])
-            if need:
-                wanted[count] = index
+    if first >= end:
+        return count
+    slot = sealed.slot
+    if t < hdr[H_NEWEST]:
+        for chunk in range(first, end):
+            if slot[chunk] < 0:
+                wanted[count] = chunk
                 count += 1
+        return count
+    set_edges(hdr, t, horizon_ms, low)
+    _frame(hdr, sealed, low)
+    page = hdr[H_PAGE]
+    frame = sealed.frame[page]
+    start = page * SEGMENT
+    for index in range(start, start + frame[F_OPENED]):
+        straddling = np.int64(sealed.opened[index])
+        if straddling >= first and slot[straddling] < 0:
+            wanted[count] = straddling
+            count += 1
+    for chunk in range(max(first, frame[F_END]), end):
+        if slot[chunk] < 0 and _ring(low, sealed.times[chunk, 0]) != _ring(low, sealed.times[chunk, 1]):
+            wanted[count] = chunk
+            count += 1
+    gone = hdr[H_NEWEST] - horizon_ms
+    size = hdr[H_PAGES] * TABLE
+    bits = _place_bits(hdr[H_PAGES])
+    mark = np.uint32(ident & _MARK)
+    hashed = _hash(np.int64(mark))
+    part = _entry_hash(hashed, bits)
+    at = (hashed * size) >> 32
+    while sealed.ids[page * TABLE + at] != 0:
+        entry = np.int64(sealed.ids[page * TABLE + at])
+        if entry >> bits == part:
+            other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
+            held = start + other
+            need = held >= first and slot[held] < 0 and sealed.marks[held, event] == mark
+            if need and sealed.times[held, 1] > gone:
+                for index in range(count):
+                    need = need and wanted[index] != held
+                if need:
+                    wanted[count] = held
+                    count += 1
+        at = at + 1 if at + 1 < size else 0
     return count
 
 
 @compiled
-def is_duplicate(
-    hdr: Ints,
-    head: Ints,
-    marks: Marks,
-    bloom: Marks,
-    slot: Slots,
-    store: Ints,
-    ident: int,
-    horizon_ms: int,
-) -> bool:
+def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, ident: int, horizon_ms: int) -> bool:
     """Return whether a remembered event has this transaction id.
 
     An event is remembered while its time lies less than the horizon behind the user's newest.
@@ -316,60 +466,66 @@ def is_duplicate(
     for index in range(hdr[H_HEAD]):
         if head[ID, index] == ident and head[TIME, index] > gone:
             return True
-    base = hdr[H_BASE]
-    first = hdr[H_FIRST_CHUNK] - base
-    end = hdr[H_NEXT_CHUNK] - base
-    mark = np.uint32(ident & _MARK)
-    for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
-        if not _bloom_may_hold(bloom[segment, 0], mark):
-            continue
-        for chunk in range(max(first, segment * SEGMENT), min(end, (segment + 1) * SEGMENT)):
-            if slot[chunk] < 0 or not _has_mark(marks[chunk, 0], mark, np.uint32(_MARK)):
-                continue
-            events = store[slot[chunk]]
-            for index in range(CHUNK):
-                if events[ID, index] == ident and events[TIME, index] > gone:
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    if first >= hdr[H_NEXT_CHUNK] - hdr[H_BASE]:
+        return False
+    page = hdr[H_PAGE]
+    size = hdr[H_PAGES] * TABLE
+    bits = _place_bits(hdr[H_PAGES])
+    hashed = _hash(ident & _MARK)
+    part = _entry_hash(hashed, bits)
+    at = (hashed * size) >> 32
+    while sealed.ids[page * TABLE + at] != 0:
+        entry = np.int64(sealed.ids[page * TABLE + at])
+        if entry >> bits == part:
+            other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
+            chunk = page * SEGMENT + other
+            place = np.int64(sealed.slot[chunk])
+            if chunk >= first and place >= 0:
+                events = sealed.store[place]
+                if events[ID, event] == ident and events[TIME, event] > gone:
                     return True
+        at = at + 1 if at + 1 < size else 0
     return False
 
 
 @compiled
-def find_merchant(
-    hdr: Ints,
-    head: Ints,
-    live: Marks,
-    marks: Marks,
-    seg: Ints,
-    bloom: Marks,
-    slot: Slots,
-    store: Ints,
-    merchant: int,
-) -> tuple[int, int]:
+def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple[int, int]:
     """Return ``(place, time)`` of the merchant's live event.
 
     ``place`` is -1 where there is none, the index in the head, or CHUNK plus the place in the sealed log.
+    Of an event in a chunk that is not loaded ``time`` is the chunk's latest: no edge lies between the two,
+    or :func:`plan` would have named the chunk, and no event taken now is older.
     """
     if merchant == 0:
         return -1, NO_TIME
-    bits = hdr[H_LIVE]
+    live = hdr[H_LIVE]
     for index in range(hdr[H_HEAD]):
-        if head[MERCHANT, index] == merchant and (bits >> index) & 1:
+        if head[MERCHANT, index] == merchant and (live >> index) & 1:
             return index, head[TIME, index]
-    base = hdr[H_BASE]
-    first = hdr[H_FIRST_CHUNK] - base
-    end = hdr[H_NEXT_CHUNK] - base
-    mark = np.uint32(merchant & _MARK)
-    for segment in range((end + SEGMENT - 1) // SEGMENT - 1, first // SEGMENT - 1, -1):
-        if seg[segment, 6] == 0 or not _bloom_may_hold(bloom[segment, 1], mark):
-            continue
-        for chunk in range(min(end, (segment + 1) * SEGMENT) - 1, max(first, segment * SEGMENT) - 1, -1):
-            if live[chunk] == 0 or slot[chunk] < 0 or not _has_mark(marks[chunk, 1], mark, live[chunk]):
-                continue
-            events = store[slot[chunk]]
-            bits = np.int64(live[chunk])
-            for index in range(CHUNK):
-                if events[MERCHANT, index] == merchant and (bits >> index) & 1:
-                    return CHUNK + chunk * CHUNK + index, events[TIME, index]
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    if first >= hdr[H_NEXT_CHUNK] - hdr[H_BASE]:
+        return -1, NO_TIME
+    page = hdr[H_PAGE]
+    size = hdr[H_PAGES] * TABLE
+    bits = _place_bits(hdr[H_PAGES])
+    hashed = _hash(merchant)
+    part = _entry_hash(hashed, bits)
+    at = (hashed * size) >> 32
+    while sealed.shops[page * TABLE + at] != 0:
+        entry = np.int64(sealed.shops[page * TABLE + at])
+        if entry >> bits == part:
+            other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
+            chunk = page * SEGMENT + other
+            if (
+                chunk >= first
+                and (np.int64(sealed.live[chunk]) >> event) & 1
+                and sealed.merchants[chunk, event] == merchant
+            ):
+                place = np.int64(sealed.slot[chunk])
+                time = sealed.store[place, TIME, event] if place >= 0 else sealed.times[chunk, 1]
+                return CHUNK + chunk * CHUNK + event, time
+        at = at + 1 if at + 1 < size else 0
     return -1, NO_TIME
 
 
@@ -385,63 +541,49 @@ def _nest(acc: Ints) -> None:
 
 
 @compiled
-def _query_in_order(
-    hdr: Ints,
-    head: Ints,
-    summary: Ints,
-    live: Marks,
-    seg: Ints,
-    slot: Slots,
-    store: Ints,
-    low: Ints,
-    acc: Ints,
-) -> int:
+def _query_in_order(hdr: Ints, head: Ints, sealed: Sealed, low: Ints, acc: Ints) -> int:
     """Add up the windows of an event that is not older than the newest; returns the newest time."""
-    base = hdr[H_BASE]
-    first = hdr[H_FIRST_CHUNK] - base
-    end = hdr[H_NEXT_CHUNK] - base
-    for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
-        begin = segment * SEGMENT
-        stop = begin + SEGMENT
-        if begin >= first and stop <= end:
-            outer = _ring(low, seg[segment, 1])
-            if outer < 0:
-                continue
-            if _ring(low, seg[segment, 0]) == outer:
-                _add_summary(acc, outer, SEGMENT * CHUNK, seg[segment], seg[segment, 6])
-                continue
-        for chunk in range(max(first, begin), min(end, stop)):
-            outer = _ring(low, summary[chunk, 1])
-            if outer < 0:
-                continue
-            if _ring(low, summary[chunk, 0]) == outer:
-                _add_summary(acc, outer, CHUNK, summary[chunk], _popcount(int(live[chunk])))
-                continue
-            if slot[chunk] < 0:
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
+    if first < end:
+        _frame(hdr, sealed, low)
+        frame = sealed.frame[hdr[H_PAGE]]
+        for row in range(_WINDOWS):
+            for column in range(ACC_SIZE):
+                acc[row, column] = frame[_F_RINGS + ACC_SIZE * row + column]
+        start = hdr[H_PAGE] * SEGMENT
+        opened = frame[F_OPENED]
+        behind = max(first, frame[F_END])
+        for index in range(opened + end - behind):
+            if index < opened:
+                chunk = np.int64(sealed.opened[start + index])
+                if chunk < first:
+                    continue
+            else:
+                chunk = behind + index - opened
+                row = _ring(low, sealed.times[chunk, 1])
+                if row < 0:
+                    continue
+                if _ring(low, sealed.times[chunk, 0]) == row:
+                    _add_sums(acc, row, CHUNK, sealed.sums[chunk], _popcount(int(sealed.live[chunk])))
+                    continue
+            if sealed.slot[chunk] < 0:
                 raise RuntimeError("a chunk that the query needs is not loaded")
-            events = store[slot[chunk]]
-            bits = np.int64(live[chunk])
-            for index in range(CHUNK):
-                row = _ring(low, events[TIME, index])
-                if row >= 0:
-                    _add_amount(acc, row, events[AMOUNT, index])
-                    acc[row, _DISTINCT] += (bits >> index) & 1
-    bits = hdr[H_LIVE]
-    for index in range(hdr[H_HEAD]):
-        row = _ring(low, head[TIME, index])
-        if row >= 0:
-            _add_amount(acc, row, head[AMOUNT, index])
-            acc[row, _DISTINCT] += (bits >> index) & 1
+            events = sealed.store[sealed.slot[chunk]]
+            bits = np.int64(sealed.live[chunk])
+            for event in range(CHUNK):
+                _add_event(acc, low, events, event, bits)
+    for event in range(hdr[H_HEAD]):
+        _add_event(acc, low, head, event, hdr[H_LIVE])
     _nest(acc)
     return int(hdr[H_NEWEST])
 
 
-@compiled
+@counted
 def _query_late(
     hdr: Ints,
     head: Ints,
-    slot: Slots,
-    store: Ints,
+    sealed: Sealed,
     t: int,
     low: Ints,
     gone: int,
@@ -463,11 +605,11 @@ def _query_late(
     previous = NO_TIME
     lost = hdr[H_GONE]
     for part in range(chunks):
-        if slot[first + part] < 0:
+        if sealed.slot[first + part] < 0:
             raise RuntimeError("a chunk that the query needs is not loaded")
     for part in range(chunks + 1):
         in_head = part == chunks
-        events = head if in_head else store[slot[first + part]]
+        events = head if in_head else sealed.store[sealed.slot[first + part]]
         for index in range(hdr[H_HEAD] if in_head else CHUNK):
             time = events[TIME, index]
             if time <= gone:
@@ -504,8 +646,7 @@ def _query_late(
 def _merchant_time_before(
     hdr: Ints,
     head: Ints,
-    slot: Slots,
-    store: Ints,
+    sealed: Sealed,
     merchant: int,
     t: int,
     gone: int,
@@ -517,7 +658,7 @@ def _merchant_time_before(
     chunks = hdr[H_NEXT_CHUNK] - base - first
     for part in range(chunks + 1):
         in_head = part == chunks
-        events = head if in_head else store[slot[first + part]]
+        events = head if in_head else sealed.store[sealed.slot[first + part]]
         for index in range(hdr[H_HEAD] if in_head else CHUNK):
             time = events[TIME, index]
             if events[MERCHANT, index] == merchant and gone < time <= t and time > found:
@@ -529,11 +670,7 @@ def _merchant_time_before(
 def query(
     hdr: Ints,
     head: Ints,
-    summary: Ints,
-    live: Marks,
-    seg: Ints,
-    slot: Slots,
-    store: Ints,
+    sealed: Sealed,
     t: int,
     amount: int,
     merchant: int,
@@ -553,11 +690,11 @@ def query(
     gone = set_edges(hdr, t, horizon_ms, low)
     acc[:, :] = 0
     if t >= hdr[H_NEWEST]:
-        previous = _query_in_order(hdr, head, summary, live, seg, slot, store, low, acc)
+        previous = _query_in_order(hdr, head, sealed, low, acc)
     else:
-        previous = _query_late(hdr, head, slot, store, t, low, gone, acc)
+        previous = _query_late(hdr, head, sealed, t, low, gone, acc)
         if merchant != 0:
-            merchant_time = _merchant_time_before(hdr, head, slot, store, merchant, t, gone)
+            merchant_time = _merchant_time_before(hdr, head, sealed, merchant, t, gone)
     units = float(minor_units)
     place = 0
     mean_7d = mean_of(acc[2, _N], acc[2, _S0], acc[2, _S0 + 1])
@@ -630,11 +767,23 @@ def query(
 
 
 @compiled
+def _lose(hdr: Ints, sealed: Sealed, chunk: int, bit: int) -> None:
+    """Clear the live bit of a sealed event."""
+    sealed.live[chunk] = np.uint32(np.int64(sealed.live[chunk]) & ~(1 << bit))
+    sealed.seg[chunk // SEGMENT, 6] -= 1
+    frame = sealed.frame[hdr[H_PAGE]]
+    if chunk < frame[F_END]:
+        low = frame[_F_LOW : _F_LOW + _WINDOWS]
+        row = _ring(low, sealed.times[chunk, 1])
+        if row >= 0 and row == _ring(low, sealed.times[chunk, 0]):
+            frame[_F_RINGS + ACC_SIZE * row + _DISTINCT] -= 1
+
+
+@compiled
 def apply(
     hdr: Ints,
     head: Ints,
-    live: Marks,
-    seg: Ints,
+    sealed: Sealed,
     pending: Ints,
     t: int,
     amount: int,
@@ -658,8 +807,7 @@ def apply(
             hdr[H_LIVE] &= ~(1 << place)
         elif place >= CHUNK:
             chunk, bit = divmod(place - CHUNK, CHUNK)
-            live[chunk] = np.uint32(np.int64(live[chunk]) & ~(1 << bit))
-            seg[chunk // SEGMENT, 6] -= 1
+            _lose(hdr, sealed, chunk, bit)
             pending[hdr[H_PENDING]] = (chunk + hdr[H_BASE]) * CHUNK + bit
             hdr[H_PENDING] += 1
     hdr[H_HEAD] = index + 1
@@ -682,7 +830,7 @@ def apply(
 
 
 @compiled
-def expire(hdr: Ints, head: Ints, summary: Ints, horizon_ms: int) -> None:
+def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
     """Forget what no window can ask for: gone events of the head, and chunks gone as a whole."""
     gone = hdr[H_NEWEST] - horizon_ms
     kept = 0
@@ -700,58 +848,38 @@ def expire(hdr: Ints, head: Ints, summary: Ints, horizon_ms: int) -> None:
     hdr[H_HEAD] = kept
     hdr[H_LIVE] = bits
     while hdr[H_FIRST_CHUNK] < hdr[H_NEXT_CHUNK]:
-        latest = summary[hdr[H_FIRST_CHUNK] - hdr[H_BASE], 1]
+        latest = sealed.times[hdr[H_FIRST_CHUNK] - hdr[H_BASE], 1]
         if latest > gone:
             break
         hdr[H_GONE] = max(hdr[H_GONE], latest)
         hdr[H_FIRST_CHUNK] += 1
 
 
-@compiled
-def index_chunk(chunk: int, summary: Ints, live: Marks, marks: Marks, seg: Ints, bloom: Marks) -> None:
-    """Add a sealed chunk to its segment's summary and filters."""
+@counted
+def index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
+    """Add a sealed chunk to its segment's sums and, unless it is gone, to the user's tables."""
     segment = chunk // SEGMENT
+    seg = sealed.seg[segment]
     acc = np.zeros((1, ACC_SIZE), np.int64)
-    earliest = summary[chunk, 0]
-    latest = summary[chunk, 1]
     if chunk % SEGMENT == 0:
-        seg[segment, :] = 0
-        bloom[segment, 0, :] = 0
-        bloom[segment, 1, :] = 0
+        seg[:] = 0
+        seg[0] = sealed.times[chunk, 0]
+        seg[1] = sealed.times[chunk, 1]
     else:
-        earliest = min(earliest, seg[segment, 0])
-        latest = max(latest, seg[segment, 1])
-        _add_summary(acc, 0, 0, seg[segment], 0)
-    _add_summary(acc, 0, 0, summary[chunk], 0)
-    _write_summary(acc, 0, earliest, latest, seg[segment])
-    seg[segment, 6] += _popcount(int(live[chunk]))
-    for event in range(CHUNK):
-        _bloom_set(bloom[segment, 0], marks[chunk, 0, event])
-        _bloom_set(bloom[segment, 1], marks[chunk, 1, event])
+        seg[0] = min(seg[0], sealed.times[chunk, 0])
+        seg[1] = max(seg[1], sealed.times[chunk, 1])
+        _add_sums(acc, 0, 0, seg[2:6], 0)
+    _add_sums(acc, 0, 0, sealed.sums[chunk], 0)
+    _write_sums(acc, 0, seg[2:6])
+    seg[6] += _popcount(int(sealed.live[chunk]))
+    if chunk >= hdr[H_FIRST_CHUNK] - hdr[H_BASE]:
+        _add_to_tables(hdr, sealed, chunk)
 
 
-@compiled
-def index_chunks(count: int, summary: Ints, live: Marks, marks: Marks, seg: Ints, bloom: Marks) -> None:
-    """Make the segments' summaries and filters of the first ``count`` chunks."""
-    for chunk in range(count):
-        index_chunk(chunk, summary, live, marks, seg, bloom)
-
-
-@compiled
-def seal(
-    hdr: Ints,
-    head: Ints,
-    summary: Ints,
-    live: Marks,
-    marks: Marks,
-    seg: Ints,
-    bloom: Marks,
-    slot: Slots,
-    store: Ints,
-    target: int,
-) -> None:
+@counted
+def seal(hdr: Ints, head: Ints, sealed: Sealed, target: int) -> None:
     """Make a sealed chunk of the full head, its events in ``store[target]``; empties the head."""
-    index = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
+    chunk = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
     earliest = head[TIME, 0]
     latest = earliest
     acc = np.zeros((1, ACC_SIZE), np.int64)
@@ -759,14 +887,17 @@ def seal(
         earliest = min(earliest, head[TIME, event])
         latest = max(latest, head[TIME, event])
         _add_amount(acc, 0, head[AMOUNT, event])
-        marks[index, 0, event] = np.uint32(head[ID, event] & _MARK)
-        marks[index, 1, event] = np.uint32(head[MERCHANT, event] & _MARK)
+        sealed.merchants[chunk, event] = head[MERCHANT, event]
+        sealed.marks[chunk, event] = np.uint32(head[ID, event] & _MARK)
         for row in range(4):
-            store[target, row, event] = head[row, event]
-    _write_summary(acc, 0, earliest, latest, summary[index])
-    live[index] = np.uint32(hdr[H_LIVE])
-    slot[index] = target
-    index_chunk(index, summary, live, marks, seg, bloom)
+            sealed.store[target, row, event] = head[row, event]
+    sealed.times[chunk, 0] = earliest
+    sealed.times[chunk, 1] = latest
+    _write_sums(acc, 0, sealed.sums[chunk])
+    sealed.live[chunk] = np.uint32(hdr[H_LIVE])
+    sealed.slot[chunk] = target
+    sealed.frame[hdr[H_PAGE], F_LOADED] += 1
+    index_chunk(hdr, sealed, chunk)
     hdr[H_NEXT_CHUNK] += 1
     hdr[H_HEAD] = 0
     hdr[H_LIVE] = 0
@@ -777,13 +908,7 @@ def seal(
 def step(
     hdr: Ints,
     head: Ints,
-    summary: Ints,
-    live: Marks,
-    marks: Marks,
-    seg: Ints,
-    bloom: Marks,
-    slot: Slots,
-    store: Ints,
+    sealed: Sealed,
     pending: Ints,
     offset: int,
     source: int,
@@ -805,23 +930,22 @@ def step(
     """
     if hdr[H_SOURCE] == source and offset <= hdr[H_OFFSET]:
         return REPLAYED
-    if is_duplicate(hdr, head, marks, bloom, slot, store, ident, horizon_ms):
+    if is_duplicate(hdr, head, sealed, ident, horizon_ms):
         return DUPLICATE
     outcome = LATE if hdr[H_NEWEST] != NO_TIME and t < hdr[H_NEWEST] - lateness_ms else SCORED
-    place, merchant_time = find_merchant(hdr, head, live, marks, seg, bloom, slot, store, merchant)
+    place, merchant_time = find_merchant(hdr, head, sealed, merchant)
     query(
-        hdr, head, summary, live, seg, slot, store, t, amount, merchant, merchant_time, minor_units,
-        horizon_ms, low, acc, out,
+        hdr, head, sealed, t, amount, merchant, merchant_time, minor_units, horizon_ms, low, acc, out,
     )  # fmt: skip
     if learn:
-        apply(hdr, head, live, seg, pending, t, amount, merchant, ident, place, merchant_time)
+        apply(hdr, head, sealed, pending, t, amount, merchant, ident, place, merchant_time)
         hdr[H_OFFSET] = offset
         hdr[H_SOURCE] = source
-        expire(hdr, head, summary, horizon_ms)
+        expire(hdr, head, sealed, horizon_ms)
     return outcome
 
 
-@compiled
+@counted
 def run_users(
     starts: Ints,
     order: Ints,
@@ -834,7 +958,7 @@ def run_users(
     lateness_ms: int,
     outcome: Codes,
     features: Floats,
-    scratch_chunks: int,
+    sealed: Sealed,
 ) -> None:
     """Run whole users from nothing, each one's events in arrival order: the offline driver.
 
@@ -846,39 +970,35 @@ def run_users(
         Row numbers, grouped by user.
     outcome : uint8[rows], features : float64[rows, OUT_SIZE]
         Written at the events' rows.
-    scratch_chunks : int
-        Chunks that the user with most events fills.
+    sealed
+        Scratch, of whole segments, for the chunks of the user with most events, all of them loaded.
 
     """
     hdr = np.zeros(HDR_SIZE, np.int64)
     head = np.zeros((4, CHUNK), np.int64)
-    summary = np.zeros((scratch_chunks, 6), np.int64)
-    live = np.zeros(scratch_chunks, np.uint32)
-    marks = np.zeros((scratch_chunks, 2, CHUNK), np.uint32)
-    segments = scratch_chunks // SEGMENT + 1
-    seg = np.zeros((segments, 7), np.int64)
-    bloom = np.zeros((segments, 2, BLOOM_WORDS), np.uint32)
-    slot = np.zeros(scratch_chunks, np.int32)
-    store = np.zeros((scratch_chunks, 4, CHUNK), np.int64)
     pending = np.zeros(CHUNK, np.int64)
     low = np.zeros(_WINDOWS, np.int64)
     acc = np.zeros((_WINDOWS, ACC_SIZE), np.int64)
     for user in range(len(starts) - 1):
         clear_header(hdr)
+        chunks = (starts[user + 1] - starts[user]) // CHUNK
+        hdr[H_PAGES] = (chunks + SEGMENT - 1) // SEGMENT
+        if chunks > 0:
+            clear_sealed(sealed, 0, hdr[H_PAGES])
         for place in range(starts[user], starts[user + 1]):
             row = order[place]
             outcome[row] = step(
-                hdr, head, summary, live, marks, seg, bloom, slot, store, pending,
+                hdr, head, sealed, pending,
                 place, 1, t[row], amount[row], merchant[row], ident[row], minor_units[row],
                 horizon_ms, lateness_ms, True, low, acc, features[row],
             )  # fmt: skip
             if hdr[H_PENDING] == CHUNK:
                 hdr[H_PENDING] = 0
             if hdr[H_HEAD] == CHUNK:
-                seal(hdr, head, summary, live, marks, seg, bloom, slot, store, hdr[H_NEXT_CHUNK])
+                seal(hdr, head, sealed, hdr[H_NEXT_CHUNK])
 
 
-@compiled
+@counted
 def run_heads(
     hdrs: Ints,
     heads: Ints,
@@ -900,15 +1020,22 @@ def run_heads(
     """Take a batch's events of users that have no sealed chunks: the worker's common case.
 
     ``busy[u]`` marks users to leave alone; a user whose head fills up becomes one, and that user's
-    later events in the batch are marked DEFERRED for the caller to take one by one.
+    later events in the batch are marked DEFERRED for the caller to take.
     """
-    summary = np.zeros((1, 6), np.int64)
-    live = np.zeros(1, np.uint32)
-    marks = np.zeros((1, 2, CHUNK), np.uint32)
-    seg = np.zeros((1, 7), np.int64)
-    bloom = np.zeros((1, 2, BLOOM_WORDS), np.uint32)
-    slot = np.zeros(1, np.int32)
-    store = np.zeros((1, 4, CHUNK), np.int64)
+    sealed = Sealed(
+        np.zeros((0, 2), np.int64),
+        np.zeros((0, 4), np.int64),
+        np.zeros(0, np.uint32),
+        np.zeros((0, CHUNK), np.int64),
+        np.zeros((0, CHUNK), np.uint32),
+        np.zeros((0, 7), np.int64),
+        np.zeros(0, np.uint32),
+        np.zeros(0, np.uint32),
+        np.zeros((0, FRAME_SIZE), np.int64),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int32),
+        np.zeros((0, 4, CHUNK), np.int64),
+    )
     pending = np.zeros(CHUNK, np.int64)
     low = np.zeros(_WINDOWS, np.int64)
     acc = np.zeros((_WINDOWS, ACC_SIZE), np.int64)
@@ -918,7 +1045,7 @@ def run_heads(
             outcome[index] = DEFERRED
             continue
         outcome[index] = step(
-            hdrs[who], heads[who], summary, live, marks, seg, bloom, slot, store, pending,
+            hdrs[who], heads[who], sealed, pending,
             offset[index], source, t[index], amount[index], merchant[index], ident[index], minor_units[index],
             horizon_ms, lateness_ms, learn, low, acc, features[index],
         )  # fmt: skip

@@ -5,8 +5,8 @@ key suffix  record                                                 written
 ==========  =====================================================  =============================
 ``H``       head: header, events not yet sealed, lost live bits    with every event
 ``C`` n     sealed chunk ``n``: 32 events                          once
-``S`` k     segment ``k``: summaries and fingerprints of its       when one of its chunks is
-            up to 32 chunks                                        sealed
+``S`` k     segment ``k``: times, sums, merchants and id           when one of its chunks is
+            fingerprints of its up to 32 chunks                    sealed
 ``L``       live bitmaps of all kept chunks                        when a chunk is sealed
 ==========  =====================================================  =============================
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stream.errors import StateError
-from stream.features.compiled import Codes, Flags, Ints, compiled
+from stream.features.compiled import Codes, Flags, Ints, compiled, counted
 from stream.features.kernel import (
     CHUNK,
     H_BASE,
@@ -34,6 +34,7 @@ from stream.features.kernel import (
     H_NEXT_CHUNK,
     H_PENDING,
     SEGMENT,
+    Sealed,
 )
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ __all__ = [
     "describe_record",
     "head_key",
     "live_key",
-    "pack_chunk",
-    "pack_live",
-    "pack_segment",
+    "pack_parts",
     "segment_key",
     "unpack_chunk",
     "unpack_live",
@@ -66,19 +65,22 @@ FORMAT_VERSION: Final = 1
 
 _MAGIC: Final = 0x5253 << 16  # "RS", then kind and version, a byte each
 HEAD_KIND: Final = ord("H")
-_CHUNK_KIND: Final = ord("C")
-_SEGMENT_KIND: Final = ord("S")
-_LIVE_KIND: Final = ord("L")
+CHUNK_KIND: Final = ord("C")
+SEGMENT_KIND: Final = ord("S")
+LIVE_KIND: Final = ord("L")
 
 _SUFFIX: Final = struct.Struct(">BBI")
 _STORED: Final = H_GONE + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 1  # and one that packs head, pending and live
 MAX_HEAD_WORDS: Final = _FIXED + 4 * CHUNK + (CHUNK + 1) // 2
 
+#: Words of a chunk in a segment record: times, sums, merchants, fingerprints.
+CHUNK_WORDS: Final = 2 + 4 + CHUNK + CHUNK // 2
+
 #: The first word of each kind of record in today's version.
 HEAD_START, CHUNK_START, SEGMENT_START, LIVE_START = (
     struct.pack("<q", _MAGIC | (kind << 8) | FORMAT_VERSION)
-    for kind in (HEAD_KIND, _CHUNK_KIND, _SEGMENT_KIND, _LIVE_KIND)
+    for kind in (HEAD_KIND, CHUNK_KIND, SEGMENT_KIND, LIVE_KIND)
 )
 
 #: What :func:`unpack_head` says of a record.
@@ -98,12 +100,12 @@ def head_key(user: bytes) -> bytes:
 
 def chunk_key(user: bytes, number: int) -> bytes:
     """Return the key of a sealed chunk."""
-    return user + _SUFFIX.pack(0, _CHUNK_KIND, number)
+    return user + _SUFFIX.pack(0, CHUNK_KIND, number)
 
 
 def segment_key(user: bytes, number: int) -> bytes:
     """Return the key of a segment."""
-    return user + _SUFFIX.pack(0, _SEGMENT_KIND, number)
+    return user + _SUFFIX.pack(0, SEGMENT_KIND, number)
 
 
 def live_key(user: bytes) -> bytes:
@@ -286,43 +288,79 @@ def join(records: Sequence[bytes]) -> tuple[Words, Words, Words]:
     return np.frombuffer(b"".join(records), np.int64), np.cumsum(sizes) - sizes, sizes
 
 
-def pack_chunk(events: Words) -> bytes:
-    """Return the record of a sealed chunk, ``int64[4, CHUNK]``."""
-    return _record(_CHUNK_KIND, events)
+@counted
+def pack_parts(sealed: Sealed, parts: Ints, sizes: Ints) -> Words:
+    """Return records of sealed chunks behind one another, and set how many words each has.
+
+    A row of ``parts`` is the kind of record, the index of its first chunk, how many chunks it is of, and
+    that first chunk's number.
+    """
+    total = 0
+    for part in range(len(parts)):
+        kind, count = parts[part, 0], parts[part, 2]
+        sizes[part] = 2
+        if kind == CHUNK_KIND:
+            sizes[part] += 4 * CHUNK
+        elif kind == SEGMENT_KIND:
+            sizes[part] += 1 + CHUNK_WORDS * count
+        else:
+            sizes[part] += 2 + (count + 1) // 2
+        total += sizes[part]
+    words = np.empty(total, np.int64)
+    begin = 0
+    for part in range(len(parts)):
+        kind, chunk, count = parts[part, 0], parts[part, 1], parts[part, 2]
+        words[begin] = _MAGIC | (kind << 8) | FORMAT_VERSION
+        body = begin + 2
+        end = begin + sizes[part]
+        if kind == CHUNK_KIND:
+            slot = np.int64(sealed.slot[chunk])
+            words[body:end] = sealed.store[slot].reshape(4 * CHUNK)
+        elif kind == SEGMENT_KIND:
+            words[body] = count
+            sums = body + 1 + 2 * count
+            merchants = sums + 4 * count
+            marks = merchants + CHUNK * count
+            words[body + 1 : sums] = sealed.times[chunk : chunk + count].reshape(2 * count)
+            words[sums:merchants] = sealed.sums[chunk : chunk + count].reshape(4 * count)
+            words[merchants:marks] = sealed.merchants[chunk : chunk + count].reshape(CHUNK * count)
+            words[marks:end] = sealed.marks[chunk : chunk + count].reshape(CHUNK * count).view(np.int64)
+        else:
+            words[body] = parts[part, 3]
+            words[body + 1] = count
+            words[end - 1] = 0
+            words[body + 2 : end].view(np.uint32)[:count] = sealed.live[chunk : chunk + count]
+        words[begin + 1] = checksum(words, begin + 2, end)
+        begin = end
+    return words
 
 
 def unpack_chunk(record: bytes, key: bytes) -> Words:
     """Return a sealed chunk's events, ``int64[4, CHUNK]``."""
-    words = read_words(record, _CHUNK_KIND, key)
+    words = read_words(record, CHUNK_KIND, key)
     if len(words) != 4 * CHUNK:
         raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
     return words.reshape(4, CHUNK)
 
 
-def pack_segment(summary: Words, marks: npt.NDArray[np.uint32]) -> bytes:
-    """Return the record of a segment: ``int64[chunks, 6]`` and ``uint32[chunks, 2, CHUNK]``."""
-    return _record(_SEGMENT_KIND, np.array([len(summary)], np.int64), summary, marks)
-
-
-def unpack_segment(record: bytes, key: bytes) -> tuple[Words, npt.NDArray[np.uint32]]:
-    """Return a segment's summaries and fingerprints."""
-    words = read_words(record, _SEGMENT_KIND, key)
+def unpack_segment(record: bytes, key: bytes) -> tuple[Words, Words, Words, npt.NDArray[np.uint32]]:
+    """Return a segment's times, sums, merchants and fingerprints, as rows of those of ``Sealed``."""
+    words = read_words(record, SEGMENT_KIND, key)
     count = int(words[0]) if len(words) else -1
-    if not 0 < count <= SEGMENT or len(words) != 1 + count * (6 + CHUNK):
+    if not 0 < count <= SEGMENT or len(words) != 1 + count * CHUNK_WORDS:
         raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
-    summary = words[1 : 1 + 6 * count].reshape(count, 6)
-    marks = words[1 + 6 * count :].view(np.uint32).reshape(count, 2, CHUNK)
-    return summary, marks
-
-
-def pack_live(first_chunk: int, live: npt.NDArray[np.uint32]) -> bytes:
-    """Return the record of the live bitmaps of the chunks from ``first_chunk`` on."""
-    return _record(_LIVE_KIND, np.array([first_chunk, len(live)], np.int64), live)
+    times, sums, merchants, marks = np.split(words[1:], count * np.array([2, 6, 6 + CHUNK]))
+    return (
+        times.reshape(count, 2),
+        sums.reshape(count, 4),
+        merchants.reshape(count, CHUNK),
+        marks.view(np.uint32).reshape(count, CHUNK),
+    )
 
 
 def unpack_live(record: bytes, key: bytes) -> tuple[int, npt.NDArray[np.uint32]]:
     """Return the first chunk's number and the bitmaps from it on."""
-    words = read_words(record, _LIVE_KIND, key)
+    words = read_words(record, LIVE_KIND, key)
     if len(words) < 2 or len(words) != 2 + (int(words[1]) + 1) // 2:
         raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
     return int(words[0]), words[2:].view(np.uint32)[: int(words[1])]

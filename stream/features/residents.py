@@ -1,8 +1,8 @@
 """Histories with sealed chunks that stay in memory between batches.
 
-Unpacking a long history costs more than taking an event, so what was unpacked is kept: one workspace of
-fixed size, in which each resident user has a contiguous range of *pages* (a page holds the summaries,
-bitmaps and fingerprints of one segment's chunks) and the chunks' events lie in slots of a common store.
+Unpacking a long history costs far more than taking an event, so what was unpacked is kept: one workspace of
+fixed size (a :class:`stream.features.kernel.Sealed`), in which each resident user has a contiguous range of
+*pages*, one a segment, and the chunks' events lie in slots of a common store.
 
 A resident is believed only if the head record in the store still has the checksum that it had when the
 resident was last brought up to date. The head changes with every event, so after a rebalance, or under
@@ -14,43 +14,31 @@ event, and nothing needs a list of who was used last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from stream.features import kernel as k
-from stream.features.compiled import Flags, Ints, Marks, Slots, compiled
+from stream.features.compiled import Flags, Ints, Slots, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Resident", "Residents"]
+__all__ = ["Residents"]
 
 _CHUNK_BYTES: Final = 4 * 8 * k.CHUNK
-_PAGE_BYTES: Final = k.SEGMENT * (6 * 8 + 4 + 2 * 4 * k.CHUNK + 4) + 7 * 8 + 2 * 4 * k.BLOOM_WORDS
-#: A user with more loaded chunks than this gives them back: windows' edges move on, chunks behind do not.
-_MOST_LOADED: Final = 24
+_PAGE_BYTES: Final = k.SEGMENT * (6 * 8 + 12 * k.CHUNK + 12) + 8 * (7 + k.FRAME_SIZE + k.TABLE)
+#: A user with more loaded chunks than this gives back those that no edge lies in: edges move on. The newest
+#: ones stay, since an edge will come to them soon.
+_MOST_LOADED: Final = 40
+_NEWEST_LOADED: Final = 16
 
-
-@dataclass(slots=True)
-class Resident:
-    """Where a user's unpacked history lies.
-
-    Attributes
-    ----------
-    page, pages:
-        Its range of pages.
-    base:
-        Number of the chunk at the range's first place.
-    checksum:
-        Of the head record that the unpacked history belongs to.
-    """
-
-    page: int
-    pages: int
-    base: int
-    checksum: int
+# What is known of a resident.
+PAGE: Final = 0  # its range of pages
+PAGES: Final = 1
+BASE: Final = 2  # number of the chunk at the range's first place
+CHECKSUM: Final = 3  # of the head record that the unpacked history belongs to
 
 
 class Residents:
@@ -60,32 +48,30 @@ class Residents:
     ----------
     max_bytes
         About how much memory it may take; a batch that needs more than all of it makes it grow.
+
+    Attributes
+    ----------
+    table : int64[residents, 4]
+        PAGE, PAGES, BASE and CHECKSUM of each resident.
     """
 
     def __init__(self, max_bytes: int = 16 << 20) -> None:
-        self._most_slots = max(64, max_bytes // 4 // _CHUNK_BYTES)
-        self._make(max(16, max_bytes * 3 // 4 // _PAGE_BYTES))
-        self.store: Ints = np.empty((64, 4, k.CHUNK), np.int64)
-        self._users: dict[tuple[int, bytes], Resident] = {}
+        self._most_slots = max(64, max_bytes // 8 // _CHUNK_BYTES)
+        self._pages = max(16, max_bytes // 8 * 7 // _PAGE_BYTES)
+        # The system gives the arrays' memory only as it is used.
+        self.sealed = k.new_sealed(self._pages * k.SEGMENT, 64)
+        self.table: Ints = np.empty((64, 4), np.int64)
+        self._users: dict[tuple[int, bytes], int] = {}
+        self._free_rows: list[int] = []
         self._free_pages: dict[int, list[int]] = {}
         self._free_slots: list[int] = []
+        self._next_row = 0
         self._next_page = 0
         self._next_slot = 0
 
-    def _make(self, pages: int) -> None:
-        """Make the arrays; the system gives their memory only as it is used."""
-        self._pages = pages
-        chunks = pages * k.SEGMENT
-        self.summary: Ints = np.zeros((chunks, 6), np.int64)
-        self.live: Marks = np.zeros(chunks, np.uint32)
-        self.marks: Marks = np.zeros((chunks, 2, k.CHUNK), np.uint32)
-        self.slot: Slots = np.zeros(chunks, np.int32)
-        self.seg: Ints = np.zeros((pages, 7), np.int64)
-        self.bloom: Marks = np.zeros((pages, 2, k.BLOOM_WORDS), np.uint32)
-
     def admit(
         self, source: int, users: Sequence[bytes], checksums: Ints, bases: Ints, ends: Ints
-    ) -> tuple[list[Resident], Flags]:
+    ) -> tuple[Ints, Flags]:
         """Give every user of a batch a range, and say which of them are unpacked already.
 
         Parameters
@@ -94,6 +80,10 @@ class Residents:
             Of the users' head records as they are stored.
         bases, ends
             Where each user's chunks begin and, with those that the batch may seal, end.
+
+        Returns
+        -------
+        The users' rows of ``table``, and which of them are unpacked.
         """
         if self._next_slot - len(self._free_slots) > self._most_slots:
             self._empty()
@@ -102,7 +92,8 @@ class Residents:
             self._empty()
             admitted = self._admit(source, users, checksums, bases, ends)
         if admitted is None:
-            self._make(2 * sum(_size_class(int(n)) for n in ends - bases))
+            self._pages = 2 * sum(_size_class(int(n)) for n in ends - bases)
+            self.sealed = k.new_sealed(self._pages * k.SEGMENT, 64)
             self._empty()
             admitted = self._admit(source, users, checksums, bases, ends)
         if admitted is None:  # pragma: no cover - the workspace was made for this batch
@@ -111,61 +102,68 @@ class Residents:
 
     def _admit(
         self, source: int, users: Sequence[bytes], checksums: Ints, bases: Ints, ends: Ints
-    ) -> tuple[list[Resident], Flags] | None:
-        found: list[Resident] = []
-        known = np.zeros(len(users), np.bool_)
-        for index, (user, checksum, base, end) in enumerate(
-            zip(users, checksums.tolist(), bases.tolist(), ends.tolist(), strict=True)
-        ):
-            resident = self._users.get((source, user))
-            if resident is not None:
-                if resident.checksum == checksum and resident.base + resident.pages * k.SEGMENT >= end:
-                    known[index] = True
-                    found.append(resident)
-                    self._trim(resident)
-                    continue
-                self.drop(source, user)
-            pages = _size_class(end - base)
+    ) -> tuple[Ints, Flags] | None:
+        names = list(zip(repeat(source), users))
+        rows = np.fromiter(map(self._users.get, names, repeat(-1)), np.int64, len(names))
+        found = self.table[rows]
+        known: Flags = (
+            (rows >= 0)
+            & (found[:, CHECKSUM] == checksums)
+            & (found[:, BASE] + found[:, PAGES] * k.SEGMENT >= ends)
+        )
+        loaded = self.sealed.frame[found[known, PAGE], k.F_LOADED]
+        if (loaded > _MOST_LOADED).any():
+            self._free_slots += _trim(self.sealed, found[known]).tolist()
+        for index in np.flatnonzero(~known).tolist():
+            if rows[index] >= 0:
+                self.drop(*names[index])
+            pages = _size_class(int(ends[index] - bases[index]))
             page = self._take_pages(pages)
             if page is None:
                 return None
-            _clear(page, pages, self.live, self.slot, self.seg, self.bloom)
-            resident = self._users[source, user] = Resident(page, pages, base, checksum)
-            found.append(resident)
-        return found, known
+            k.clear_sealed(self.sealed, page, pages)
+            rows[index] = self._take_row()
+            self.table[rows[index]] = page, pages, bases[index], checksums[index]
+            self._users[names[index]] = int(rows[index])
+        return rows, known
 
     def drop(self, source: int, user: bytes) -> None:
         """Forget a user, if resident."""
-        resident = self._users.pop((source, user), None)
-        if resident is not None:
-            self._give_slots(resident)
-            self._free_pages.setdefault(resident.pages, []).append(resident.page)
+        row = self._users.pop((source, user), None)
+        if row is not None:
+            page, pages = self.table[row, :BASE].tolist()
+            part = self.sealed.slot[page * k.SEGMENT : (page + pages) * k.SEGMENT]
+            self._free_slots += part[part >= 0].tolist()
+            self._free_pages.setdefault(pages, []).append(page)
+            self._free_rows.append(row)
 
     def take_slots(self, count: int) -> Slots:
         """Return free slots of the store, which grows if it must: int32[count]."""
-        fresh = count - len(self._free_slots)
-        taken = [self._free_slots.pop() for _ in range(min(count, len(self._free_slots)))]
+        kept = max(0, len(self._free_slots) - count)
+        taken = self._free_slots[kept:]
+        del self._free_slots[kept:]
+        fresh = count - len(taken)
         if fresh > 0:
             taken += range(self._next_slot, self._next_slot + fresh)
             self._next_slot += fresh
-            if self._next_slot > len(self.store):
-                more = max(self._next_slot, 2 * len(self.store)) - len(self.store)
-                self.store = np.concatenate([self.store, np.empty((more, 4, k.CHUNK), np.int64)])
+            store = self.sealed.store
+            if self._next_slot > len(store):
+                more = max(self._next_slot, 2 * len(store)) - len(store)
+                store = np.concatenate([store, np.empty((more, 4, k.CHUNK), np.int64)])
+                self.sealed = self.sealed._replace(store=store)
         return np.array(taken, np.int32)
 
     def give_back(self, slots: Slots) -> None:
         """Return slots that were not needed."""
         self._free_slots += slots.tolist()
 
-    def _trim(self, resident: Resident) -> None:
-        part = slice(resident.page * k.SEGMENT, (resident.page + resident.pages) * k.SEGMENT)
-        if int(np.count_nonzero(self.slot[part] >= 0)) > _MOST_LOADED:
-            self._give_slots(resident)
-            self.slot[part] = -1
-
-    def _give_slots(self, resident: Resident) -> None:
-        part = self.slot[resident.page * k.SEGMENT : (resident.page + resident.pages) * k.SEGMENT]
-        self._free_slots += part[part >= 0].tolist()
+    def _take_row(self) -> int:
+        if self._free_rows:
+            return self._free_rows.pop()
+        if self._next_row == len(self.table):
+            self.table = np.concatenate([self.table, np.empty_like(self.table)])
+        self._next_row += 1
+        return self._next_row - 1
 
     def _take_pages(self, pages: int) -> int | None:
         free = self._free_pages.get(pages)
@@ -178,12 +176,15 @@ class Residents:
 
     def _empty(self) -> None:
         self._users.clear()
+        self._free_rows.clear()
         self._free_pages.clear()
         self._free_slots.clear()
+        self._next_row = 0
         self._next_page = 0
         self._next_slot = 0
-        if len(self.store) > self._most_slots:
-            self.store = np.empty((self._most_slots, 4, k.CHUNK), np.int64)
+        if len(self.sealed.store) > self._most_slots:
+            store = np.empty((self._most_slots, 4, k.CHUNK), np.int64)
+            self.sealed = self.sealed._replace(store=store)
 
 
 def _size_class(chunks: int) -> int:
@@ -194,10 +195,28 @@ def _size_class(chunks: int) -> int:
     return pages
 
 
-@compiled
-def _clear(page: int, pages: int, live: Marks, slot: Slots, seg: Ints, bloom: Marks) -> None:
-    """Make a range that of a user without chunks."""
-    live[page * k.SEGMENT : (page + pages) * k.SEGMENT] = 0
-    slot[page * k.SEGMENT : (page + pages) * k.SEGMENT] = -1
-    seg[page : page + pages] = 0
-    bloom[page : page + pages] = 0
+@counted
+def _trim(sealed: k.Sealed, residents: Ints) -> Slots:
+    """Unload the chunks of residents with too many; returns the slots that come free."""
+    freed = np.empty(len(sealed.store), np.int32)
+    count = 0
+    for resident in range(len(residents)):
+        page = residents[resident, PAGE]
+        if sealed.frame[page, k.F_LOADED] <= _MOST_LOADED:
+            continue
+        start = page * k.SEGMENT
+        stop = (page + residents[resident, PAGES]) * k.SEGMENT
+        end = sealed.frame[page, k.F_END]
+        opened = sealed.opened[start : start + sealed.frame[page, k.F_OPENED]]
+        for chunk in range(start, stop):
+            if sealed.slot[chunk] < 0:
+                continue
+            used = chunk >= end - _NEWEST_LOADED
+            for index in range(min(len(opened), _NEWEST_LOADED)):
+                used = used or opened[index] == chunk
+            if not used:
+                freed[count] = sealed.slot[chunk]
+                count += 1
+                sealed.slot[chunk] = -1
+                sealed.frame[page, k.F_LOADED] -= 1
+    return freed[:count]

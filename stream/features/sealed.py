@@ -5,7 +5,7 @@ chunks in memory. The users of a batch have ranges of one workspace (:mod:`strea
 that a batch costs two reads and a handful of compiled calls however many users it has:
 
 1. for users that are not resident, read live bitmaps and segments, check and unpack them (:func:`_unpack`),
-   and build the segments' summaries and filters;
+   and build the segments' sums and the hash tables;
 2. take the events in their order, sealing heads as they fill (:func:`_take`); one that needs a chunk which
    is not loaded waits, with its user's later ones, until all such chunks are read in one go;
 3. collect the records that sealing and forgetting have changed (:meth:`SealedUsers.writes`).
@@ -20,7 +20,8 @@ import numpy as np
 from stream.errors import StateError
 from stream.features import kernel as k
 from stream.features import layout
-from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled
+from stream.features.compiled import Codes, Flags, Floats, Ints, Slots, compiled, counted
+from stream.features.residents import BASE, CHECKSUM, PAGE, PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,13 +86,15 @@ class SealedUsers:
         self._local[chosen] = np.arange(len(chosen))
         seals = np.bincount(self._local[events.user[taken]], minlength=len(chosen)) // k.CHUNK + 2
         self._users = [events.users[place] for place in chosen.tolist()]
-        self._at, self._known = residents.admit(
+        self._rows, self._known = residents.admit(
             events.source, self._users, checksums[chosen], hdrs[:, k.H_BASE], self._next + seals
         )
-        self._base = np.array([resident.base for resident in self._at], np.int64)
-        self._hdrs[chosen, k.H_BASE] = self._base
-        pages = np.array([(resident.page, resident.page + resident.pages) for resident in self._at], np.int64)
-        self._pages = pages.reshape(-1, 2)
+        found = residents.table[self._rows]
+        self._base = found[:, BASE]
+        self._shift = found[:, BASE] - found[:, PAGE] * k.SEGMENT
+        self._hdrs[chosen, k.H_BASE] = self._shift
+        self._hdrs[chosen, k.H_PAGE] = found[:, PAGE]
+        self._hdrs[chosen, k.H_PAGES] = found[:, PAGES]
         self._new_slots = int(seals.sum())
         self._live_changed = np.zeros(len(chosen), np.bool_)
 
@@ -113,33 +116,28 @@ class SealedUsers:
         wanted = np.empty((max(1, chunks), 2), np.int64)
         spare = rooms.take_slots(self._new_slots)
         counts = np.zeros(3, np.int64)
-        left = self._taken
+        # A user's events behind one another: what one brings into the processor's cache the next one finds.
+        left = self._taken[np.argsort(user[self._taken], kind="stable")]
         while len(left):
             later = np.empty_like(left)
             _take(
-                left, user, self._failed, self._chosen, self._hdrs, self._heads, self._pendings, self._pages,
-                rooms.summary, rooms.live, rooms.marks, rooms.seg, rooms.bloom, rooms.slot, rooms.store,
+                left, user, self._failed, self._chosen, self._hdrs, self._heads, self._pendings, rooms.sealed,
                 spare, self._live_changed, events.offset, events.source, events.time_ms, events.amount_minor,
                 events.merchant, events.ident, events.minor_units, config.horizon_ms, config.lateness_ms,
                 learn, outcome, features, later, wanted, counts,
             )  # fmt: skip
             left = later[: counts[_LATER]]
             self._load_chunks(wanted[: counts[_WANTED]], reader)
-        if learn:
-            _seal_filled(
-                self._failed, self._chosen, self._hdrs, self._heads, self._pages, rooms.summary, rooms.live,
-                rooms.marks, rooms.seg, rooms.bloom, rooms.slot, rooms.store, spare, counts,
-            )  # fmt: skip
+        if learn and (self._hdrs[self._chosen, k.H_HEAD] == k.CHUNK).any():
+            _seal_filled(self._failed, self._chosen, self._hdrs, self._heads, rooms.sealed, spare, counts)
         rooms.give_back(spare[counts[_USED] :])
 
-    def settle(self, checksums: dict[int, int]) -> None:
-        """Say which head records the residents now belong to, by the users' places in the batch."""
-        for index, place in enumerate(self._chosen.tolist()):
-            moved = self._hdrs[place, k.H_BASE] != self._base[index]
-            if place in self.errors or moved:
-                self._residents.drop(self._events.source, self._users[index])
-            elif place in checksums:
-                self._at[index].checksum = checksums[place]
+    def settle(self, checksums: npt.NDArray[np.int64]) -> None:
+        """Say which head records the residents now belong to: checksums by the users' places in the batch."""
+        self._residents.table[self._rows, CHECKSUM] = checksums[self._chosen]
+        unfit = self._failed | (self._hdrs[self._chosen, k.H_BASE] != self._shift)
+        for index in np.flatnonzero(unfit).tolist():
+            self._residents.drop(self._events.source, self._users[index])
 
     def writes(self) -> list[tuple[bytes, bytes | None]]:
         """Return the records that sealing and forgetting chunks have changed, the heads apart."""
@@ -150,8 +148,17 @@ class SealedUsers:
             | self._live_changed
         ) & ~self._failed
         writes: list[tuple[bytes, bytes | None]] = []
+        names: list[bytes] = []
+        parts: list[tuple[int, int, int, int]] = []
         for index in np.flatnonzero(changed).tolist():
-            self._write(index, writes)
+            self._write(index, names, parts, writes)
+        if parts:
+            sizes = np.empty(len(parts), np.int64)
+            packed = layout.pack_parts(self._residents.sealed, np.array(parts, np.int64), sizes).tobytes()
+            ends = (8 * np.cumsum(sizes)).tolist()
+            writes += [
+                (name, packed[begin:end]) for name, begin, end in zip(names, [0, *ends], ends, strict=False)
+            ]
         return writes
 
     def _load(self, reader: RecordReader) -> None:
@@ -174,30 +181,25 @@ class SealedUsers:
         )
         records = self._usable(reader.read(keys), keys, owner[:, 0], starts.tolist())
         words, begins, sizes = layout.join(records)
-        good = _unpack(
-            words, begins, sizes, owner, self._first, self._next, self._base, self._pages,
-            rooms.summary, rooms.live, rooms.marks,
-        )  # fmt: skip
+        good = _unpack(words, begins, sizes, owner, self._first, self._next, self._shift, rooms.sealed)
         for index in np.flatnonzero(~good & (sizes > 0)).tolist():
             self._fail(int(owner[index, 0]), StateError(layout.complaint(keys[index], records[index])))
-        _index(
-            self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._first, self._next,
-            self._base, self._pages, rooms.summary, rooms.live, rooms.marks, rooms.seg, rooms.bloom,
-        )  # fmt: skip
+        _index(self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed)
 
     def _load_chunks(self, wanted: Ints, reader: RecordReader) -> None:
         """Read and unpack chunks, ``wanted`` a list of user and chunk index."""
         if not len(wanted):
             return
         keys = [
-            layout.chunk_key(self._users[index], int(self._base[index]) + chunk)
+            layout.chunk_key(self._users[index], int(self._shift[index]) + chunk)
             for index, chunk in wanted.tolist()
         ]
         records = self._usable(reader.read(keys), keys, wanted[:, 0], [layout.CHUNK_START] * len(keys))
         words, begins, sizes = layout.join(records)
         rooms = self._residents
         slots = rooms.take_slots(len(wanted))
-        good = _unpack_chunks(words, begins, sizes, wanted, self._pages, slots, rooms.slot, rooms.store)
+        pages = self._hdrs[self._chosen[wanted[:, 0]], k.H_PAGE]
+        good = _unpack_chunks(words, begins, sizes, wanted[:, 1], pages, slots, rooms.sealed)
         for index in np.flatnonzero(~good & (sizes > 0)).tolist():
             self._fail(int(wanted[index, 0]), StateError(layout.complaint(keys[index], records[index])))
 
@@ -222,33 +224,30 @@ class SealedUsers:
     def _fail(self, index: int, error: StateError) -> None:
         self.errors.setdefault(int(self._chosen[index]), error)
 
-    def _write(self, index: int, writes: list[tuple[bytes, bytes | None]]) -> None:
-        """Add one user's changed records."""
+    def _write(
+        self,
+        index: int,
+        names: list[bytes],
+        parts: list[tuple[int, int, int, int]],
+        writes: list[tuple[bytes, bytes | None]],
+    ) -> None:
+        """Add one user's changed records: the keys of those to pack and what they are of; deletions."""
         place = int(self._chosen[index])
         user, hdr = self._users[index], self._hdrs[place]
-        base, stored_first, stored_next = (
-            int(self._base[index]),
-            int(self._first[index]),
-            int(self._next[index]),
-        )
+        stored_first, stored_next = int(self._first[index]), int(self._next[index])
         first, end = int(hdr[k.H_FIRST_CHUNK]), int(hdr[k.H_NEXT_CHUNK])
-        at = int(self._pages[index, 0]) * k.SEGMENT - base
-        rooms = self._residents
+        at = -int(self._shift[index])
         sealed = range(max(stored_next, first), end)
-        writes += [
-            (layout.chunk_key(user, number), layout.pack_chunk(rooms.store[rooms.slot[at + number]]))
-            for number in sealed
-        ]
+        for number in sealed:
+            names.append(layout.chunk_key(user, number))
+            parts.append((layout.CHUNK_KIND, at + number, 1, 0))
         for segment in sorted({number // k.SEGMENT for number in sealed}):
-            part = slice(at + segment * k.SEGMENT, at + min((segment + 1) * k.SEGMENT, end))
-            writes.append(
-                (
-                    layout.segment_key(user, segment),
-                    layout.pack_segment(rooms.summary[part], rooms.marks[part]),
-                )
-            )
+            begin = segment * k.SEGMENT
+            names.append(layout.segment_key(user, segment))
+            parts.append((layout.SEGMENT_KIND, at + begin, min(begin + k.SEGMENT, end) - begin, 0))
         if (end > stored_next or self._live_changed[index]) and first < end:
-            writes.append((layout.live_key(user), layout.pack_live(first, rooms.live[at + first : at + end])))
+            names.append(layout.live_key(user))
+            parts.append((layout.LIVE_KIND, at + first, end - first, first))
         forgotten = range(stored_first, min(first, stored_next))
         writes += [(layout.chunk_key(user, number), None) for number in forgotten]
         # By the segment, not by its last chunk: one that was not full may be outlived within a batch.
@@ -263,7 +262,7 @@ class SealedUsers:
             hdr[k.H_PENDING] = 0
 
 
-@compiled
+@counted
 def _unpack(
     words: Ints,
     begins: Ints,
@@ -271,11 +270,8 @@ def _unpack(
     owner: Ints,
     first: Ints,
     following: Ints,
-    base: Ints,
-    pages: Ints,
-    summary: Ints,
-    live: Marks,
-    marks: Marks,
+    shift: Ints,
+    sealed: k.Sealed,
 ) -> Flags:
     """Unpack live bitmaps and segments into the workspace; returns which records were good."""
     good = np.zeros(len(sizes), np.bool_)
@@ -284,7 +280,7 @@ def _unpack(
         if size < 4 or words[begin + 1] != layout.checksum(words, begin + 2, begin + size):
             continue
         user, number = owner[record, 0], owner[record, 1]
-        at = pages[user, 0] * k.SEGMENT - base[user]
+        at = -shift[user]
         body = begin + 2
         if number == _LIVE:
             stored_first, count = words[body], words[body + 1]
@@ -294,124 +290,83 @@ def _unpack(
                 continue
             for chunk in range(first[user], following[user]):
                 place = chunk - stored_first
-                live[at + chunk] = np.uint32(
+                sealed.live[at + chunk] = np.uint32(
                     (words[body + 2 + place // 2] >> (32 * (place & 1))) & 0xFFFFFFFF
                 )
         else:
             count = words[body]
             start = number * k.SEGMENT
             needed = min(k.SEGMENT, following[user] - start)
-            if count < needed or count > k.SEGMENT or size != 3 + count * (6 + k.CHUNK):
+            if count < needed or count > k.SEGMENT or size != 3 + count * layout.CHUNK_WORDS:
                 continue
-            for chunk in range(needed):
-                for column in range(6):
-                    summary[at + start + chunk, column] = words[body + 1 + 6 * chunk + column]
-                place = body + 1 + 6 * count + k.CHUNK * chunk
-                for index in range(k.CHUNK):
-                    pair = words[place + index]
-                    row, column = divmod(2 * index, k.CHUNK)
-                    marks[at + start + chunk, row, column] = np.uint32(pair & 0xFFFFFFFF)
-                    marks[at + start + chunk, row, column + 1] = np.uint32((pair >> 32) & 0xFFFFFFFF)
+            times = body + 1
+            sums = times + 2 * count
+            merchants = sums + 4 * count
+            marks = merchants + k.CHUNK * count
+            for index in range(needed):
+                chunk = at + start + index
+                for column in range(2):
+                    sealed.times[chunk, column] = words[times + 2 * index + column]
+                for column in range(4):
+                    sealed.sums[chunk, column] = words[sums + 4 * index + column]
+                for event in range(k.CHUNK):
+                    sealed.merchants[chunk, event] = words[merchants + k.CHUNK * index + event]
+                for pair in range(k.CHUNK // 2):
+                    two = words[marks + k.CHUNK // 2 * index + pair]
+                    sealed.marks[chunk, 2 * pair] = np.uint32(two & 0xFFFFFFFF)
+                    sealed.marks[chunk, 2 * pair + 1] = np.uint32((two >> 32) & 0xFFFFFFFF)
         good[record] = True
     return good
 
 
 @compiled
-def _index(
-    failed: Flags,
-    hdrs: Ints,
-    pendings: Ints,
-    chosen: Ints,
-    first: Ints,
-    following: Ints,
-    base: Ints,
-    pages: Ints,
-    summary: Ints,
-    live: Marks,
-    marks: Marks,
-    seg: Ints,
-    bloom: Marks,
-) -> None:
-    """Clear the live bits lost since the last seal, and build the segments' summaries and filters."""
+def _index(skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints, sealed: k.Sealed) -> None:
+    """Clear the live bits lost since the last seal, and build the segments' sums and the tables."""
     for user in range(len(chosen)):
-        if failed[user]:
+        if skipped[user]:
             continue
-        at = pages[user, 0] * k.SEGMENT
         hdr = hdrs[chosen[user]]
+        shift = hdr[k.H_BASE]
         for index in range(hdr[k.H_PENDING]):
             chunk, bit = divmod(pendings[chosen[user], index], k.CHUNK)
-            if first[user] <= chunk < following[user]:
-                place = at + chunk - base[user]
-                live[place] = np.uint32(np.int64(live[place]) & ~(1 << bit))
-        stop = at + following[user] - base[user]
-        k.index_chunks(
-            following[user] - base[user],
-            summary[at:stop],
-            live[at:stop],
-            marks[at:stop],
-            seg[pages[user, 0] : pages[user, 1]],
-            bloom[pages[user, 0] : pages[user, 1]],
-        )
+            if hdr[k.H_FIRST_CHUNK] <= chunk < hdr[k.H_NEXT_CHUNK]:
+                sealed.live[chunk - shift] = np.uint32(np.int64(sealed.live[chunk - shift]) & ~(1 << bit))
+        for chunk in range(base[user], hdr[k.H_NEXT_CHUNK]):
+            k.index_chunk(hdr, sealed, chunk - shift)
 
 
-@compiled
+@counted
 def _unpack_chunks(
-    words: Ints,
-    begins: Ints,
-    sizes: Ints,
-    wanted: Ints,
-    pages: Ints,
-    slots: Slots,
-    slot: Slots,
-    store: Ints,
+    words: Ints, begins: Ints, sizes: Ints, chunks: Ints, pages: Ints, slots: Slots, sealed: k.Sealed
 ) -> Flags:
     """Unpack chunks into the given slots of the store; returns which records were good."""
     good = np.zeros(len(sizes), np.bool_)
     for record in range(len(sizes)):
         begin, size = begins[record], sizes[record]
-        place = pages[wanted[record, 0], 0] * k.SEGMENT + wanted[record, 1]
-        slot[place] = slots[record]
+        sealed.slot[chunks[record]] = slots[record]
+        sealed.frame[pages[record], k.F_LOADED] += 1
         if size != 2 + 4 * k.CHUNK or words[begin + 1] != layout.checksum(words, begin + 2, begin + size):
             continue
         for row in range(4):
             for index in range(k.CHUNK):
-                store[slots[record], row, index] = words[begin + 2 + row * k.CHUNK + index]
+                sealed.store[slots[record], row, index] = words[begin + 2 + row * k.CHUNK + index]
         good[record] = True
     return good
 
 
 @compiled
 def _seal_filled(
-    failed: Flags,
-    chosen: Ints,
-    hdrs: Ints,
-    heads: Ints,
-    pages: Ints,
-    summary: Ints,
-    live: Marks,
-    marks: Marks,
-    seg: Ints,
-    bloom: Marks,
-    slot: Slots,
-    store: Ints,
-    spare: Slots,
-    counts: Ints,
+    failed: Flags, chosen: Ints, hdrs: Ints, heads: Ints, sealed: k.Sealed, spare: Slots, counts: Ints
 ) -> None:
     """Seal every full head."""
     for user in range(len(chosen)):
         place = chosen[user]
-        if failed[user] or hdrs[place, k.H_HEAD] < k.CHUNK:
-            continue
-        c, d = pages[user, 0], pages[user, 1]
-        a, b = c * k.SEGMENT, d * k.SEGMENT
-        k.seal(
-            hdrs[place], heads[place], summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b],
-            store, spare[counts[_USED]],
-        )  # fmt: skip
-        counts[_USED] += 1
+        if not failed[user] and hdrs[place, k.H_HEAD] == k.CHUNK:
+            k.seal(hdrs[place], heads[place], sealed, spare[counts[_USED]])
+            counts[_USED] += 1
 
 
-@compiled
+@counted
 def _take(
     taken: Ints,
     local: Ints,
@@ -420,14 +375,7 @@ def _take(
     hdrs: Ints,
     heads: Ints,
     pendings: Ints,
-    pages: Ints,
-    summary: Ints,
-    live: Marks,
-    marks: Marks,
-    seg: Ints,
-    bloom: Marks,
-    slot: Slots,
-    store: Ints,
+    sealed: k.Sealed,
     spare: Slots,
     live_changed: Flags,
     offset: Ints,
@@ -457,7 +405,7 @@ def _take(
     newest = np.empty(len(chosen), np.int64)
     longest = 1
     for user in range(len(chosen)):
-        longest = max(longest, (pages[user, 1] - pages[user, 0]) * k.SEGMENT)
+        longest = max(longest, hdrs[chosen[user], k.H_PAGES] * k.SEGMENT)
     missing = np.empty(longest, np.int64)
     counts[_LATER] = 0
     counts[_WANTED] = 0
@@ -467,29 +415,21 @@ def _take(
             continue
         place = chosen[user]
         hdr, head, pending = hdrs[place], heads[place], pendings[place]
-        c, d = pages[user, 0], pages[user, 1]
-        a, b = c * k.SEGMENT, d * k.SEGMENT
         if hdr[k.H_HEAD] == k.CHUNK:
-            k.seal(
-                hdr, head, summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b],
-                store, spare[counts[_USED]],
-            )  # fmt: skip
+            k.seal(hdr, head, sealed, spare[counts[_USED]])
             counts[_USED] += 1
         # As of the events before it: an event older than one that waits will be late, too.
         before = hdr[k.H_NEWEST]
         if waiting[user]:
             hdr[k.H_NEWEST] = newest[user]
-        found = k.plan(
-            hdr, head, summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b],
-            time_ms[event], merchant[event], ident[event], horizon_ms, low, missing,
-        )  # fmt: skip
+        found = k.plan(hdr, sealed, time_ms[event], ident[event], horizon_ms, low, missing)
         hdr[k.H_NEWEST] = before
         if found > 0 or waiting[user]:
             newest[user] = max(newest[user] if waiting[user] else before, time_ms[event])
             waiting[user] = True
             for index in range(found):
-                if slot[a + missing[index]] != _PLANNED:
-                    slot[a + missing[index]] = _PLANNED
+                if sealed.slot[missing[index]] != _PLANNED:
+                    sealed.slot[missing[index]] = _PLANNED
                     wanted[counts[_WANTED], 0] = user
                     wanted[counts[_WANTED], 1] = missing[index]
                     counts[_WANTED] += 1
@@ -497,9 +437,8 @@ def _take(
             counts[_LATER] += 1
             continue
         outcome[event] = k.step(
-            hdr, head, summary[a:b], live[a:b], marks[a:b], seg[c:d], bloom[c:d], slot[a:b], store, pending,
-            offset[event], source, time_ms[event], amount[event], merchant[event], ident[event],
-            minor_units[event], horizon_ms, lateness_ms, learn, low, acc, features[event],
+            hdr, head, sealed, pending, offset[event], source, time_ms[event], amount[event], merchant[event],
+            ident[event], minor_units[event], horizon_ms, lateness_ms, learn, low, acc, features[event],
         )  # fmt: skip
         if hdr[k.H_PENDING] == k.CHUNK:
             hdr[k.H_PENDING] = 0

@@ -584,3 +584,11 @@ def test_a_resident_is_not_believed_once_another_has_written_the_user_s_state() 
     here.next_offset = there.next_offset
     _, features = here.take([("u", Event("last", START + 130 * HOUR, 100, "m"))])
     assert dict(zip(HISTORY_FEATURES, features[0].tolist(), strict=True))["transaction_count_30d"] == 131
+
+
+def test_a_copy_with_a_time_far_ahead_is_a_duplicate_while_the_original_is_remembered() -> None:
+    """Remembered is what lies within the horizon of the newest event before the copy, not of the copy."""
+    engine = Engine()
+    engine.take([("user", Event(f"t{at}", at * HOUR, 5, "m")) for at in range(100)])
+    copy = Event("t3", 36 * DAY, 5, "m")
+    assert engine.take([("user", copy)])[0] == ["duplicate"]

@@ -71,29 +71,50 @@ def test_a_head_comes_back(count: int, lost: int, live: int, fields: list[int], 
     np.testing.assert_array_equal(pending2[:lost], pending[:lost])
 
 
-@settings(derandomize=True, deadline=None, max_examples=30)
-@given(words_of)
-def test_a_chunk_comes_back(events: list[int]) -> None:
-    chunk = np.array(events, np.int64).reshape(4, kernel.CHUNK)
-    np.testing.assert_array_equal(layout.unpack_chunk(layout.pack_chunk(chunk), b""), chunk)
+def some_chunks(seed: int, count: int) -> kernel.Sealed:
+    """Return chunks of random bits, every one loaded."""
+    rng = np.random.default_rng(seed)
+    sealed = kernel.new_sealed(kernel.SEGMENT * (count // kernel.SEGMENT + 1), count + 1)
+    for part in (sealed.times, sealed.sums, sealed.live, sealed.merchants, sealed.marks, sealed.store):
+        part.view(np.uint8)[:] = rng.integers(0, 256, part.view(np.uint8).shape)
+    sealed.slot[:count] = rng.permutation(count)
+    return sealed
+
+
+def packed(sealed: kernel.Sealed, *parts: tuple[int, int, int, int]) -> list[bytes]:
+    sizes = np.zeros(len(parts), np.int64)
+    words = layout.pack_parts(sealed, np.array(parts, np.int64), sizes)
+    assert sizes.sum() == len(words)
+    return [part.tobytes() for part in np.split(words, np.cumsum(sizes)[:-1])]
+
+
+def test_chunks_come_back() -> None:
+    sealed = some_chunks(1, 5)
+    records = packed(sealed, *[(layout.CHUNK_KIND, chunk, 1, 0) for chunk in range(5)])
+    for chunk, record in enumerate(records):
+        found = layout.unpack_chunk(record, b"")
+        np.testing.assert_array_equal(found, sealed.store[sealed.slot[chunk]])
 
 
 @pytest.mark.parametrize("chunks", range(1, kernel.SEGMENT + 1))
 def test_a_segment_comes_back(chunks: int) -> None:
-    rng = np.random.default_rng(chunks)
-    summary = rng.integers(-(2**63), 2**63 - 1, (chunks, 6))
-    marks = rng.integers(0, 2**32, (chunks, 2, kernel.CHUNK), dtype=np.uint32)
-    summary2, marks2 = layout.unpack_segment(layout.pack_segment(summary, marks), b"")
-    np.testing.assert_array_equal(summary2, summary)
-    np.testing.assert_array_equal(marks2, marks)
+    sealed = some_chunks(chunks, kernel.SEGMENT + chunks)
+    [_, record] = packed(
+        sealed, (layout.CHUNK_KIND, 0, 1, 0), (layout.SEGMENT_KIND, kernel.SEGMENT, chunks, 0)
+    )
+    found = layout.unpack_segment(record, b"")
+    for name, part in zip(("times", "sums", "merchants", "marks"), found, strict=True):
+        expected = getattr(sealed, name)[kernel.SEGMENT : kernel.SEGMENT + chunks]
+        np.testing.assert_array_equal(part, expected)
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 2, 3, 64, 65])
 def test_live_bitmaps_come_back(chunks: int) -> None:
-    live = np.random.default_rng(chunks).integers(0, 2**32, chunks, dtype=np.uint32)
-    first, live2 = layout.unpack_live(layout.pack_live(9, live), b"")
+    sealed = some_chunks(chunks, chunks + 2)
+    [record] = packed(sealed, (layout.LIVE_KIND, 2, chunks, 9))
+    first, live2 = layout.unpack_live(record, b"")
     assert first == 9
-    np.testing.assert_array_equal(live2, live)
+    np.testing.assert_array_equal(live2, sealed.live[2 : chunks + 2])
 
 
 @given(st.binary(max_size=40), st.integers(0, 2**32 - 1))
