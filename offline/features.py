@@ -43,7 +43,6 @@ class FeatureTable:
         uint8[n]: SCORED, LATE, DUPLICATE or REJECTED.
     matrix:
         float64[n, features] in the spec's order; rows of DUPLICATE and REJECTED events are NaN.
-
     """
 
     outcome: npt.NDArray[np.uint8]
@@ -62,7 +61,6 @@ def fit_spec(table: TransactionTable, rows: npt.NDArray[np.bool_]) -> FeatureSpe
     ----------
     rows : bool[n]
         The training rows. A value that occurs only elsewhere gets the code of unseen values.
-
     """
     chosen = np.flatnonzero(rows & table.valid)
     numeric = tuple(sorted(name for name, column in table.attributes.items() if column.dtype != np.object_))
@@ -93,7 +91,6 @@ def build_features(
         As the worker's ``history.allowed_lateness_days``.
     progress
         Called with the number of events done since its last call.
-
     """
     count = len(table)
     builder = VectorBuilder(spec)

@@ -45,7 +45,6 @@ class HistoryConfig:
     ----------
     lateness_ms:
         An event up to this far behind its user's newest is scored exactly; 30 days plus this are kept.
-
     """
 
     lateness_ms: int = 3 * 86_400_000
@@ -70,7 +69,6 @@ class HistoryEvents:
         int64[n]; ``merchant`` is 0 where unknown.
     source:
         Names the source partition's incarnation; offsets of another one are not comparable.
-
     """
 
     users: Sequence[bytes]
@@ -98,7 +96,6 @@ class HistoryResult:
         By user's place, why its state cannot be used.
     other_source:
         Users whose stored offset belonged to another incarnation of the source.
-
     """
 
     outcome: npt.NDArray[np.uint8]
@@ -129,7 +126,6 @@ def advance(
         Whether the events become part of the histories; False leaves no trace of them.
     residents
         Keeps long histories unpacked between batches; the caller must store what this returns, or end.
-
     """
     count, users = len(events.user), len(events.users)
     hdrs = np.empty((users, k.HDR_SIZE), np.int64)

@@ -972,7 +972,6 @@ def run_users(
         Written at the events' rows.
     sealed
         Scratch, of whole segments, for the chunks of the user with most events, all of them loaded.
-
     """
     hdr = np.zeros(HDR_SIZE, np.int64)
     head = np.zeros((4, CHUNK), np.int64)

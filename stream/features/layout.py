@@ -226,7 +226,6 @@ def read_words(record: bytes, kind: int, key: bytes) -> Words:
     ------
     StateError
         The record is damaged, or of a version that this program does not know.
-
     """
     if len(record) < 16 or len(record) % 8:
         raise StateError(f"{describe_record(key)} is corrupt: {len(record)} bytes")

@@ -85,7 +85,6 @@ class FeatureSpec:
         Members of a transaction's ``attributes`` that are numbers and become features.
     categorical_attributes:
         Members of ``attributes`` that are texts; each has its values in ``categories``.
-
     """
 
     categories: Mapping[str, tuple[str, ...]]
@@ -150,7 +149,6 @@ class FeatureSpec:
         ------
         ValueError
             The spec asks for features that this program does not make, or makes otherwise.
-
         """
         if value.get("version") != SPEC_VERSION:
             msg = (

@@ -52,7 +52,6 @@ class Columns:
         float64[n] by name, NaN where unknown.
     categorical_attributes:
         n texts by name; None where unknown.
-
     """
 
     time_ms: npt.NDArray[np.int64]
