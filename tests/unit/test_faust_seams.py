@@ -67,13 +67,24 @@ def record(partition: int, offset: int) -> ConsumerRecord:
 FETCHED = {TPS[0]: [record(0, at) for at in range(5)], TPS[1]: [record(1, at) for at in range(3)]}
 
 
-def make_consumer(app: Any, transport: type, fetched: dict[TP, list[ConsumerRecord]]) -> Any:
-    """Return the app's consumer of the given transport, whose next fetch gives these records."""
+def make_consumer(
+    app: Any,
+    transport: type,
+    fetched: dict[TP, list[ConsumerRecord]],
+    buffered: list[dict[TP, list[ConsumerRecord]]] | None = None,
+) -> Any:
+    """Return the app's consumer of the given transport, whose next fetch gives these records.
+
+    ``buffered`` is what the client has beyond them, a poll's worth each.
+    """
     app.transport = transport(app.conf.broker_consumer, app)
 
     class Fetching(app.transport.Consumer):  # type: ignore[misc, name-defined]
         async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ARG002, ASYNC109
             return fetched, set(fetched)
+
+        async def _getmany(self, active_partitions: Any, timeout: float) -> Any:  # noqa: ARG002, ASYNC109
+            return buffered.pop(0) if buffered else {}
 
         def highwater(self, tp: TP) -> int:  # noqa: ARG002
             return 100
@@ -272,6 +283,23 @@ def test_ours_restores_state_while_the_streams_do_not_flow(run: Any, tmp_path: P
         app.rebalancing = True
         ((found, message),) = await messages(consumer)
         assert (found, len(message.value)) == (tp, 3)
+
+    run(main())
+
+
+def test_ours_restores_all_that_was_fetched_of_a_changelog_at_once(run: Any, tmp_path: Path) -> None:
+    """A record batch that a poll's most records cut would end recovery before its own end."""
+
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp, Table=HistoryTable)
+        table = app.Table("history", key_type=bytes, value_type=bytes, partitions=2)
+        tp = TP(table.changelog_topic_name, 1)
+        app.tables._changelogs[tp.topic] = table
+        buffered = [{tp: restored(range(3, 5))}, {tp: restored(range(5, 6))}]
+        consumer = make_consumer(app, BatchTransport, {tp: restored(range(3))}, buffered)
+        ((_, message),) = await messages(consumer)
+        assert [entry.offset for entry in message.value] == list(range(6))
+        assert message.offset == 5
 
     run(main())
 
