@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stream.brokers.embedded import EmbeddedBroker
 from stream.brokers.kafka import KafkaBroker, missing_tools
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stream.brokers.base import Broker
+
+# The same examples on every run and every machine: a failure is a defect, not luck. Search further with
+# --hypothesis-profile=search.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", deadline=None, max_examples=2_000)
+settings.load_profile("same")
 
 BROKER_KINDS = ["embedded", pytest.param("kafka", marks=pytest.mark.kafka)]
 

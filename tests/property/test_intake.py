@@ -64,7 +64,10 @@ values = {
     "memo": st.one_of(st.none(), texts),
     "attributes": st.one_of(
         st.none(),
-        st.dictionaries(st.text(max_size=4), st.one_of(st.text(max_size=4), st.floats(allow_nan=False))),
+        st.dictionaries(
+            st.text(max_size=4),
+            st.one_of(st.text(max_size=4), st.floats(allow_nan=False, allow_infinity=False)),
+        ),
     ),
     "something_new": texts,
 }
