@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
+from stream.features.spec import MISSING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from stream.errors import InvalidRecordError
 
 __all__ = ["MISSING", "TransactionTable", "format_minor"]
-
-#: A balance that is not known. It lies far beyond the largest balance, so that it cannot be one.
-MISSING: Final = int(np.iinfo(np.int64).min)
 
 #: Rows turned into Python objects at a time by :meth:`TransactionTable.to_records`.
 _CHUNK_ROWS: Final = 8_192

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_AMOUNT_MINOR",
     "MAX_RECORD_BYTES",
+    "TRANSACTION_FIELDS",
     "Alert",
     "DeadLetterHeader",
     "Decision",
@@ -425,7 +426,8 @@ class Label(_Event):
     label_time: EventTime = Field(description="When the label became known")
 
 
-_TRANSACTION_FIELDS: Final = frozenset(Transaction.model_fields)
+#: Names of the fields that a transaction may have.
+TRANSACTION_FIELDS: Final = frozenset(Transaction.model_fields)
 _LABEL_FIELDS: Final = frozenset(Label.model_fields)
 
 
@@ -495,7 +497,7 @@ def decode_transaction(raw: bytes | None, *, max_bytes: int = MAX_RECORD_BYTES) 
         With the offending field and the reason.
     """
     parsed = parse_object(raw, max_bytes)
-    return validate_transaction(parsed), len(parsed.keys() - _TRANSACTION_FIELDS)
+    return validate_transaction(parsed), len(parsed.keys() - TRANSACTION_FIELDS)
 
 
 def decode_label(raw: bytes | None, *, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Label, int]:

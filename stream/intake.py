@@ -17,14 +17,20 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import jiter
 
 from stream.currencies import MINOR_UNIT_DECIMALS
-from stream.events import MAX_AMOUNT_MINOR, MAX_RECORD_BYTES, Transaction, parse_object, validate_transaction
+from stream.events import (
+    MAX_AMOUNT_MINOR,
+    MAX_RECORD_BYTES,
+    TRANSACTION_FIELDS,
+    Transaction,
+    parse_object,
+    validate_transaction,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Row", "decode_row", "row_of"]
 
-_FIELDS: Final = frozenset(Transaction.model_fields)
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _IPV4: Final = re.compile(
     r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)", re.ASCII
@@ -65,7 +71,7 @@ def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Ro
     row = _plain_row(parsed)
     if row is None:
         row = row_of(validate_transaction(parsed))
-    return row, 0 if parsed.keys() <= _FIELDS else len(parsed.keys() - _FIELDS)
+    return row, 0 if parsed.keys() <= TRANSACTION_FIELDS else len(parsed.keys() - TRANSACTION_FIELDS)
 
 
 def row_of(transaction: Transaction) -> Row:

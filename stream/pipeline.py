@@ -125,6 +125,7 @@ class _Part:
     decoded: list[_Decoded]
     plan: Plan
     now_ms: int
+    events: HistoryEvents | None = None
     rows: slice = field(default_factory=lambda: slice(0, 0))
     outcome: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     errors: dict[str, StateError] = field(default_factory=dict)
@@ -137,7 +138,7 @@ class _Part:
         residents: Residents,
     ) -> None:
         """Bring the users' histories forward."""
-        events = _events(self.batch, self.decoded)
+        events = self.events = _events(self.batch, self.decoded)
         result = advance(events, config, reader, features, residents=residents)
         self.outcome = result.outcome
         self.errors = {events.users[place].decode(): error for place, error in result.errors.items()}
@@ -187,7 +188,8 @@ class Pipeline:
             if part.decoded:
                 part.advance(self._history, reader, self._builder.history(matrix[part.rows]), self._residents)
         if everything:
-            self._builder.fill(_columns(everything, self.bundle.spec), matrix)
+            events = [part.events for part in parts if part.events is not None]
+            self._builder.fill(_columns(everything, events, self.bundle.spec), matrix)
         verdicts = self._judge(parts, matrix)
         for part in parts:
             self._decide(part, verdicts, matrix, now_ms)
@@ -309,10 +311,8 @@ def _events(batch: Batch, decoded: list[_Decoded]) -> HistoryEvents:
     )
 
 
-def _columns(decoded: list[_Decoded], spec: FeatureSpec) -> Columns:
+def _columns(decoded: list[_Decoded], events: list[HistoryEvents], spec: FeatureSpec) -> Columns:
     rows = [row for _, row in decoded]
-    numbers = np.array([(row.event_time, row.amount_minor, row.minor_units) for row in rows], np.int64)
-    time_ms, amount_minor, minor_units = np.ascontiguousarray(numbers.T)
 
     def balances(values: list[int | None]) -> npt.NDArray[np.int64]:
         return np.array([MISSING if value is None else value for value in values], np.int64)
@@ -321,9 +321,9 @@ def _columns(decoded: list[_Decoded], spec: FeatureSpec) -> Columns:
         return [None if row.attributes is None else row.attributes.get(name) for row in rows]
 
     return Columns(
-        time_ms=time_ms,
-        amount_minor=amount_minor,
-        minor_units=minor_units,
+        time_ms=np.concatenate([part.time_ms for part in events]),
+        amount_minor=np.concatenate([part.amount_minor for part in events]),
+        minor_units=np.concatenate([part.minor_units for part in events]),
         pre_balance_minor=balances([row.pre_balance_minor for row in rows]),
         post_balance_minor=balances([row.post_balance_minor for row in rows]),
         categories={

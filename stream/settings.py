@@ -32,8 +32,6 @@ __all__ = [
     "load_settings",
 ]
 
-DAY_MS = 86_400_000
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

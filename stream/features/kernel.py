@@ -667,6 +667,19 @@ def _merchant_time_before(
 
 
 @compiled
+def _mean(acc: Ints, row: int) -> float:
+    return mean_of(acc[row, _N], acc[row, _S0], acc[row, _S0 + 1])
+
+
+@compiled
+def _std(acc: Ints, row: int) -> float:
+    return std_of(
+        acc[row, _N], acc[row, _S0], acc[row, _S0 + 1],
+        acc[row, _Q0], acc[row, _Q0 + 1], acc[row, _Q0 + 2], acc[row, _Q0 + 3],
+    )  # fmt: skip
+
+
+@compiled
 def query(
     hdr: Ints,
     head: Ints,
@@ -697,17 +710,9 @@ def query(
             merchant_time = _merchant_time_before(hdr, head, sealed, merchant, t, gone)
     units = float(minor_units)
     place = 0
-    mean_7d = mean_of(acc[2, _N], acc[2, _S0], acc[2, _S0 + 1])
-    mean_30d = mean_of(acc[3, _N], acc[3, _S0], acc[3, _S0 + 1])
-    std_30d = std_of(
-        acc[3, _N],
-        acc[3, _S0],
-        acc[3, _S0 + 1],
-        acc[3, _Q0],
-        acc[3, _Q0 + 1],
-        acc[3, _Q0 + 2],
-        acc[3, _Q0 + 3],
-    )
+    mean_7d = _mean(acc, 2)
+    mean_30d = _mean(acc, 3)
+    std_30d = _std(acc, 3)
     for row in range(_WINDOWS):
         _add_amount(acc, row, amount)
         count = acc[row, _N]
@@ -715,20 +720,9 @@ def query(
             acc[row, _DISTINCT] += 1
         out[place] = float(count)
         out[place + 1] = sum_of(acc[row, _S0], acc[row, _S0 + 1]) / units
-        out[place + 2] = mean_of(count, acc[row, _S0], acc[row, _S0 + 1]) / units
+        out[place + 2] = _mean(acc, row) / units
         out[place + 3] = float(acc[row, _TOP]) / units
-        out[place + 4] = (
-            std_of(
-                count,
-                acc[row, _S0],
-                acc[row, _S0 + 1],
-                acc[row, _Q0],
-                acc[row, _Q0 + 1],
-                acc[row, _Q0 + 2],
-                acc[row, _Q0 + 3],
-            )
-            / units
-        )
+        out[place + 4] = _std(acc, row) / units
         out[place + 5] = float(acc[row, _DISTINCT])
         place += 6
     value = float(amount)
@@ -745,16 +739,8 @@ def query(
         acc[0, _Q0 + limb] = hdr[H_SQUARES + limb]
     acc[0, _TOP] = hdr[H_MAX]
     _add_amount(acc, 0, amount)
-    mean = mean_of(acc[0, _N], acc[0, _S0], acc[0, _S0 + 1])
-    std = std_of(
-        acc[0, _N],
-        acc[0, _S0],
-        acc[0, _S0 + 1],
-        acc[0, _Q0],
-        acc[0, _Q0 + 1],
-        acc[0, _Q0 + 2],
-        acc[0, _Q0 + 3],
-    )
+    mean = _mean(acc, 0)
+    std = _std(acc, 0)
     out[place + 4] = float(acc[0, _N])
     out[place + 5] = mean / units
     out[place + 6] = std / units

@@ -19,6 +19,7 @@ __all__ = [
     "CALENDAR_FEATURES",
     "CATEGORY_COLUMNS",
     "HISTORY_FEATURES",
+    "MISSING",
     "SPEC_VERSION",
     "UNSEEN_CODE",
     "WINDOWS",
@@ -32,6 +33,9 @@ SPEC_VERSION: Final = 1
 #: The windows, shortest first; window ``W`` of an event at ``t`` holds the events in ``(t - W, t]``.
 WINDOWS: Final = ("1h", "24h", "7d", "30d")
 WINDOW_MS: Final = (3_600_000, 86_400_000, 7 * 86_400_000, 30 * 86_400_000)
+
+#: Stands for a balance that is not known; far beyond the largest one, so that it cannot be one.
+MISSING: Final = -(2**63)
 
 #: Code of a category value that training never saw.
 UNSEEN_CODE: Final = -1

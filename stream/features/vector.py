@@ -18,6 +18,7 @@ from stream.features.spec import (
     CALENDAR_FEATURES,
     CATEGORY_COLUMNS,
     HISTORY_FEATURES,
+    MISSING,
     UNSEEN_CODE,
     FeatureSpec,
 )
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["MISSING", "Columns", "VectorBuilder"]
-
-#: Stands for a balance that is not known.
-MISSING: Final = int(np.iinfo(np.int64).min)
 
 _BALANCE: Final = 1 + len(CALENDAR_FEATURES)
 _CATEGORY: Final = _BALANCE + len(BALANCE_FEATURES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +47,6 @@ class Runtime:
         Called when that happens; without it, the Faust app crashes with the error.
     prepared:
         Whether the topics have been checked.
-    progress:
-        Monotonic time at which a batch last came to its end, seconds.
     """
 
     settings: Settings
@@ -63,7 +60,6 @@ class Runtime:
     on_fatal: Callable[[], None] | None = None
     prepared: bool = False
     processing: asyncio.Task[None] | None = None
-    progress: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.endpoint = Endpoint(
@@ -252,7 +248,6 @@ async def _score(runtime: Runtime, stream: Any) -> None:
 
         def done(message: Any = message) -> None:
             consumer.done(message)
-            runtime.progress = time.monotonic()
             highwater = consumer.highwater(message.tp) or 0
             runtime.metrics.lag.labels(str(message.partition)).set(max(0, highwater - message.offset - 1))
 
