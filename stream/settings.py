@@ -238,7 +238,12 @@ def load_settings(**overrides: object) -> Settings:
 
 def _known_variables() -> set[str]:
     """Return every environment variable that means something."""
-    names = {"RISKSTREAM_ENV_FILE", "RISKSTREAM_CACHE_DIR", "RISKSTREAM_REQUIRE_KAFKA"}
+    names = {
+        "RISKSTREAM_ENV_FILE",
+        "RISKSTREAM_CACHE_DIR",
+        "RISKSTREAM_REQUIRE_KAFKA",
+        "RISKSTREAM_TEST_FAULT",
+    }
 
     def add(prefix: str, model: type[BaseModel]) -> None:
         for name, field in model.model_fields.items():

@@ -17,6 +17,7 @@ from stream.monitoring.metrics import Metrics
 from stream.pipeline import Pipeline, PipelineConfig
 from stream.runtime.delivery import Delivery
 from stream.runtime.endpoint import Endpoint
+from stream.runtime.faults import fault_from_environment
 from stream.runtime.faust_seams import HistoryStore, HistoryTable, PassThroughSchema, StreamApp
 from stream.runtime.processor import Fetched, Processor
 from stream.runtime.warmup import warm_up
@@ -183,6 +184,7 @@ def build_runtime(settings: Settings) -> Runtime:
     BundleError
         The model bundle cannot be used.
     """
+    step = fault_from_environment()
     bundle = Bundle.load(settings.bundle)
     pipeline = Pipeline(bundle, pipeline_config(settings, bundle))
     metrics = Metrics(bundle.model_version, bundle.spec.hash)
@@ -199,7 +201,7 @@ def build_runtime(settings: Settings) -> Runtime:
         # In fetched batches; 1 would make Faust keep reading the changelog after recovery.
         recovery_buffer_size=2,
     )
-    processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics)
+    processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics, step)
     runtime = Runtime(settings, app, pipeline, processor, delivery, metrics)
     app.fetch_max_wait_ms = settings.kafka.fetch_max_wait_ms
     app.settle = processor.settle
@@ -211,6 +213,7 @@ def build_runtime(settings: Settings) -> Runtime:
         processor.resume()
 
     app.resume = resume
+    app.on_committed = lambda: step("committed")
     app.on_recovered = metrics.recovered.inc
 
     async def score(stream: Any) -> None:

@@ -12,7 +12,7 @@ from stream.errors import BrokerError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from stream.pipeline import Message
 
@@ -89,8 +89,17 @@ class Delivery:
         if producer is not None:
             await producer.stop()
 
-    async def deliver(self, records: Iterable[tuple[str, int, list[Message]]]) -> dict[tuple[str, int], int]:
+    async def deliver(
+        self,
+        records: Iterable[tuple[str, int, list[Message]]],
+        on_sent: Callable[[], None] = lambda: None,
+    ) -> dict[tuple[str, int], int]:
         """Produce lists of records, each for a topic and partition, and wait until all are acknowledged.
+
+        Parameters
+        ----------
+        on_sent
+            Called once everything is handed to the producer, before the acknowledgements.
 
         Returns
         -------
@@ -105,6 +114,7 @@ class Delivery:
             for topic, partition, messages in records:
                 for future, count in await self._send(producer, topic, partition, messages):
                     pending.append((topic, partition, future, count))
+            on_sent()
             # A future per record batch; the accumulator gives each an end, an error included.
             for topic, partition, future, count in pending:
                 last[topic, partition] = (await future).offset + count - 1

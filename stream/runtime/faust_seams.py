@@ -91,6 +91,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._unacked_messages.discard(message)
         return True
 
+    async def _commit_offsets(self, offsets: Any, start_new_transaction: bool = True) -> bool:  # noqa: FBT001, FBT002
+        """Tell the app of each commit."""
+        committed = bool(await super()._commit_offsets(offsets, start_new_transaction))
+        if committed and self.app.on_committed is not None:
+            self.app.on_committed()
+        return committed
+
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Any:
         return [tp for tp in self._done if topics is None or tp in topics or tp.topic in topics]
 
@@ -259,6 +266,8 @@ class StreamApp(faust.App):  # type: ignore[misc]
     #: Set by ``build_app``: what to start before, and to stop after, everything of Faust's.
     prepare: Callable[[], Awaitable[None]] | None = None
     release: Callable[[], Awaitable[None]] | None = None
+    #: Set by ``build_app``: called after every commit of source offsets.
+    on_committed: Callable[[], None] | None = None
     #: Set by ``build_app``: told how many changelog records were restored.
     on_recovered: Callable[[int], None] | None = None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stream.features.identity import identity
 from stream.pipeline import Batch, Message, Record
+from stream.runtime.faults import no_fault
 from stream.topics import changelog_topic
 
 if TYPE_CHECKING:
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
             self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
         ) -> None: ...
 
-    Deliver = Callable[[Iterable[tuple[str, int, list[Message]]]], Awaitable[Mapping[tuple[str, int], int]]]
+    class Deliver(Protocol):
+        """What the processor needs of the producer."""
+
+        def __call__(
+            self, records: Iterable[tuple[str, int, list[Message]]], on_sent: Callable[[], None] = ...
+        ) -> Awaitable[Mapping[tuple[str, int], int]]: ...
+
 
 __all__ = ["Fetched", "Processor"]
 
@@ -95,7 +102,9 @@ class Processor:
         store: Callable[[], Store],
         settings: Settings,
         metrics: Metrics,
+        step: Callable[[str], None] = no_fault,
     ) -> None:
+        self._step = step
         self.pipeline = pipeline
         self._deliver = deliver
         self._store = store
@@ -181,7 +190,9 @@ class Processor:
             plans = await asyncio.to_thread(self.pipeline.process_all, batches, readers, now_ms)
         decided = time.perf_counter()
         metrics.stages["decide"].observe(decided - started)
-        await self._deliver(
+        step = self._step
+        step("decided")
+        outputs = (
             (name, batch.partition, messages)
             for batch, plan in zip(batches, plans, strict=True)
             for name, messages in (
@@ -190,15 +201,21 @@ class Processor:
                 (self._topics.dead_letters, plan.dead_letters),
             )
         )
+        await self._deliver(outputs, lambda: step("outputs_sent"))
+        step("outputs_acked")
         produced = time.perf_counter()
         metrics.stages["produce"].observe(produced - decided)
-        offsets = await self._deliver(
+        changes = (
             (self._changelog, batch.partition, [Message(key, value) for key, value in plan.writes])
             for batch, plan in zip(batches, plans, strict=True)
         )
+        offsets = await self._deliver(changes, lambda: step("changelog_sent"))
+        step("changelog_acked")
         logged = time.perf_counter()
         metrics.stages["changelog"].observe(logged - produced)
-        for batch, plan in zip(batches, plans, strict=True):
+        for number, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
+            if number == 1:
+                step("part_stored")
             if plan.writes:
                 offset = offsets[self._changelog, batch.partition]
                 if len(plan.writes) <= _INLINE_RECORDS:
@@ -206,8 +223,10 @@ class Processor:
                 else:
                     await asyncio.to_thread(store.write, batch.partition, plan.writes, offset)
         metrics.stages["store"].observe(time.perf_counter() - logged)
+        step("stored")
         for item in fetched:
             item.done()
+        step("done")
         metrics.batch_size.observe(records)
         for plan in plans:
             self._count(plan)
