@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled, counted
+from stream.features.compiled import Codes, Flags, Floats, Ints, Marks, Slots, compiled, counted, prefetch
 from stream.features.exact import LIMB_BITS, mean_of, std_of, sum_of
 from stream.features.spec import HISTORY_FEATURES, WINDOW_MS
 
@@ -104,6 +104,9 @@ _F_RINGS: Final = _F_UNTIL + _WINDOWS
 FRAME_SIZE: Final = 48
 #: A frame is made anew when so many chunks have been sealed since.
 _MOST_BEHIND: Final = 8
+
+#: Words of 64 bits in a line of the processor's cache.
+_LINE_WORDS: Final = 8
 
 _HASH: Final = 0x1E3779B97F4A7C15
 
@@ -390,6 +393,50 @@ def _frame(hdr: Ints, sealed: Sealed, low: Ints) -> None:
                 opened += 1
     frame[F_OPENED] = opened - hdr[H_PAGE] * SEGMENT
     frame[F_END] = end
+
+
+@compiled
+def ask_for_frame(hdr: Ints, sealed: Sealed, ident: int, merchant: int) -> None:
+    """Ask for the memory that an event of this user needs first: its frame and its places in the tables."""
+    page = hdr[H_PAGE]
+    size = hdr[H_PAGES] * TABLE
+    for item in range(0, FRAME_SIZE, _LINE_WORDS):
+        prefetch(sealed.frame, page * FRAME_SIZE + item)
+    prefetch(sealed.opened, page * SEGMENT)
+    prefetch(sealed.ids, page * TABLE + ((_hash(ident & _MARK) * size) >> 32))
+    prefetch(sealed.shops, page * TABLE + ((_hash(merchant) * size) >> 32))
+
+
+@compiled
+def ask_for_places(hdr: Ints, sealed: Sealed, merchant: int) -> None:
+    """Ask for what the frame and the tables name: opened chunks' places, the merchant's live event."""
+    page = hdr[H_PAGE]
+    start = page * SEGMENT
+    for index in range(start, start + sealed.frame[page, F_OPENED]):
+        chunk = np.int64(sealed.opened[index])
+        prefetch(sealed.slot, chunk)
+        prefetch(sealed.live, chunk)
+    size = hdr[H_PAGES] * TABLE
+    entry = np.int64(sealed.shops[page * TABLE + ((_hash(merchant) * size) >> 32)])
+    place = entry & ((1 << _place_bits(hdr[H_PAGES])) - 1)
+    chunk = start + place // CHUNK
+    prefetch(sealed.merchants, start * CHUNK + place)
+    prefetch(sealed.live, chunk)
+    prefetch(sealed.slot, chunk)
+    prefetch(sealed.times, 2 * chunk)
+    prefetch(sealed.sums, 4 * chunk)
+
+
+@compiled
+def ask_for_chunks(hdr: Ints, sealed: Sealed) -> None:
+    """Ask for the events of the opened chunks: their times and amounts."""
+    page = hdr[H_PAGE]
+    start = page * SEGMENT
+    for index in range(start, start + sealed.frame[page, F_OPENED]):
+        slot = np.int64(sealed.slot[np.int64(sealed.opened[index])])
+        if slot >= 0:
+            for item in range(0, 2 * CHUNK, _LINE_WORDS):
+                prefetch(sealed.store, 4 * CHUNK * slot + item)
 
 
 @compiled

@@ -147,11 +147,13 @@ class SealedUsers:
             | (hdrs[:, k.H_FIRST_CHUNK] != self._first)
             | self._live_changed
         ) & ~self._failed
+        bounds = (self._first, self._next, hdrs[:, k.H_FIRST_CHUNK], hdrs[:, k.H_NEXT_CHUNK], self._shift)
+        changing = np.flatnonzero(changed).tolist()
         writes: list[tuple[bytes, bytes | None]] = []
         names: list[bytes] = []
         parts: list[tuple[int, int, int, int]] = []
-        for index in np.flatnonzero(changed).tolist():
-            self._write(index, names, parts, writes)
+        for index, bound in zip(changing, np.stack(bounds, axis=1)[changing].tolist(), strict=True):
+            self._write(index, bound, names, parts, writes)
         if parts:
             sizes = np.empty(len(parts), np.int64)
             packed = layout.pack_parts(self._residents.sealed, np.array(parts, np.int64), sizes).tobytes()
@@ -227,21 +229,23 @@ class SealedUsers:
     def _write(
         self,
         index: int,
+        bound: list[int],
         names: list[bytes],
         parts: list[tuple[int, int, int, int]],
         writes: list[tuple[bytes, bytes | None]],
     ) -> None:
-        """Add one user's changed records: the keys of those to pack and what they are of; deletions."""
-        place = int(self._chosen[index])
-        user, hdr = self._users[index], self._hdrs[place]
-        stored_first, stored_next = int(self._first[index]), int(self._next[index])
-        first, end = int(hdr[k.H_FIRST_CHUNK]), int(hdr[k.H_NEXT_CHUNK])
-        at = -int(self._shift[index])
+        """Add one user's changed records: the keys of those to pack and what they are of; deletions.
+
+        ``bound`` says which chunks are stored (first, next) and which there are now, and the shift.
+        """
+        user = self._users[index]
+        stored_first, stored_next, first, end, shift = bound
+        at = -shift
         sealed = range(max(stored_next, first), end)
         for number in sealed:
             names.append(layout.chunk_key(user, number))
             parts.append((layout.CHUNK_KIND, at + number, 1, 0))
-        for segment in sorted({number // k.SEGMENT for number in sealed}):
+        for segment in _segments(sealed):
             begin = segment * k.SEGMENT
             names.append(layout.segment_key(user, segment))
             parts.append((layout.SEGMENT_KIND, at + begin, min(begin + k.SEGMENT, end) - begin, 0))
@@ -251,15 +255,21 @@ class SealedUsers:
         forgotten = range(stored_first, min(first, stored_next))
         writes += [(layout.chunk_key(user, number), None) for number in forgotten]
         # By the segment, not by its last chunk: one that was not full may be outlived within a batch.
-        for segment in sorted({number // k.SEGMENT for number in forgotten}):
+        for segment in _segments(forgotten):
             if segment < first // k.SEGMENT or first == end:
                 writes.append((layout.segment_key(user, segment), None))
         if first == end and stored_first < stored_next:
             writes.append((layout.live_key(user), None))
             # The next chunk begins a new segment, so that no record with a gap is ever needed.
             aligned = -(-end // k.SEGMENT) * k.SEGMENT
+            hdr = self._hdrs[self._chosen[index]]
             hdr[k.H_FIRST_CHUNK] = hdr[k.H_NEXT_CHUNK] = hdr[k.H_BASE] = aligned
             hdr[k.H_PENDING] = 0
+
+
+def _segments(chunks: range) -> range:
+    """Return the numbers of the segments that these chunks lie in."""
+    return range(chunks.start // k.SEGMENT, -(-chunks.stop // k.SEGMENT)) if chunks else chunks
 
 
 @counted
@@ -409,7 +419,18 @@ def _take(
     missing = np.empty(longest, np.int64)
     counts[_LATER] = 0
     counts[_WANTED] = 0
-    for event in taken:
+    for number in range(len(taken)):
+        # Three users ahead, two, and one: each step names the memory of the next.
+        if number + 6 < len(taken):
+            event = taken[number + 6]
+            hdr = hdrs[chosen[local[event]]]
+            k.ask_for_frame(hdr, sealed, ident[event], merchant[event])
+        if number + 4 < len(taken):
+            event = taken[number + 4]
+            k.ask_for_places(hdrs[chosen[local[event]]], sealed, merchant[event])
+        if number + 2 < len(taken):
+            k.ask_for_chunks(hdrs[chosen[local[taken[number + 2]]]], sealed)
+        event = taken[number]
         user = local[event]
         if failed[user]:
             continue
