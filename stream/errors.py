@@ -11,8 +11,10 @@ __all__ = [
     "BundleError",
     "ConfigError",
     "DataError",
+    "FencedError",
     "InvalidRecordError",
     "RiskStreamError",
+    "StalledError",
     "StateError",
     "TopicMismatchError",
 ]
@@ -43,6 +45,10 @@ class BrokerError(RiskStreamError):
     exit_code = 4
 
 
+class FencedError(BrokerError):
+    """Another worker owns a partition that this one still tried to write to."""
+
+
 class TopicMismatchError(BrokerError):
     """A topic exists with other partitions or another policy than the configuration asks for."""
 
@@ -60,6 +66,12 @@ class StateError(RiskStreamError):
     """
 
     exit_code = 6
+
+
+class StalledError(RiskStreamError):
+    """There is work and it does not go on; ending is what is left."""
+
+    exit_code = 7
 
 
 class InvalidRecordError(RiskStreamError):

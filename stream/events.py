@@ -375,6 +375,11 @@ class Reason(_Event):
     sentence: str
 
 
+#: Not the worker's clock: an alert that is delivered again must be the same to the byte. When a record was
+#: written, its own Kafka timestamp says.
+_SCORED_AT: Final = "As of when it was scored: the time at which the transaction's record reached Kafka"
+
+
 class Alert(_Event):
     """A transaction that deserves attention, on the topic ``risk-alerts``."""
 
@@ -382,7 +387,7 @@ class Alert(_Event):
     transaction_id: str
     user_id: str
     event_time: EventTimeOut
-    scored_at: EventTimeOut
+    scored_at: EventTimeOut = Field(description=_SCORED_AT)
     risk_score: float = Field(ge=0, le=1, description="Four decimals")
     risk_level: RiskLevel
     prediction: int = Field(ge=0, le=1, description="1 where the score reaches the alert threshold")
@@ -400,7 +405,7 @@ class Decision(_Event):
     transaction_id: str
     user_id: str
     event_time: EventTimeOut
-    scored_at: EventTimeOut
+    scored_at: EventTimeOut = Field(description=_SCORED_AT)
     outcome: Outcome
     risk_score: float | None = Field(default=None, ge=0, le=1)
     risk_level: RiskLevel | None = None

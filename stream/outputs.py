@@ -46,16 +46,13 @@ class Message(NamedTuple):
 class Encoder:
     """Encodes one batch's alerts and decisions: what they all have in common is given once."""
 
-    def __init__(
-        self, model_version: str, feature_spec: str, topic: str, partition: int, scored_at_ms: int
-    ) -> None:
+    def __init__(self, model_version: str, feature_spec: str, topic: str, partition: int) -> None:
         self._common = {
             "model_version": model_version,
             "feature_spec": feature_spec,
             "source_topic": topic,
             "source_partition": partition,
         }
-        self._scored_at = format_event_time(scored_at_ms)
 
     def decision(
         self,
@@ -89,7 +86,9 @@ class Encoder:
             "transaction_id": row.transaction_id,
             "user_id": row.user_id,
             "event_time": format_event_time(row.event_time),
-            "scored_at": self._scored_at,
+            "scored_at": format_event_time(
+                record.timestamp_ms if record.timestamp_ms >= 0 else row.event_time
+            ),
             **self._common,
             "source_offset": record.offset,
         }

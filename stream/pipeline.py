@@ -176,7 +176,7 @@ class Pipeline:
         readers
             The state of each batch's partition.
         now_ms
-            Processing time: bounds event times from above, and becomes ``scored_at``.
+            Processing time: bounds event times from above.
         """
         parts = [self._decode(batch, now_ms) for batch in batches]
         everything = [item for part in parts for item in part.decoded]
@@ -192,8 +192,8 @@ class Pipeline:
             self._builder.fill(_columns(everything, events, self.bundle.spec), matrix)
         verdicts = self._judge(parts, matrix)
         for part in parts:
-            self._decide(part, verdicts, matrix, now_ms)
-        self._alert(parts, verdicts, matrix, now_ms)
+            self._decide(part, verdicts, matrix)
+        self._alert(parts, verdicts, matrix)
         return [part.plan for part in parts]
 
     def _judge(self, parts: list[_Part], matrix: npt.NDArray[np.float64]) -> dict[int, Verdict]:
@@ -231,12 +231,10 @@ class Pipeline:
             part.decoded.append(_Decoded(record, row))
         return part
 
-    def _decide(
-        self, part: _Part, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64], now_ms: int
-    ) -> None:
+    def _decide(self, part: _Part, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]) -> None:
         """Count every transaction's outcome, and make its decision."""
         plan = part.plan
-        encoder = self._encoder(part.batch, now_ms)
+        encoder = self._encoder(part.batch)
         names = self.bundle.spec.names
         places = range(part.rows.start, part.rows.stop)
         for place, (record, row), code in zip(places, part.decoded, part.outcome.tolist(), strict=True):
@@ -257,14 +255,14 @@ class Pipeline:
                 plan.decisions.append(encoder.decision(record, row, outcome, verdict, features))
 
     def _alert(
-        self, parts: list[_Part], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64], now_ms: int
+        self, parts: list[_Part], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]
     ) -> None:
         """Explain and encode the alerts."""
         chosen = [place for place, verdict in verdicts.items() if verdict.alert]
         explained = iter(zip(chosen, self._predictor.contributions(matrix[chosen]), strict=True))
         place, moved = next(explained, (-1, None))
         for part in parts:
-            encoder = self._encoder(part.batch, now_ms)
+            encoder = self._encoder(part.batch)
             plan = part.plan
             while moved is not None and part.rows.start <= place < part.rows.stop:
                 record, row = part.decoded[place - part.rows.start]
@@ -275,10 +273,8 @@ class Pipeline:
                 plan.alert_levels.append(verdict.level)
                 place, moved = next(explained, (-1, None))
 
-    def _encoder(self, batch: Batch, now_ms: int) -> Encoder:
-        return Encoder(
-            self.bundle.model_version, self._spec_hash, batch.topic, batch.partition, scored_at_ms=now_ms
-        )
+    def _encoder(self, batch: Batch) -> Encoder:
+        return Encoder(self.bundle.model_version, self._spec_hash, batch.topic, batch.partition)
 
 
 def _reject(part: _Part, record: Record, error: RiskStreamError, field_name: str, reason: str) -> None:

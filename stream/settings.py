@@ -29,6 +29,7 @@ __all__ = [
     "RocksDBSettings",
     "Settings",
     "TopicSettings",
+    "WatchdogSettings",
     "load_settings",
 ]
 
@@ -124,6 +125,27 @@ class MetricsSettings(_Section):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: int = Field(default=9108, ge=0, le=65_535, description="0 picks a free one")
+    token: SecretStr | None = Field(
+        default=None,
+        min_length=8,
+        description="Wanted as a bearer token by everything but health and readiness",
+    )
+    token_file: Path | None = Field(default=None, description="A file whose text is the token")
+
+    @model_validator(mode="after")
+    def _check(self) -> MetricsSettings:
+        if self.token_file is not None and not self.token_file.is_file():
+            msg = f"token_file: {self.token_file} is not a readable file"
+            raise ValueError(msg)
+        return self
+
+    def wanted_token(self) -> str | None:
+        """Return the token, from the setting or its file; None where none is wanted."""
+        if self.token is not None:
+            return self.token.get_secret_value()
+        if self.token_file is not None:
+            return self.token_file.read_text(encoding="utf-8").strip() or None
+        return None
 
 
 class HistorySettings(_Section):
@@ -137,6 +159,17 @@ class HistorySettings(_Section):
     )
     resident_mib: int = Field(
         default=256, ge=1, description="Memory for long histories that stay unpacked between rounds"
+    )
+
+
+class WatchdogSettings(_Section):
+    """When a worker takes itself for stuck."""
+
+    stall_seconds: float = Field(
+        default=60, ge=1, description="Work without progress: unhealthy after this, ended after twice this"
+    )
+    broker_gone_seconds: float = Field(
+        default=60, ge=1, description="A broker that does not answer for so long ends the worker"
     )
 
 
@@ -169,6 +202,7 @@ class Settings(BaseSettings):
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
     rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)
+    watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
 
     @classmethod
     def settings_customise_sources(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from stream.settings import Settings
 
-__all__ = ["HISTORY_TABLE", "TopicSpec", "changelog_topic", "topic_specs"]
+__all__ = ["HISTORY_TABLE", "TopicSpec", "changelog_topic", "topic_specs", "writer_id"]
 
 #: Name of the one table; its changelog topic is named after it.
 HISTORY_TABLE: Final = "history"
@@ -41,6 +41,11 @@ class TopicSpec:
 def changelog_topic(settings: Settings) -> str:
     """Return the name of the table's changelog topic, as Faust makes it."""
     return f"{settings.app_id}-{HISTORY_TABLE}-changelog"
+
+
+def writer_id(settings: Settings, partition: int) -> str:
+    """Return the transactional id under which a changelog partition is written; it fences former owners."""
+    return f"{settings.app_id}-{HISTORY_TABLE}-{partition}"
 
 
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:

@@ -12,6 +12,7 @@ import faust
 from faust.types.auth import SASLMechanism
 
 from stream.brokers.admin import create_topics, require_topics, topic_ids
+from stream.errors import TopicMismatchError
 from stream.events import RiskLevel
 from stream.monitoring.metrics import Metrics
 from stream.pipeline import Pipeline, PipelineConfig
@@ -19,13 +20,15 @@ from stream.runtime.delivery import Delivery
 from stream.runtime.endpoint import Endpoint
 from stream.runtime.faults import fault_from_environment
 from stream.runtime.faust_seams import HistoryStore, HistoryTable, PassThroughSchema, StreamApp
+from stream.runtime.ownership import Ownership
 from stream.runtime.processor import Fetched, Processor
 from stream.runtime.warmup import warm_up
+from stream.runtime.watchdog import Watchdog
 from stream.scoring.bundle import Bundle
-from stream.topics import HISTORY_TABLE
+from stream.topics import HISTORY_TABLE, changelog_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from stream.settings import KafkaSettings, Settings
 
@@ -56,24 +59,118 @@ class Runtime:
     processor: Processor
     delivery: Delivery
     metrics: Metrics
+    ownership: Ownership
     endpoint: Endpoint = field(init=False)
+    watchdog: Watchdog = field(init=False)
+    recovered: int = 0
     fatal: BaseException | None = None
     on_fatal: Callable[[], None] | None = None
     prepared: bool = False
-    processing: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.endpoint = Endpoint(
-            self.settings.metrics, self.metrics.render, lambda: self.fatal is None, lambda: self.ready
+            self.settings.metrics, self.metrics.render, lambda: self.healthy, lambda: self.ready
+        )
+        topics = self.settings.topics
+
+        def on_lag(partition: int, records: int) -> None:
+            self.metrics.lag.labels(str(partition)).set(records)
+
+        async def topic_id() -> str:
+            found = await asyncio.to_thread(topic_ids, self.settings, [topics.transactions])
+            return found[topics.transactions]
+
+        self.watchdog = Watchdog(
+            self.settings.watchdog,
+            topics.transactions,
+            lambda: self.delivery.client,
+            self.positions,
+            lambda: self.processor.progress + self.recovered + int(self.app.rebalancing_count),
+            lambda: self.ready,
+            topic_id,
+            on_lag,
+            lambda: self.delivery.idempotent,
         )
 
-    async def fail(self, error: BaseException) -> None:
+    def positions(self) -> dict[int, int | None]:
+        """Return the offset up to which each assigned partition of the source is done."""
+        consumer = self.app.consumer
+        topic = self.settings.topics.transactions
+        if not self.ready:
+            return {}
+        return {tp.partition: consumer.position_of(tp) for tp in consumer.assignment() if tp.topic == topic}
+
+    def fail(self, error: BaseException) -> None:
         """End processing for good: nothing is acknowledged any more, and the process stops."""
-        self.fatal = error
+        if self.fatal is None:
+            self.fatal = error
         if self.on_fatal is not None:
             self.on_fatal()
         else:
-            await self.app.crash(error)
+            self.app.on_fatal = None  # a worker of Faust's own ends as Faust does
+            self.tasks.append(asyncio.ensure_future(self.app.crash(error)))
+
+    async def begin(self) -> None:
+        """Start what must be there before Faust's parts."""
+        if not self.prepared:
+            await asyncio.to_thread(prepare, self)
+        topics = self.settings.topics
+        outputs = (topics.alerts, topics.decisions, topics.dead_letters)
+        await self.delivery.start([topics.transactions, *outputs, changelog_topic(self.settings)])
+        for work in (self.processor.run(), self.watchdog.run(self.processor.topic_id)):
+            self.tasks.append(asyncio.ensure_future(self._guard(work)))
+        if self.settings.metrics.enabled:
+            await self.endpoint.start()
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run the processor or the watchdog; whatever goes wrong in it ends the worker, never a batch."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - nothing may be skipped
+            self.fail(error)
+
+    async def end(self) -> None:
+        """Stop it."""
+        for task in self.tasks:
+            task.cancel()
+        await self.endpoint.stop()
+        await self.delivery.stop()
+
+    async def take_over(self, assigned: set[Any]) -> None:
+        """Become the one writer of the assigned changelog partitions.
+
+        Raises
+        ------
+        TopicMismatchError
+            The source has more partitions by now than there may be.
+        """
+        partitions = self.settings.topics.partitions
+        for tp in assigned:
+            if tp.partition >= partitions:
+                raise TopicMismatchError(
+                    f"{tp.topic} has grown beyond {partitions} partitions, and histories would not move "
+                    "with their keys: restore the number, or start a new deployment with another app_id"
+                )
+        changelog = changelog_topic(self.settings)
+        await self.ownership.take([tp.partition for tp in assigned if tp.topic == changelog])
+
+    def resume(self, assigned: set[Any]) -> None:
+        """Let rounds begin again after a rebalance."""
+        mine = [tp for tp in assigned if tp.topic == self.settings.topics.transactions]
+        self.metrics.assigned.set(len(mine))
+        self.metrics.lag.clear()  # what is left of partitions that have gone
+        self.processor.resume()
+
+    def count_recovered(self, records: int) -> None:
+        """Count restored changelog records."""
+        self.recovered += records
+        self.metrics.recovered.inc(records)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing fatal has happened and work, where there is some, goes on."""
+        return self.fatal is None and self.watchdog.healthy
 
     @property
     def ready(self) -> bool:
@@ -202,41 +299,22 @@ def build_runtime(settings: Settings) -> Runtime:
         recovery_buffer_size=2,
     )
     processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics, step)
-    runtime = Runtime(settings, app, pipeline, processor, delivery, metrics)
+    ownership = Ownership(settings, delivery, lambda: table.data)
+    runtime = Runtime(settings, app, pipeline, processor, delivery, metrics, ownership)
     app.fetch_max_wait_ms = settings.kafka.fetch_max_wait_ms
+    app.prepare = runtime.begin
+    app.release = runtime.end
     app.settle = processor.settle
-
-    def resume(assigned: set[Any]) -> None:
-        mine = [tp for tp in assigned if tp.topic == settings.topics.transactions]
-        metrics.assigned.set(len(mine))
-        metrics.lag.clear()  # what is left of partitions that have gone
-        processor.resume()
-
-    app.resume = resume
+    app.resume = runtime.resume
+    app.take_over = runtime.take_over
+    app.on_fatal = runtime.fail
     app.on_committed = lambda: step("committed")
-    app.on_recovered = metrics.recovered.inc
+    app.on_recovered = runtime.count_recovered
 
     async def score(stream: Any) -> None:
         await _score(runtime, stream)
 
     app.agent(source, name="score")(score)
-
-    async def begin() -> None:
-        if not runtime.prepared:
-            await asyncio.to_thread(prepare, runtime)
-        await delivery.start()
-        runtime.processing = asyncio.ensure_future(_process(runtime))
-        if settings.metrics.enabled:
-            await runtime.endpoint.start()
-
-    async def end() -> None:
-        if runtime.processing is not None:
-            runtime.processing.cancel()
-        await runtime.endpoint.stop()
-        await delivery.stop()
-
-    app.prepare = begin
-    app.release = end
     return runtime
 
 
@@ -251,20 +329,10 @@ async def _score(runtime: Runtime, stream: Any) -> None:
 
         def done(message: Any = message) -> None:
             consumer.done(message)
-            highwater = consumer.highwater(message.tp) or 0
-            runtime.metrics.lag.labels(str(message.partition)).set(max(0, highwater - message.offset - 1))
 
         await runtime.processor.put(
             Fetched(message.topic, message.partition, message.value, still_ours, done)
         )
-
-
-async def _process(runtime: Runtime) -> None:
-    """Run the processor; whatever goes wrong in it ends the worker, never a batch."""
-    try:
-        await runtime.processor.run()
-    except Exception as error:  # noqa: BLE001 - nothing may be skipped
-        await runtime.fail(error)
 
 
 def build_app(settings: Settings) -> StreamApp:
@@ -284,7 +352,9 @@ def prepare(runtime: Runtime) -> None:
     if settings.topics.create:
         create_topics(settings)
     require_topics(settings)
-    source = settings.topics.transactions
-    runtime.processor.topic_id = topic_ids(settings, [source])[source]
+    source, changelog = settings.topics.transactions, changelog_topic(settings)
+    ids = topic_ids(settings, [source, changelog])
+    runtime.processor.topic_id = runtime.ownership.source_id = runtime.app.source_id = ids[source]
+    runtime.app.changelog_id = ids[changelog]
     warm_up(runtime.pipeline)
     runtime.prepared = True

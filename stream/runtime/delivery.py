@@ -1,18 +1,39 @@
-"""Delivery: records to the broker as built batches, each step awaited once for all of its records."""
+"""Delivery: whole lists of records to the broker, one request a step and broker, awaited once.
+
+aiokafka's client brings connections, metadata and the protocol; batching, idempotence and fencing are done
+here, because a step hands over everything it has at once and knows which partitions it owns:
+
+- Record batches are built in one go, each with a producer id, epoch and sequence number (KIP-98), so that a
+  request that is repeated after a lost answer is not written twice.
+- The changelog is *fenced*. Each of its partitions has a producer id of its own, by way of the transactional
+  id ``<app>-history-<partition>``. Who takes a partition over raises that id's epoch and writes an owner
+  record; from then on the broker refuses whatever a former owner, paused or cut off, still sends. Only the
+  epoch is used, not transactions: they would cost each round two more requests, and the state's offsets do
+  the rest.
+
+A broker that gives out no producer ids (the embedded one) gets plain record batches: a repeated request may
+write twice, and a former owner is not held off. The worker says so when it starts.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, UnknownError
+from aiokafka import errors
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.structs import TopicPartition
 
-from stream.errors import BrokerError
+from stream.errors import BrokerError, FencedError
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from stream.pipeline import Message
 
@@ -23,123 +44,347 @@ logger = logging.getLogger(__name__)
 #: Largest record batch. Brokers refuse batches over 1 MiB unless told otherwise.
 _MAX_BATCH_BYTES: Final = 900_000
 
-#: Largest request: a dead letter may be as large as the largest record, and has headers on top.
-_MAX_REQUEST_BYTES: Final = 4_000_000
+#: Pause before a request is repeated, and the most that is slept when a broker's coordinator moves.
+_BACKOFF_SECONDS: Final = 0.05
+
+#: Transactions are never begun; the broker wants a bound for them all the same.
+_TRANSACTION_TIMEOUT_MS: Final = 10_000
+
+_NO_PRODUCER: Final = -1
+_SEQUENCES: Final = 1 << 31
+_ALL_REPLICAS: Final = -1
+_MAGIC: Final = 2
+
+#: What a coordinator answers that is starting, moving, or still busy with the id's former holder.
+_COORDINATOR_MOVES: Final = (
+    errors.CoordinatorNotAvailableError,
+    errors.NotCoordinatorError,
+    errors.CoordinatorLoadInProgressError,
+    errors.ConcurrentTransactions,
+    errors.NodeNotReadyError,
+    errors.KafkaConnectionError,
+    errors.RequestTimedOutError,
+)
+
+
+@dataclass(slots=True)
+class _Producer:
+    """A producer id, its epoch, and the next sequence number in one partition."""
+
+    producer_id: int = _NO_PRODUCER
+    epoch: int = -1
+    sequence: int = 0
+
+    def take(self, records: int) -> int:
+        """Return the first of so many sequence numbers."""
+        if self.producer_id == _NO_PRODUCER:
+            return -1
+        first = self.sequence
+        self.sequence = (first + records) % _SEQUENCES
+        return first
+
+
+@dataclass(slots=True)
+class _Built:
+    """A record batch, ready to be sent; ``offset`` is the one of its last record once it is written."""
+
+    buffer: bytearray
+    records: int
+    offset: int = -1
 
 
 class Delivery:
-    """An idempotent producer (acks from all in-sync replicas) that takes whole lists of records.
+    """A producer of whole lists, with acknowledgements of all in-sync replicas.
 
-    Raises
-    ------
-    BrokerError
-        A record was not acknowledged within the request timeout, or was refused.
+    Parameters
+    ----------
+    client_config
+        How to reach the broker, as keyword arguments of aiokafka's client.
+    timeout_seconds
+        Longest wait for a delivery, repeated requests included.
     """
 
     def __init__(self, client_config: Mapping[str, Any], timeout_seconds: float) -> None:
         self._config = dict(client_config)
         self._timeout_seconds = timeout_seconds
-        self._producer: AIOKafkaProducer | None = None
+        self._client: AIOKafkaClient | None = None
+        self._plain = _Producer()
+        self._producers: dict[TopicPartition, _Producer] = {}
 
-    async def start(self) -> None:
-        """Connect.
+    @property
+    def client(self) -> AIOKafkaClient:
+        """The connected client.
+
+        Raises
+        ------
+        BrokerError
+            It is not connected.
+        """
+        if self._client is None:
+            raise BrokerError("the producer is not connected")
+        return self._client
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether the broker gives out producer ids."""
+        return self._plain.producer_id != _NO_PRODUCER
+
+    async def start(self, topics: Collection[str]) -> None:
+        """Connect, and learn about the topics.
 
         Raises
         ------
         BrokerError
             The broker cannot be reached or refuses this client.
         """
+        client = AIOKafkaClient(request_timeout_ms=int(self._timeout_seconds * 1000), **self._config)
         try:
-            self._producer = await self._connect(idempotent=True)
-        except UnknownError:
-            # The embedded broker gives out no producer ids. A retry may then write a record twice, which
-            # alert ids and the offsets in the state make harmless.
-            logger.warning("this broker cannot make producers idempotent: a retried record may appear twice")
-            self._producer = await self._connect(idempotent=False)
-        except KafkaError as error:
+            await client.bootstrap()
+            await client.set_topics(topics)
+            self._client = client
+            try:
+                self._plain = await self._init_producer(None)
+            except errors.UnknownError:
+                logger.warning(
+                    "this broker gives out no producer ids: a repeated request may write twice, and a worker "
+                    "that lost its partitions is not held off from their changelog"
+                )
+        except errors.KafkaError as error:
+            self._client = None
+            await client.close()
             raise BrokerError(
                 f"cannot connect a producer to {self._config['bootstrap_servers']}: {error}"
             ) from error
-
-    async def _connect(self, *, idempotent: bool) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            acks="all",
-            enable_idempotence=idempotent,
-            linger_ms=0,
-            max_batch_size=_MAX_BATCH_BYTES,
-            max_request_size=_MAX_REQUEST_BYTES,
-            request_timeout_ms=int(self._timeout_seconds * 1000),
-            **self._config,
-        )
-        sender = logging.getLogger("aiokafka.producer.sender")
-        level = sender.level
-        sender.setLevel(logging.CRITICAL)  # it says again what the exception says
-        try:
-            await producer.start()
         except BaseException:
-            await producer.stop()
+            self._client = None
+            await client.close()
             raise
-        finally:
-            sender.setLevel(level)
-        return producer
 
     async def stop(self) -> None:
         """Disconnect; nothing is under way, since every delivery is awaited."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await producer.stop()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def fence(self, topic: str, owners: Mapping[int, tuple[str, Message]]) -> dict[int, int]:
+        """Become the one writer of these partitions: what another still sends is refused from here on.
+
+        Parameters
+        ----------
+        owners
+            For each partition its transactional id, and the record that is written to it first: the broker
+            knows of the new epoch once it has seen it there.
+
+        Returns
+        -------
+        The offset of each of these records.
+
+        Raises
+        ------
+        BrokerError
+            The broker did not answer in time, or does not allow the ids.
+        """
+        if self.idempotent:
+            try:
+                producers = await asyncio.gather(
+                    *(self._init_producer(transactional_id) for transactional_id, _ in owners.values())
+                )
+            except errors.TransactionalIdAuthorizationFailed as error:
+                ids = sorted(transactional_id for transactional_id, _ in owners.values())
+                raise BrokerError(
+                    f"the broker does not let this user write under transactional ids {ids[0]} to {ids[-1]}: "
+                    "allow Describe and Write on transactional ids with that prefix"
+                ) from error
+            except errors.KafkaError as error:
+                raise BrokerError(f"cannot take the changelog over: {error!r}") from error
+            for partition, producer in zip(owners, producers, strict=True):
+                self._producers[TopicPartition(topic, partition)] = producer
+        offsets = await self.deliver((topic, partition, [owner]) for partition, (_, owner) in owners.items())
+        return {partition: offset for (_, partition), offset in offsets.items()}
 
     async def deliver(
         self,
         records: Iterable[tuple[str, int, list[Message]]],
-        on_sent: Callable[[], None] = lambda: None,
+        on_sent: Callable[[], None] | None = None,
     ) -> dict[tuple[str, int], int]:
         """Produce lists of records, each for a topic and partition, and wait until all are acknowledged.
+
+        Calls for the same partition must not overlap.
 
         Parameters
         ----------
         on_sent
-            Called once everything is handed to the producer, before the acknowledgements.
+            Called once everything is handed to the broker, before it has answered; for tests.
 
         Returns
         -------
         The offset of the last record for each topic and partition that had any.
+
+        Raises
+        ------
+        FencedError
+            Another worker has taken a partition over.
+        BrokerError
+            A record was not acknowledged in time, or was refused.
         """
-        producer = self._producer
-        if producer is None:
-            raise BrokerError("the producer is not connected")
-        pending: list[tuple[str, int, asyncio.Future[Any], int]] = []
+        client = self.client
+        timestamp_ms = time.time_ns() // 1_000_000
+        queues = {
+            TopicPartition(topic, partition): self._build(
+                TopicPartition(topic, partition), messages, timestamp_ms
+            )
+            for topic, partition, messages in records
+            if messages
+        }
         last: dict[tuple[str, int], int] = {}
-        try:
-            for topic, partition, messages in records:
-                for future, count in await self._send(producer, topic, partition, messages):
-                    pending.append((topic, partition, future, count))
-            on_sent()
-            # A future per record batch; the accumulator gives each an end, an error included.
-            for topic, partition, future, count in pending:
-                last[topic, partition] = (await future).offset + count - 1
-        except KafkaError as error:
-            raise BrokerError(f"records were not delivered: {error!r}") from error
+        wave = 0
+        while sending := {tp: queue[wave] for tp, queue in queues.items() if wave < len(queue)}:
+            await self._send_wave(client, sending, on_sent)
+            last |= {(tp.topic, tp.partition): built.offset for tp, built in sending.items()}
+            wave += 1
+            on_sent = None
         return last
 
-    async def _send(
-        self, producer: AIOKafkaProducer, topic: str, partition: int, messages: list[Message]
-    ) -> list[tuple[asyncio.Future[Any], int]]:
-        futures: list[tuple[asyncio.Future[Any], int]] = []
-        if not messages:
-            return futures
-        batch = producer.create_batch()
-        for message in messages:
-            headers = list(message.headers)
-            if batch.append(key=message.key, value=message.value, timestamp=None, headers=headers) is None:
-                futures.append(
-                    (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
+    def _build(self, tp: TopicPartition, messages: list[Message], timestamp_ms: int) -> list[_Built]:
+        """Return the record batches of one partition, in order, each no larger than a broker takes."""
+        producer = self._producers.get(tp)
+        if producer is None:
+            plain = self._plain
+            producer = self._producers[tp] = _Producer(plain.producer_id, plain.epoch)
+        built: list[_Built] = []
+        builder, count = self._builder(), 0
+        for key, value, own in messages:
+            headers = list(own)
+            if builder.append(count, timestamp_ms, key, value, headers) is None:
+                built.append(self._close(builder, count, producer))
+                builder, count = self._builder(), 0
+                builder.append(0, timestamp_ms, key, value, headers)
+            count += 1
+        built.append(self._close(builder, count, producer))
+        return built
+
+    @staticmethod
+    def _builder() -> DefaultRecordBatchBuilder:
+        return DefaultRecordBatchBuilder(
+            magic=_MAGIC,
+            compression_type=0,
+            is_transactional=0,
+            producer_id=_NO_PRODUCER,
+            producer_epoch=-1,
+            base_sequence=-1,
+            batch_size=_MAX_BATCH_BYTES,
+        )
+
+    @staticmethod
+    def _close(builder: DefaultRecordBatchBuilder, count: int, producer: _Producer) -> _Built:
+        builder.set_producer_state(producer.producer_id, producer.epoch, producer.take(count))
+        return _Built(builder.build(), count)
+
+    async def _send_wave(
+        self, client: AIOKafkaClient, wave: dict[TopicPartition, _Built], on_sent: Callable[[], None] | None
+    ) -> None:
+        """Send one record batch of each partition, and repeat what was not written until it is."""
+        deadline = time.monotonic() + self._timeout_seconds
+        left = wave
+        while True:
+            nodes: dict[int, dict[TopicPartition, _Built]] = {}
+            failed: dict[TopicPartition, BaseException] = {}
+            for tp, built in left.items():
+                leader = client.cluster.leader_for_partition(tp)
+                if leader is None or leader < 0:
+                    failed[tp] = errors.LeaderNotAvailableError()
+                else:
+                    nodes.setdefault(leader, {})[tp] = built
+            requests = [
+                asyncio.ensure_future(self._request(client, node, part)) for node, part in nodes.items()
+            ]
+            if on_sent is not None:
+                # A request is written when its task first runs, and leaves with the loop's next turn.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                on_sent()
+                on_sent = None
+            for answer in await asyncio.gather(*requests):
+                failed |= answer
+            if not failed:
+                return
+            for tp, error in failed.items():
+                _raise_final(tp, error)
+            if time.monotonic() >= deadline:
+                tp, error = next(iter(failed.items()))
+                raise BrokerError(
+                    f"records were not delivered to {tp.topic} [{tp.partition}] within "
+                    f"{self._timeout_seconds:g} s: {error!r}"
                 )
-                batch = producer.create_batch()
-                batch.append(key=message.key, value=message.value, timestamp=None, headers=headers)
-        if batch.record_count():
-            batch.close()
-            futures.append(
-                (await producer.send_batch(batch, topic, partition=partition), batch.record_count())
-            )
-        return futures
+            await client.force_metadata_update()
+            await asyncio.sleep(_BACKOFF_SECONDS)
+            left = {tp: wave[tp] for tp in failed}
+
+    async def _request(
+        self, client: AIOKafkaClient, node: int, part: dict[TopicPartition, _Built]
+    ) -> dict[TopicPartition, BaseException]:
+        """Send one request; returns the partitions whose batch was not written, and why."""
+        topics: dict[str, list[tuple[int, bytearray]]] = {}
+        for tp, built in part.items():
+            topics.setdefault(tp.topic, []).append((tp.partition, built.buffer))
+        request = ProduceRequest(
+            transactional_id=None,
+            required_acks=_ALL_REPLICAS,
+            timeout=int(self._timeout_seconds * 1000),
+            topics=list(topics.items()),
+        )
+        try:
+            response = await client.send(node, request)
+        except errors.KafkaError as error:
+            return dict.fromkeys(part, error)
+        failed: dict[TopicPartition, BaseException] = {}
+        for topic, partitions in response.topics:
+            for partition, code, offset, *_ in partitions:
+                tp = TopicPartition(topic, partition)
+                error_type = errors.for_code(code)
+                if error_type is errors.NoError or error_type is errors.DuplicateSequenceNumber:
+                    # Of a batch that it had already the broker tells the offset as well, if it still knows.
+                    part[tp].offset = offset + part[tp].records - 1 if offset >= 0 else -1
+                else:
+                    failed[tp] = error_type()
+        return failed
+
+    async def _init_producer(self, transactional_id: str | None) -> _Producer:
+        """Return a producer id; for a transactional id always the same one, its epoch raised."""
+        client = self.client
+        deadline = time.monotonic() + self._timeout_seconds
+        request = InitProducerIdRequest(
+            transactional_id=transactional_id, transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS
+        )
+        while True:
+            try:
+                if transactional_id is None:
+                    node = client.get_random_node()
+                else:
+                    node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
+                response = await client.send(node, request)
+                error_type = errors.for_code(response.error_code)
+                if error_type is errors.NoError:
+                    return _Producer(response.producer_id, response.producer_epoch)
+                raise error_type()
+            except _COORDINATOR_MOVES:
+                if time.monotonic() >= deadline:
+                    raise
+            await client.force_metadata_update()
+            await asyncio.sleep(_BACKOFF_SECONDS)
+
+
+def _raise_final(tp: TopicPartition, error: BaseException) -> None:
+    """Raise what repeating a request cannot mend."""
+    where = f"{tp.topic} [{tp.partition}]"
+    if isinstance(error, (errors.InvalidProducerEpoch, errors.ProducerFenced)):
+        raise FencedError(
+            f"another worker has taken {where} over: this one was paused or cut off, and what it sends is "
+            "refused; start it again"
+        ) from error
+    if isinstance(error, errors.MessageSizeTooLargeError):
+        raise BrokerError(
+            f"{where} refuses a record batch as too large: its max.message.bytes must be 1 MiB or more"
+        ) from error
+    if not getattr(error, "retriable", False):
+        raise BrokerError(f"records were not delivered to {where}: {error!r}") from error

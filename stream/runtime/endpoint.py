@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from stream.settings import MetricsSettings
 
 __all__ = ["Endpoint"]
 
 logger = logging.getLogger(__name__)
+
+#: Paths that want no token.
+_OPEN: Final = frozenset({"/healthz", "/readyz"})
 
 
 class Endpoint:
@@ -45,7 +49,7 @@ class Endpoint:
 
     async def start(self) -> None:
         """Bind and serve."""
-        app = web.Application()
+        app = web.Application(middlewares=[self._admit])
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/readyz", self._readiness)
@@ -67,6 +71,22 @@ class Endpoint:
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
+
+    @web.middleware
+    async def _admit(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Ask for the token, where there is one; probes need none, they only learn yes or no."""
+        token = self._settings.wanted_token()
+        if token is not None and request.path not in _OPEN:
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+                return web.json_response(
+                    {"error": "a bearer token is required"},
+                    status=401,
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        return await handler(request)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(

@@ -19,26 +19,48 @@ holds a test for each that fails when a Faust release no longer needs it.
    pays up to all of it. The setting ``kafka.fetch_max_wait_ms`` bounds it.
 5. :class:`HistoryTable`: takes the store above, restores whole fetched batches at a time (upstream:
    record by record), and leaves the declaration of topics to ``riskstream topics``.
+6. Commits carry Kafka's id of the source topic. A topic that was deleted and made again keeps the group's
+   offsets, and upstream would go on at them in records of another topic; and where offsets go back under a
+   running worker it drops records without a word.
+7. A database that cannot be opened because it is damaged is put aside and restored from the changelog;
+   upstream ends, and again whenever it is started.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import faust
 import rocksdict
+from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.serializers.schemas import Schema
 from faust.stores import rocksdb
 from faust.transport.drivers import aiokafka as driver
 
+from stream.errors import BrokerError, StateError, TopicMismatchError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-    from pathlib import Path
 
 __all__ = ["BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema", "StreamApp"]
 
+
+logger = logging.getLogger(__name__)
+
+#: Lies in a database's folder from the moment that it was found damaged: what it holds is not to be used.
+_DAMAGED: Final = "DAMAGED"
+
+#: In a database, the id of the changelog topic that it was restored from.
+CHANGELOG_ID_KEY: Final = b"__riskstream\0changelog-id__"
+
+#: What RocksDB says when it is not the data's fault.
+_NOT_DAMAGE: Final = ("lock", "No space left", "Permission denied", "Read-only file system", "Too many open")
 
 #: How often the end of a rebalance is looked for; it comes within milliseconds of the first fetch.
 _REBALANCE_POLL_SECONDS: Final = 0.005
@@ -69,6 +91,34 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._fetch_max_wait_ms = self.app.fetch_max_wait_ms  # noqa: SLF001
         return consumer
 
+    async def committed_ids(self, tps: Iterable[Any]) -> dict[Any, str]:
+        """Return the topic id that each partition's last commit carries."""
+        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
+        found = await self.call_thread(self._fetch_committed, wanted)
+        return {tp: found[TopicPartition(tp.topic, tp.partition)] for tp in tps}
+
+    async def _fetch_committed(self, wanted: list[TopicPartition]) -> dict[TopicPartition, str]:
+        coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001
+        found = await coordinator.fetch_committed_offsets(wanted)
+        return {tp: found[tp].metadata or "" if tp in found else "" for tp in wanted}
+
+    async def _commit(self, offsets: Any) -> bool:
+        """Commit, with the source's id; one that is refused ends the worker in one line."""
+        assigned = self.assignment()
+        marked = {
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, self.app.source_id)
+            for tp, offset in offsets.items()
+            if tp in assigned
+        }
+        try:
+            await self._ensure_consumer().commit(marked)
+        except CommitFailedError:
+            return False  # the group has gone on without this worker: what was not committed comes again
+        except KafkaError as error:
+            self.app.report(BrokerError(f"offsets cannot be committed: {error!r}"))
+            return False
+        return True
+
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Yields one message per topic partition and fetch, its value the list of records."""
@@ -76,6 +126,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
+        #: Where each partition's records begin since the last seek.
+        self._floor: dict[Any, int] = {}
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -112,6 +164,49 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await super().on_partitions_revoked(revoked)
         for tp in revoked:
             self._done.pop(tp, None)
+            self._floor.pop(tp, None)
+
+    def position_of(self, tp: Any) -> int | None:
+        """Return the offset up to which a partition's records are done, None where that is not known yet."""
+        done = self._done.get(tp)
+        return self._committed_offset.get(tp) if done is None else done
+
+    async def perform_seek(self) -> None:
+        """Go on at the committed offsets, unless they are those of a topic that is no longer there."""
+        await super().perform_seek()
+        mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
+        ids = await self._thread.committed_ids(mine) if self.app.source_id else dict.fromkeys(mine, "")
+        strange = [tp for tp in mine if ids[tp] not in {"", self.app.source_id}]
+        if strange:
+            for tp, first in (await self.earliest_offsets(*strange)).items():
+                logger.warning(
+                    "%s [%d] was made again since offset %s was committed: taking it from its beginning, %d",
+                    tp.topic,
+                    tp.partition,
+                    self._committed_offset.get(tp),
+                    first,
+                )
+                await self.seek(tp, first)
+                self._committed_offset.pop(tp, None)
+        self._floor = {tp: at for tp in mine if (at := self._committed_offset.get(tp)) is not None}
+
+    def _check_order(self, tp: Any, first: int) -> None:
+        """Refuse records from before the offset that was committed; upstream drops them silently.
+
+        Records behind it may come twice around a rebalance, which the state recognises.
+
+        Raises
+        ------
+        TopicMismatchError
+            The topic was made again, or the broker lost its end.
+        """
+        floor = self._floor.get(tp)
+        if floor is not None and first < floor:
+            raise TopicMismatchError(
+                f"offsets of {tp.topic} [{tp.partition}] went back from {floor} to {first}: the topic was "
+                "made again, or the broker lost its end; start the worker again, it recognises transactions "
+                "that it has by their ids"
+            )
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
         """Fetch once and yield a message per partition."""
@@ -132,6 +227,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 break
             if not batch or not (active is None or tp in active or tp in self._buffered_partitions):
                 continue
+            if not self._is_changelog_tp(tp):
+                try:
+                    self._check_order(tp, batch[0].offset)
+                except TopicMismatchError as error:
+                    self.app.report(error)
+                    return
             whole = batch + await self._rest(tp) if self._is_changelog_tp(tp) else batch
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             message = self._to_message(tp, whole[-1])
@@ -176,7 +277,59 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
         self._buffers = rocksdict.WriteBufferManager(self.write_buffer_bytes, False)  # noqa: FBT003 - never stall
 
     def _open_for_partition(self, partition: int) -> Any:
-        path: Path = self.partition_path(partition)
+        """Open a database; one that is damaged is put aside, and its content comes from the changelog.
+
+        Raises
+        ------
+        StateError
+            It cannot be opened for another reason, or belongs to a changelog that is no longer there.
+        """
+        path = Path(self.partition_path(partition))
+        if (path / _DAMAGED).exists():
+            self._put_aside(path, "it was found damaged before")
+        try:
+            database = self._open(path)
+            known = database.get(CHANGELOG_ID_KEY)
+        except Exception as error:
+            if any(text in str(error) for text in _NOT_DAMAGE):
+                if "lock" in str(error):
+                    raise  # upstream waits for the former holder
+                raise StateError(f"the state in {path} cannot be opened: {error}") from error
+            self._put_aside(path, str(error))
+            database = self._open(path)
+            known = None
+        current = self.app.changelog_id.encode()
+        if known is not None and current and known != current:
+            database.close()
+            raise StateError(
+                f"the state in {path} belongs to a changelog topic that was deleted and made again, and "
+                "the new one does not hold it: restore the old one, or remove the folder"
+            )
+        if known is None and current:
+            database.put(CHANGELOG_ID_KEY, current)
+        return database
+
+    @staticmethod
+    def _put_aside(path: Path, reason: str) -> None:
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        logger.error(
+            "the state in %s is damaged (%s): put aside as %s, it is restored from the changelog",
+            path,
+            reason.splitlines()[0] if reason else "no reason given",
+            aside.name,
+        )
+        path.rename(aside)
+
+    def _spoilt(self, partition: int, error: Exception) -> StateError:
+        """Return the error to end with; damage is noted, so that the next start restores the partition."""
+        path = Path(self.partition_path(partition))
+        if any(text in str(error) for text in _NOT_DAMAGE):
+            return StateError(f"the state in {path} cannot be used: {error}")
+        with contextlib.suppress(OSError):
+            (path / _DAMAGED).touch()
+        return StateError(f"the state in {path} is damaged, the next start restores it: {error}")
+
+    def _open(self, path: Path) -> Any:
         options = rocksdict.Options(raw_mode=True)
         options.create_if_missing(True)  # noqa: FBT003
         options.set_max_open_files(512)
@@ -194,15 +347,43 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
         """Return the partition's database, opened if need be."""
         return self._db_for_partition(partition)
 
+    def reached(self, partition: int) -> int | None:
+        """Return the changelog offset that the local state reaches to; None without state or access.
+
+        Another process may still hold the database; upstream waits for it when it opens the partition.
+        """
+        try:
+            offset = self._db_for_partition(partition).get(self.offset_key)
+        except StateError:
+            raise
+        except Exception:  # noqa: BLE001 - rocksdict's errors have no class of their own
+            return None
+        return None if offset is None else int(offset)
+
     def read(self, partition: int, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the value of each key, None where there is none."""
-        values: Sequence[bytes | None] = self._db_for_partition(partition).get(list(keys))
+        """Return the value of each key, None where there is none.
+
+        Raises
+        ------
+        StateError
+            RocksDB cannot read.
+        """
+        try:
+            values: Sequence[bytes | None] = self._db_for_partition(partition).get(list(keys))
+        except Exception as error:
+            raise self._spoilt(partition, error) from error
         return values
 
     def write(
         self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
     ) -> None:
-        """Write records and the changelog offset that they reach to, in one atomic batch."""
+        """Write records and the changelog offset that they reach to, in one atomic batch.
+
+        Raises
+        ------
+        StateError
+            RocksDB cannot write.
+        """
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key, value in writes:
             if value is None:
@@ -211,7 +392,10 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
                 batch.put(key, value)
         if changelog_offset >= 0:
             batch.put(self.offset_key, str(changelog_offset).encode())
-        self._db_for_partition(partition).write(batch)
+        try:
+            self._db_for_partition(partition).write(batch)
+        except Exception as error:
+            raise self._spoilt(partition, error) from error
 
     def apply_changelog_batch(self, batch: Iterable[Any], to_key: Any, to_value: Any) -> None:  # noqa: ARG002
         """Restore fetched batches of changelog records, each in one write."""
@@ -261,6 +445,13 @@ class StreamApp(faust.App):  # type: ignore[misc]
     fetch_max_wait_ms: int = 20
     #: Set by ``build_app``: waits until no batch is under way and none will begin.
     settle: Callable[[], Awaitable[None]] | None = None
+    #: Set by ``build_app``: keeps former owners of newly assigned partitions from writing.
+    take_over: Callable[[set[Any]], Awaitable[None]] | None = None
+    #: Set by ``build_app``: told of what the worker cannot go on with.
+    on_fatal: Callable[[BaseException], None] | None = None
+    #: Set by ``build_app``: Kafka's ids of the source topic and the changelog; empty where it has none.
+    source_id: str = ""
+    changelog_id: str = ""
     #: Set by ``build_app``: lets batches begin again after a rebalance.
     resume: Callable[[set[Any]], None] | None = None
     #: Set by ``build_app``: what to start before, and to stop after, everything of Faust's.
@@ -273,6 +464,18 @@ class StreamApp(faust.App):  # type: ignore[misc]
 
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
+
+    def report(self, error: BaseException) -> None:
+        """End processing because of an error; may be called from the consumer's thread."""
+        if self.on_fatal is not None:
+            self.loop.call_soon_threadsafe(self.on_fatal, error)
+
+    async def crash(self, reason: BaseException) -> None:
+        """Say what ends the worker, not how Faust came to know."""
+        if self.on_fatal is None:
+            await super().crash(reason)
+        else:
+            self.report(reason)
 
     def count_recovered(self, records: int) -> None:
         """Report restored changelog records."""
@@ -297,6 +500,13 @@ class StreamApp(faust.App):  # type: ignore[misc]
         await consumer.commit()
 
     async def _on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
+        """Become the changelog's one writer before its end is looked up."""
+        if self.take_over is not None:
+            try:
+                await self.take_over(assigned)
+            except Exception as error:  # noqa: BLE001 - without it nothing may be taken
+                self.report(error)
+                return
         await super()._on_partitions_assigned(assigned, generation_id)
         if self.resume is not None:
             self.resume(assigned)

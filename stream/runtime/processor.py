@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from stream.features.identity import identity
@@ -34,25 +34,20 @@ if TYPE_CHECKING:
         """What the processor needs of the producer."""
 
         def __call__(
-            self, records: Iterable[tuple[str, int, list[Message]]], on_sent: Callable[[], None] = ...
+            self,
+            records: Iterable[tuple[str, int, list[Message]]],
+            on_sent: Callable[[], None] | None = ...,
         ) -> Awaitable[Mapping[tuple[str, int], int]]: ...
 
 
 __all__ = ["Fetched", "Processor"]
 
+#: Rounds whose effects may be under way at once, one in each half of the order: while the changelog of one
+#: is being acknowledged, the outputs of the next are.
+_MOST_UNDER_WAY: Final = 2
 
-class _PartitionReader:
-    """Reads the records of one partition."""
-
-    def __init__(self, store: Store, partition: int) -> None:
-        self._store = store
-        self._partition = partition
-
-    def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        return self._store.read(self._partition, keys) if keys else []
-
-
-#: Fewer records than this are decided on the event loop: a thread's handover costs more than they do.
+#: Rounds of at most so many records are decided on the event loop: a thread's handover costs more than
+#: they do.
 _INLINE_RECORDS: Final = 64
 
 
@@ -75,8 +70,67 @@ class Fetched:
     done: Callable[[], None]
 
 
+class _Unstored:
+    """State that rounds under way have decided and RocksDB does not have yet; the next round must see it."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, dict[bytes, tuple[int, bytes | None]]] = {}
+
+    def add(self, round_number: int, partition: int, writes: list[tuple[bytes, bytes | None]]) -> None:
+        held = self._values.setdefault(partition, {})
+        for key, value in writes:
+            held[key] = (round_number, value)
+
+    def drop(self, round_number: int, partition: int, writes: list[tuple[bytes, bytes | None]]) -> None:
+        """Forget what a round has stored, except where a later one has written again."""
+        held = self._values[partition]
+        for key, _ in writes:
+            found = held.get(key)
+            if found is not None and found[0] == round_number:
+                del held[key]
+
+    def of(self, partition: int) -> dict[bytes, tuple[int, bytes | None]]:
+        return self._values.get(partition, {})
+
+
+class _PartitionReader:
+    """Reads the records of one partition: what is not stored yet first, then RocksDB.
+
+    In this order, since a round drops what it held only after it is stored.
+    """
+
+    def __init__(self, store: Store, partition: int, unstored: _Unstored) -> None:
+        self._store = store
+        self._partition = partition
+        self._unstored = unstored.of(partition)
+
+    def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        if not keys:
+            return []
+        if not self._unstored:
+            return self._store.read(self._partition, keys)
+        found = [self._unstored.get(key) for key in keys]
+        missing = [key for key, held in zip(keys, found, strict=True) if held is None]
+        stored = iter(self._store.read(self._partition, missing) if missing else ())
+        return [next(stored) if held is None else held[1] for held in found]
+
+
+@dataclass(slots=True)
+class _Round:
+    """One round on its way through the order of effects."""
+
+    number: int
+    fetched: list[Fetched]
+    batches: list[Batch]
+    plans: list[Plan]
+    records: int
+    #: Set once the changelog, and once everything, is safe; the next round's wait for them.
+    logged: asyncio.Event = field(default_factory=asyncio.Event)
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Processor:
-    """Carries out batches, one round at a time; a round takes all that waits, of every partition.
+    """Carries out batches in rounds; a round takes all that waits, of every partition.
 
     So nothing waits for a timer, and rounds grow only as far as the load makes them. For each round,
     each step awaited before the next:
@@ -90,6 +144,10 @@ class Processor:
     Whatever the state holds had its alert delivered before (2 before 3), and carries the source offset
     it came from: a replayed record is recognised and skipped. Whatever it does not hold is decided
     again from the same state, with the same ``alert_id``.
+
+    Under load a round is decided while the one before it is being carried out, from RocksDB and what that
+    one has not stored yet; its own steps 2 to 5 begin and end in turn: no step of a round overtakes the same
+    step of the one before, so the changelog and the commits keep the order of the source.
 
     All output goes to the source record's partition: the topics have as many, which is checked before
     a worker starts, so a user's records stay together whatever partitioner the producer used.
@@ -114,6 +172,8 @@ class Processor:
         self._metrics = metrics
         #: Kafka's ids of the source topic's incarnation; empty where the broker has none.
         self.topic_id = ""
+        #: Records done since the start; the watchdog looks at it.
+        self.progress = 0
         self._waiting: deque[Fetched] = deque()
         self._waiting_records = 0
         self._work = asyncio.Event()
@@ -122,6 +182,10 @@ class Processor:
         self._room.set()
         self._idle.set()
         self._open = True
+        self._numbers = 0
+        self._under_way: dict[asyncio.Task[None], _Round] = {}
+        self._unstored = _Unstored()
+        self._producing = asyncio.Lock()
 
     async def put(self, fetched: Fetched) -> None:
         """Let a batch wait for the next round; waits itself while two rounds' records are waiting."""
@@ -133,7 +197,7 @@ class Processor:
         self._work.set()
 
     async def settle(self) -> None:
-        """Let the round under way end, and forget what waits: it is fetched again after a rebalance."""
+        """Let the rounds under way end, and forget what waits: it is fetched again after a rebalance."""
         self._open = False
         self._waiting.clear()
         self._waiting_records = 0
@@ -153,15 +217,54 @@ class Processor:
         RiskStreamError, OSError
             A step failed. Nothing of the round was acknowledged; the process must end and start again.
         """
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._open and (batches := self._take()):
-                self._idle.clear()
-                try:
-                    await self._round(batches)
-                finally:
+        working = asyncio.ensure_future(self._work.wait())
+        try:
+            while True:
+                await asyncio.wait({working, *self._under_way}, return_when=asyncio.FIRST_COMPLETED)
+                self._reap()
+                if working.done():
+                    self._work.clear()
+                    working = asyncio.ensure_future(self._work.wait())
+                while self._open and self._waiting and self._may_begin():
+                    await self._begin()
+                    self._reap()
+                if not self._under_way:
                     self._idle.set()
+        finally:
+            working.cancel()
+            for task in self._under_way:
+                task.cancel()
+            self._idle.set()
+
+    def _reap(self) -> None:
+        """Forget rounds that have ended; raises what one of them failed with."""
+        for task in [task for task in self._under_way if task.done()]:
+            del self._under_way[task]
+            task.result()
+
+    def _may_begin(self) -> bool:
+        """Say whether to decide a round now.
+
+        While one is under way a few records wait for its end, to go together with what comes until then; many
+        are decided at once.
+        """
+        under_way = len(self._under_way)
+        return under_way == 0 or (under_way < _MOST_UNDER_WAY and self._waiting_records > _INLINE_RECORDS)
+
+    async def _begin(self) -> None:
+        """Decide a round, and let its effects begin."""
+        fetched = self._take()
+        if not fetched:
+            return
+        self._idle.clear()
+        try:
+            one = await self._decide(fetched)
+        except BaseException:
+            self._idle.set()
+            raise
+        before = [task_round for task, task_round in self._under_way.items() if not task.done()]
+        task = asyncio.ensure_future(self._carry_out(one, before[-1] if before else None))
+        self._under_way[task] = one
 
     def _take(self) -> list[Fetched]:
         """Return what waits and is still ours, up to about the most records of a round."""
@@ -177,10 +280,10 @@ class Processor:
             self._room.set()
         return taken
 
-    async def _round(self, fetched: list[Fetched]) -> None:
-        metrics, store = self._metrics, self._store()
+    async def _decide(self, fetched: list[Fetched]) -> _Round:
+        store = self._store()
         batches = self._batches(fetched)
-        readers = [_PartitionReader(store, batch.partition) for batch in batches]
+        readers = [_PartitionReader(store, batch.partition, self._unstored) for batch in batches]
         records = sum(len(batch.records) for batch in batches)
         started = time.perf_counter()
         now_ms = time.time_ns() // 1_000_000
@@ -188,48 +291,73 @@ class Processor:
             plans = self.pipeline.process_all(batches, readers, now_ms)
         else:
             plans = await asyncio.to_thread(self.pipeline.process_all, batches, readers, now_ms)
-        decided = time.perf_counter()
-        metrics.stages["decide"].observe(decided - started)
-        step = self._step
-        step("decided")
+        self._metrics.stages["decide"].observe(time.perf_counter() - started)
+        self._step("decided")
+        self._numbers += 1
+        for batch, plan in zip(batches, plans, strict=True):
+            if plan.writes:
+                self._unstored.add(self._numbers, batch.partition, plan.writes)
+        return _Round(self._numbers, fetched, batches, plans, records)
+
+    async def _carry_out(self, one: _Round, before: _Round | None) -> None:
+        """Make a decided round's effects real, in turn behind the round before it."""
+        metrics, step = self._metrics, self._step
+        watched = step is not no_fault
         outputs = (
             (name, batch.partition, messages)
-            for batch, plan in zip(batches, plans, strict=True)
+            for batch, plan in zip(one.batches, one.plans, strict=True)
             for name, messages in (
                 (self._topics.alerts, plan.alerts),
                 (self._topics.decisions, plan.decisions),
                 (self._topics.dead_letters, plan.dead_letters),
             )
         )
-        await self._deliver(outputs, lambda: step("outputs_sent"))
+        async with self._producing:
+            begun = time.perf_counter()
+            await self._deliver(outputs, (lambda: step("outputs_sent")) if watched else None)
         step("outputs_acked")
         produced = time.perf_counter()
-        metrics.stages["produce"].observe(produced - decided)
+        metrics.stages["produce"].observe(produced - begun)
+        if before is not None:
+            await before.logged.wait()
+            produced = time.perf_counter()
         changes = (
             (self._changelog, batch.partition, [Message(key, value) for key, value in plan.writes])
-            for batch, plan in zip(batches, plans, strict=True)
+            for batch, plan in zip(one.batches, one.plans, strict=True)
         )
-        offsets = await self._deliver(changes, lambda: step("changelog_sent"))
+        offsets = await self._deliver(changes, (lambda: step("changelog_sent")) if watched else None)
+        one.logged.set()
         step("changelog_acked")
         logged = time.perf_counter()
         metrics.stages["changelog"].observe(logged - produced)
-        for number, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
+        if before is not None:
+            await before.finished.wait()
+            logged = time.perf_counter()
+        await self._write(one, offsets)
+        metrics.stages["store"].observe(time.perf_counter() - logged)
+        for item in one.fetched:
+            item.done()
+        step("done")
+        self.progress += one.records
+        one.finished.set()
+        metrics.batch_size.observe(one.records)
+        for plan in one.plans:
+            self._count(plan)
+
+    async def _write(self, one: _Round, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Write a round's state to RocksDB."""
+        store = self._store()
+        for number, (batch, plan) in enumerate(zip(one.batches, one.plans, strict=True)):
             if number == 1:
-                step("part_stored")
+                self._step("part_stored")
             if plan.writes:
                 offset = offsets[self._changelog, batch.partition]
                 if len(plan.writes) <= _INLINE_RECORDS:
                     store.write(batch.partition, plan.writes, offset)
                 else:
                     await asyncio.to_thread(store.write, batch.partition, plan.writes, offset)
-        metrics.stages["store"].observe(time.perf_counter() - logged)
-        step("stored")
-        for item in fetched:
-            item.done()
-        step("done")
-        metrics.batch_size.observe(records)
-        for plan in plans:
-            self._count(plan)
+                self._unstored.drop(one.number, batch.partition, plan.writes)
+        self._step("stored")
 
     def _batches(self, fetched: list[Fetched]) -> list[Batch]:
         """Join the fetches of each partition, in their order."""
@@ -248,8 +376,8 @@ class Processor:
         metrics = self._metrics
         for outcome, count in plan.outcomes.items():
             metrics.transactions[outcome].inc(count)
-        for field in plan.rejected_fields:
-            metrics.dead_letters.labels(field.split(".", 1)[0]).inc()
+        for name in plan.rejected_fields:
+            metrics.dead_letters.labels(name.split(".", 1)[0]).inc()
         metrics.replayed.inc(plan.replayed)
         metrics.unknown_fields.inc(plan.unknown_fields)
         metrics.other_source.inc(plan.other_source)

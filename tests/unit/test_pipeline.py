@@ -119,7 +119,7 @@ def test_everything_that_goes_out_is_what_the_schemas_promise(bundle: Bundle) ->
             assert message.key == event.user_id.encode() == source.key
             assert event.source_offset == source.offset
             assert (event.source_topic, event.source_partition) == ("transactions", 3)
-            assert event.scored_at == NOW
+            assert event.scored_at == source.timestamp_ms
             assert event.feature_spec == bundle.spec.hash
             assert event.model_version == bundle.model_version
 
