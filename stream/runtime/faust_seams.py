@@ -60,7 +60,14 @@ _DAMAGED: Final = "DAMAGED"
 CHANGELOG_ID_KEY: Final = b"__riskstream\0changelog-id__"
 
 #: What RocksDB says when it is not the data's fault.
-_NOT_DAMAGE: Final = ("lock", "No space left", "Permission denied", "Read-only file system", "Too many open")
+_LOCKED: Final = ("lock hold by", "While lock file")
+_NOT_DAMAGE: Final = (
+    *_LOCKED,
+    "No space left",
+    "Permission denied",
+    "Read-only file system",
+    "Too many open",
+)
 
 #: How often the end of a rebalance is looked for; it comes within milliseconds of the first fetch.
 _REBALANCE_POLL_SECONDS: Final = 0.005
@@ -289,10 +296,10 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
             self._put_aside(path, "it was found damaged before")
         try:
             database = self._open(path)
-            known = database.get(CHANGELOG_ID_KEY)
+            known, _ = database.get(CHANGELOG_ID_KEY), database.get(self.offset_key)
         except Exception as error:
             if any(text in str(error) for text in _NOT_DAMAGE):
-                if "lock" in str(error):
+                if any(text in str(error) for text in _LOCKED):
                     raise  # upstream waits for the former holder
                 raise StateError(f"the state in {path} cannot be opened: {error}") from error
             self._put_aside(path, str(error))
@@ -346,6 +353,17 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
     def database(self, partition: int) -> Any:
         """Return the partition's database, opened if need be."""
         return self._db_for_partition(partition)
+
+    def persisted_offset(self, tp: Any) -> int | None:
+        """Return the changelog offset that the local state reaches to.
+
+        Raises
+        ------
+        StateError
+            RocksDB cannot read.
+        """
+        [offset] = self.read(tp.partition, [self.offset_key])
+        return None if offset is None else int(offset)
 
     def reached(self, partition: int) -> int | None:
         """Return the changelog offset that the local state reaches to; None without state or access.

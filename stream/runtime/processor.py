@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Fetched", "Processor"]
+
+logger = logging.getLogger(__name__)
 
 #: Rounds whose effects may be under way at once, one in each half of the order: while the changelog of one
 #: is being acknowledged, the outputs of the next are.
@@ -186,6 +189,7 @@ class Processor:
         self._under_way: dict[asyncio.Task[None], _Round] = {}
         self._unstored = _Unstored()
         self._producing = asyncio.Lock()
+        self._warned: set[int] = set()
 
     async def put(self, fetched: Fetched) -> None:
         """Let a batch wait for the next round; waits itself while two rounds' records are waiting."""
@@ -341,8 +345,16 @@ class Processor:
         self.progress += one.records
         one.finished.set()
         metrics.batch_size.observe(one.records)
-        for plan in one.plans:
+        for batch, plan in zip(one.batches, one.plans, strict=True):
             self._count(plan)
+            if plan.other_source and batch.partition not in self._warned:
+                self._warned.add(batch.partition)
+                logger.warning(
+                    "users' state of partition %d comes from another incarnation of %s: offsets are not "
+                    "compared, and what was taken before is recognised by its transaction id",
+                    batch.partition,
+                    batch.topic,
+                )
 
     async def _write(self, one: _Round, offsets: Mapping[tuple[str, int], int]) -> None:
         """Write a round's state to RocksDB."""

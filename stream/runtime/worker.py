@@ -117,7 +117,10 @@ def _leave(status: int) -> None:
 
 
 class _Sparingly(logging.Filter):
-    """Lets a library repeat itself only once in a while: that a broker is away is news once."""
+    """Lets a library repeat itself only once in a while: that a broker is away is news once.
+
+    And without stack traces, unless debugging: what ends the worker is said in one line, by the worker.
+    """
 
     _SECONDS: Final = 30.0
 
@@ -128,6 +131,8 @@ class _Sparingly(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("stream."):
             return True
+        if record.exc_info and not logging.getLogger().isEnabledFor(logging.DEBUG):
+            record.exc_info = record.exc_text = None
         key = (record.name, str(record.msg))
         now = time.monotonic()
         if now - self._said.get(key, -self._SECONDS) < self._SECONDS:
