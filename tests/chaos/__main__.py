@@ -22,6 +22,7 @@ from chaos.faults import KNOWN
 from chaos.rounds import Result, plan, run_lane
 from chaos.table import failed, lines
 from stream.brokers.kafka import missing_tools
+from stream.cli.stopping import raise_on_sigterm
 
 
 def main() -> int:
@@ -30,6 +31,7 @@ def main() -> int:
     if missing is not None:
         print(f"chaos: {missing}", file=sys.stderr)
         return 4
+    raise_on_sigterm()
     found = environment()
     print(*describe(found), f"seed      {options.seed}", sep="\n", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="riskstream-chaos-"))
@@ -83,6 +85,7 @@ def _run_lanes(options: argparse.Namespace, folder: Path, bundle: Path, started:
     lanes = [
         context.Process(
             target=run_lane,
+            daemon=True,
             args=(
                 folder / f"lane-{lane}",
                 bundle,

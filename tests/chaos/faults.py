@@ -31,8 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["FAULTS", "KNOWN", "Fault", "Round"]
 
+#: Steps at which a worker falls asleep and is given up.
+_SLEEPS = ("decided", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
+
+_ZOMBIE = "a worker that wakes up after its session may still write to the changelog; it is not fenced"
+
 #: Faults that the product does not survive yet, by name, and why. They run, and do not fail the suite.
-KNOWN: dict[str, str] = {}
+KNOWN: dict[str, str] = {
+    **{f"SIGSTOP at {step}": _ZOMBIE for step in (*_SLEEPS, "random")},
+    "disk full": "closing a RocksDB that could not be written raises, which is logged with a stack trace",
+}
 
 #: Transactions that a round sends fast; beyond them the load goes on slowly until the round is over.
 SHARE = 1_500
@@ -86,6 +94,11 @@ class Round:
         self.wait(lambda: not slot.alive, f"the fault of worker {slot.number} did not come", supervise=False)
         self.strike()
         self.check_commits()
+
+    def restore(self) -> None:
+        """Undo what the fault left, the last first."""
+        while self.undo:
+            self.undo.pop()()
 
     def check_commits(self) -> None:
         """Compare commits with effects while nobody works, so that nothing is made good meanwhile."""
@@ -418,7 +431,7 @@ def _all() -> list[Fault]:
     found += [Fault(f"SIGTERM at {step}", _ends_itself, order=("SIGTERM", step)) for step in STEPS]
     found += [
         Fault(f"SIGSTOP at {step}", _sleep, workers=(2, 2), order=("SIGSTOP", step), may_end=True)
-        for step in ("decided", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
+        for step in _SLEEPS
     ]
     found += [
         Fault("SIGKILL at random", _kill),

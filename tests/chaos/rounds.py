@@ -13,6 +13,7 @@ from chaos.checker import Findings
 from chaos.deployment import ChaosError, Deployment, Pump
 from chaos.faults import FAULTS, KNOWN, SHARE, Round
 from stream.brokers.kafka import KafkaBroker
+from stream.cli.stopping import raise_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -157,19 +158,15 @@ class Lane:
                 now.wait_recovered()
             pump.stop()
             deployment.wait(_nothing_open(checker.unanswered), "not every transaction is answered")
-        finally:
-            if pump.is_alive():
-                with contextlib.suppress(Exception):
-                    _run_all(now.undo)
-                    now.undo.clear()
-                    pump.stop()
-        findings_now = checker.check()
-        findings.lost += findings_now.lost
-        findings.doubled += findings_now.doubled
-        findings.wrong += findings_now.wrong
-        stores = [slot.state_dir for slot in deployment.slots]
-        _check_stores(deployment, stores, findings, may_be_damaged=now.may_be_damaged)
-        _run_all(now.undo)
+            findings.join(checker.check())
+            _check_stores(deployment, findings, may_be_damaged=now.may_be_damaged)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                now.restore()
+            with contextlib.suppress(Exception):
+                pump.stop()
+            raise
+        now.restore()
         result.transactions = pump.sent
         result.late, result.redelivered = checker.late - late, checker.redelivered - redelivered
         if now.struck is not None and now.recovered is not None:
@@ -186,34 +183,23 @@ def _nothing_open(unanswered: Callable[[], list[tuple[int, int]]]) -> Callable[[
     return lambda: not unanswered()
 
 
-def _run_all(undo: list[Callable[[], None]]) -> None:
-    while undo:
-        undo.pop()()
-
-
-def _check_stores(
-    deployment: Deployment, folders: list[Path], findings: Findings, *, may_be_damaged: bool
-) -> None:
-    """Compare the stores; the last write may be a moment behind the last answer."""
-    found = Findings()
+def _check_stores(deployment: Deployment, findings: Findings, *, may_be_damaged: bool) -> None:
+    """Compare the stores and the changelog; the last write may be a moment behind the last answer."""
+    checker, found = deployment.checker, Findings()
 
     def right() -> bool:
         nonlocal found
-        found = deployment.checker.check_stores(
-            folders, deployment.folder / "copies", may_be_damaged=may_be_damaged
+        found = checker.check_stores(
+            [slot.state_dir for slot in deployment.slots],
+            deployment.folder / "copies",
+            may_be_damaged=may_be_damaged,
         )
-        state = Findings()
-        deployment.checker.check_state(state)
-        found.wrong += state.wrong
-        found.lost += state.lost
-        found.doubled += state.doubled
+        found.join(checker.check_state())
         return not found
 
     with contextlib.suppress(ChaosError):
         deployment.wait(right, "", timeout_seconds=15)
-    findings.lost += found.lost
-    findings.doubled += found.doubled
-    findings.wrong += found.wrong
+    findings.join(found)
 
 
 def _end(deployment: Deployment, findings: Findings) -> None:
@@ -221,24 +207,21 @@ def _end(deployment: Deployment, findings: Findings) -> None:
     deployment.stop([slot.number for slot in deployment.slots])
     checker = deployment.checker
     checker.follow()
-    state = Findings()
-    checker.check_state(state)
     for found in (
         checker.check(),
+        checker.check_state(),
         checker.check_commits(),
         checker.check_whole_changelog()[0],
         checker.check_stores([slot.state_dir for slot in deployment.slots], deployment.folder / "copies"),
-        state,
     ):
-        findings.lost += found.lost
-        findings.doubled += found.doubled
-        findings.wrong += found.wrong
+        findings.join(found)
 
 
 def run_lane(
     folder: Path, bundle: Path, seed: int, rounds: list[tuple[int, str]], deadline: float, reports: Any
 ) -> None:
     """Run a lane's rounds in a process of its own, and put each result into the queue ``reports``."""
+    raise_on_sigterm()
     folder.mkdir()
     with Lane(folder, bundle, seed) as lane:
         for number, name in rounds:
