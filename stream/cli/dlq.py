@@ -29,6 +29,8 @@ __all__ = ["dlq"]
 REPLAYED_FROM: Final = "riskstream.replayed-from"
 
 _POLL_MS: Final = 250
+#: A last look behind the end that the broker told.
+_LAST_POLL_MS: Final = 50
 _ADDED: Final = tuple(header.value for header in DeadLetterHeader)
 _CUT: Final = re.compile(r"; cut to \d+ of \d+ bytes").search
 _SHOWN_BYTES: Final = 16
@@ -353,6 +355,7 @@ def _read(settings: Settings, partitions: Sequence[int], start: int | None = Non
 
     from stream.brokers.admin import client_config
 
+    began_ms = time.time_ns() // 1_000_000
     try:
         consumer = KafkaConsumer(
             **client_config(settings.kafka),
@@ -366,20 +369,32 @@ def _read(settings: Settings, partitions: Sequence[int], start: int | None = Non
                 place = TopicPartition(settings.topics.dead_letters, number)
                 consumer.assign([place])
                 first, end = consumer.beginning_offsets([place])[place], consumer.end_offsets([place])[place]
-                if start is not None and not first <= start < end:
+                if start is not None and start < first:
                     continue
                 consumer.seek(place, first if start is None else start)
-                while consumer.position(place) < end:
-                    for records in consumer.poll(timeout_ms=_POLL_MS).values():
-                        for record in records:
-                            if record.offset < end:
-                                yield _letter(record)
+                yield from _up_to_now(consumer, place, end, began_ms)
         finally:
             consumer.close()
     except KafkaError as error:
         raise BrokerError(
             f"dead letters cannot be read from {settings.kafka.bootstrap_servers}: {error}"
         ) from error
+
+
+def _up_to_now(consumer: Any, place: Any, end: int, began_ms: int) -> Iterator[_Letter]:
+    """Yield what lies before ``end``, and what came before this was asked.
+
+    The embedded broker's end offset may lie behind the last acknowledged record.
+    """
+    while True:
+        behind = consumer.position(place) >= end
+        batches = consumer.poll(timeout_ms=_LAST_POLL_MS if behind else _POLL_MS)
+        for record in batches.get(place, ()):
+            if record.offset >= end and record.timestamp >= began_ms:
+                return
+            yield _letter(record)
+        if behind and not batches:
+            return
 
 
 def _letter(record: Any) -> _Letter:
