@@ -348,24 +348,27 @@ class Checker:
             if partition.topic == topic and place.offset >= 0
         }
 
-    def check_whole_changelog(self) -> tuple[Findings, int]:
-        """Compare a fold of the changelog from its very start with the running one.
+    def changelog_size(self) -> int:
+        """Return how many records the changelog has now: fewer than were written once it was compacted."""
+        return sum(1 for _ in self._whole_changelog())
 
-        Returns also how many records there were: fewer than were written once it was compacted.
-        """
+    def check_whole_changelog(self) -> Findings:
+        """Compare a fold of the changelog from its very start with the running one, while nobody writes."""
         self.follow(["changelog"])
-        findings, state, records = Findings(), {}, 0
-        reader = Reader(self._settings, self._names["changelog"])
-        try:
-            for found in reader.rest():
-                records += 1
-                _fold(state.setdefault(found.partition, {}), found)
-        finally:
-            reader.close()
+        findings, state = Findings(), {}
+        for found in self._whole_changelog():
+            _fold(state.setdefault(found.partition, {}), found)
         for partition in state.keys() | self._state.keys():
             if state.get(partition, {}) != self._state.get(partition, {}):
                 findings.add(f"changelog of partition {partition}: another fold from its start")
-        return findings, records
+        return findings
+
+    def _whole_changelog(self) -> Iterator[Found]:
+        reader = Reader(self._settings, self._names["changelog"])
+        try:
+            yield from reader.rest()
+        finally:
+            reader.close()
 
     def _check_answer(self, position: Position, findings: Findings) -> None:
         expected, record = self._expected[position], self._expected[position].record

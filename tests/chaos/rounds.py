@@ -160,6 +160,7 @@ class Lane:
             deployment.wait(_nothing_open(checker.unanswered), "not every transaction is answered")
             findings.join(checker.check())
             _check_stores(deployment, findings, may_be_damaged=now.may_be_damaged)
+            findings.join(checker.check_whole_changelog())
         except BaseException:
             with contextlib.suppress(Exception):
                 now.restore()
@@ -211,7 +212,7 @@ def _end(deployment: Deployment, findings: Findings) -> None:
         checker.check(),
         checker.check_state(),
         checker.check_commits(),
-        checker.check_whole_changelog()[0],
+        checker.check_whole_changelog(),
         checker.check_stores([slot.state_dir for slot in deployment.slots], deployment.folder / "copies"),
     ):
         findings.join(found)
