@@ -185,6 +185,8 @@ class Checker:
         self._decisions: dict[Position, dict[str, Any]] = {}
         self._dead_letters: dict[Position, Found] = {}
         self._alerts: dict[str, dict[str, Any]] = {}
+        #: By partition, the highest answered offset.
+        self._highest: dict[int, int] = {}
         self._pending = Findings()
         #: By partition: key to value, and the last record's offset.
         self._state: dict[int, dict[bytes, bytes]] = {}
@@ -199,12 +201,12 @@ class Checker:
 
     # --- reading -----------------------------------------------------------------------------------
 
-    def answered(self) -> set[Position]:
-        """Return every source position with a decision or a dead letter, read so far; polls for more."""
+    def answered(self) -> int:
+        """Return how many records have a decision or a dead letter, read so far; polls for more."""
         for name in ("decisions", "dead_letters"):
             for found in self._readers[name].some():
                 self._take(name, found)
-        return self._decisions.keys() | self._dead_letters.keys()
+        return len(self._decisions) + len(self._dead_letters)
 
     def is_answered(self, position: Position) -> bool:
         return position in self._decisions or position in self._dead_letters
@@ -212,10 +214,7 @@ class Checker:
     def answered_beyond(self, marks: dict[int, int]) -> bool:
         """Whether every partition has an answer to a record behind its mark; polls for more."""
         self.answered()
-        highest: dict[int, int] = {}
-        for partition, offset in [*self._decisions, *self._dead_letters]:
-            highest[partition] = max(offset, highest.get(partition, -1))
-        return all(highest.get(partition, -1) > mark for partition, mark in marks.items())
+        return all(self._highest.get(partition, -1) > mark for partition, mark in marks.items())
 
     def follow(self, names: Iterable[str] = ()) -> None:
         """Read the topics to their ends."""
@@ -241,10 +240,15 @@ class Checker:
         self.late += outcome == "late"
         self._expected[position] = _Expected(found, name, outcome, features, event.transaction_id)
 
+    def _note(self, position: Position) -> None:
+        partition, offset = position
+        self._highest[partition] = max(offset, self._highest.get(partition, -1))
+
     def _take_decisions(self, found: Found) -> None:
         body = json.loads(found.value or b"")
         position = (body["source_partition"], body["source_offset"])
         comparable = {name: value for name, value in body.items() if name not in MAY_DIFFER}
+        self._note(position)
         first = self._decisions.setdefault(position, comparable)
         if first is not comparable:
             self.redelivered += 1
@@ -268,6 +272,7 @@ class Checker:
             int(headers[DeadLetterHeader.PARTITION.value]),
             int(headers[DeadLetterHeader.OFFSET.value]),
         )
+        self._note(position)
         first = self._dead_letters.setdefault(position, found)
         if first is not found:
             self.redelivered += 1

@@ -154,8 +154,7 @@ class Lane:
         pump.start()
         try:
             fault.inject(now)
-            if now.recovered is None:
-                now.wait_recovered()
+            now.wait_recovered()
             pump.stop()
             deployment.wait(_nothing_open(checker.unanswered), "not every transaction is answered")
             findings.join(checker.check())
@@ -167,11 +166,11 @@ class Lane:
             with contextlib.suppress(Exception):
                 pump.stop()
             raise
+        finally:
+            result.transactions = pump.sent
+            result.late, result.redelivered = checker.late - late, checker.redelivered - redelivered
+            result.recovery_seconds = max(now.recoveries_seconds, default=None)
         now.restore()
-        result.transactions = pump.sent
-        result.late, result.redelivered = checker.late - late, checker.redelivered - redelivered
-        if now.struck is not None and now.recovered is not None:
-            result.recovery_seconds = now.recovered - now.struck
         for at, slot in enumerate(deployment.slots):
             result.last_words += slot.last_words[words[at] if at < len(words) else 0 :]
         if now.may_be_damaged:  # damage that nobody has read yet is not for the next round to find
