@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean lock
+.PHONY: help setup demo test check chaos bench clean lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: setup ## Lint, types, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+chaos: setup ## Two hundred faults on Apache Kafka, and a table (CHAOS="--rounds 20 --only broker")
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
 
 bench: setup ## Measure the windows: cost, bytes, offline rate
 	@$(BIN)/python -m benchmarks.windows

@@ -53,6 +53,10 @@ _BACKOFF_MS: Final = (50, 1000)
 #: The first slice of the time to connect; a handshake that takes longer succeeds in a later one.
 _FIRST_SLICE_SECONDS: Final = 1.0
 
+#: What kafka-python says of a refusal when the broker closes the connection with the answer: its transport
+#: drops what it read together with the end.
+_CLOSED: Final = "socket disconnected"
+
 _REFUSALS: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
 
@@ -281,6 +285,12 @@ def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminC
             ) from error
         except KafkaError as error:
             reason = _one_line(log.reason or error)
+            if _CLOSED in reason and kafka.security_protocol.startswith("SASL"):
+                raise BrokerError(
+                    f"the broker at {address} closes the connection to user {kafka.sasl_username!r} by "
+                    f"{kafka.sasl_mechanism}, as it does with a wrong password: check "
+                    "RISKSTREAM_KAFKA__SASL_USERNAME, its password, the mechanism and the listener's protocol"
+                ) from error
             raise BrokerError(
                 f"no Kafka broker answers at {address} within {timeout_seconds:g} s ({reason}); check "
                 "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS, or start one with 'riskstream broker start'"

@@ -108,9 +108,12 @@ class KafkaBroker(Broker):
     data_dir:
         Where the topics lie; made where it is missing and kept. Without it they lie in a temporary
         folder, which ``stop`` removes and ``kill`` leaves for the next start.
+    listeners:
+        Further listeners by name, each with its security protocol, such as ``{"TLS": "SSL"}``; ``address``
+        says where they are. The one at ``port`` is named ``CLIENT`` and in plain text.
     extra_config:
-        Properties of ``server.properties`` that win over those set here. Clients' listener is named
-        ``CLIENT``.
+        Properties of ``server.properties`` that win over those set here, those of listeners included
+        (``listener.name.tls.ssl.keystore.location``).
     port, client, start_timeout_seconds:
         As the base class has them.
     """
@@ -122,6 +125,7 @@ class KafkaBroker(Broker):
         *,
         port: int = 0,
         data_dir: Path | None = None,
+        listeners: Mapping[str, str] | None = None,
         extra_config: Mapping[str, str] | None = None,
         client: KafkaSettings | None = None,
         start_timeout_seconds: float = START_TIMEOUT_SECONDS,
@@ -129,7 +133,13 @@ class KafkaBroker(Broker):
         super().__init__(port=port, client=client, start_timeout_seconds=start_timeout_seconds)
         self._data_dir = data_dir
         self._temporary: Path | None = None
+        self._listeners = dict(listeners or {})
+        self._ports: dict[str, int] = {}
         self._extra_config = dict(extra_config or {})
+
+    def address(self, listener: str) -> str:
+        """Return where a further listener is, as host:port; it stays there over restarts."""
+        return f"{HOST}:{self._ports[listener]}"
 
     def _prepare(self) -> tuple[list[str], Path]:
         java = _java()
@@ -164,15 +174,20 @@ class KafkaBroker(Broker):
 
     def _config(self, folder: Path) -> dict[str, str]:
         controller = free_port()
+        for name in self._listeners:
+            self._ports.setdefault(name, free_port())
+        clients = {"CLIENT": self.port, **self._ports}
+        protocols = {"CLIENT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **self._listeners}
+        addresses = ",".join(f"{name}://{HOST}:{port}" for name, port in clients.items())
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@{HOST}:{controller}",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "CLIENT",
-            "listeners": f"CLIENT://{HOST}:{self.port},CONTROLLER://{HOST}:{controller}",
-            "advertised.listeners": f"CLIENT://{HOST}:{self.port}",
-            "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{addresses},CONTROLLER://{HOST}:{controller}",
+            "advertised.listeners": addresses,
+            "listener.security.protocol.map": ",".join(f"{name}:{how}" for name, how in protocols.items()),
             "log.dirs": str(folder / "storage"),
             "auto.create.topics.enable": "false",
             # One node: everything that is replicated by default is not.

@@ -29,6 +29,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "features": ("stream.cli.features", "features", "Compute every feature of a file of transactions."),
     "replay": ("stream.cli.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.alerts", "alerts", "Watch the alerts."),
+    "dlq": ("stream.cli.dlq", "dlq", "Read the dead letters, and send them again."),
     "schemas": ("stream.cli.schemas", "schemas", "Export the JSON Schemas of the events."),
 }
 

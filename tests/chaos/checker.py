@@ -1,0 +1,615 @@
+"""The checker: what the topics and the stores hold against the brute-force oracle's fold of the source.
+
+It uses none of the product's code to form an expectation: the oracle says what a transaction's outcome and
+features are, a bad record says itself which field is wrong. The product's layout only turns stored bytes
+into numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import rocksdict
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from oracle import DAY, Event, User, same
+
+from chaos.traffic import BAD_FIELD, event_of
+from stream.brokers import admin
+from stream.events import DeadLetterHeader
+from stream.features import kernel, layout
+from stream.topics import changelog_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from stream.settings import Settings
+
+__all__ = ["Checker", "Findings", "Position"]
+
+#: A source record's partition and offset.
+Position = tuple[int, int]
+
+#: All that a second delivery of the same alert or decision may differ in: it was scored again.
+MAY_DIFFER = ("scored_at",)
+
+#: And a second dead letter: how far a future event is ahead was measured again.
+LETTER_MAY_DIFFER = (
+    DeadLetterHeader.TIMESTAMP.value,
+    DeadLetterHeader.MESSAGE.value,
+    DeadLetterHeader.REASON.value,
+)
+
+#: What is not committed was never there.
+ISOLATION = "read_committed"
+
+#: Where the store keeps the changelog offset that it reaches to.
+OFFSET_KEY = b"__faust\0offset__"
+
+HORIZON_MS = 33 * DAY
+ALERT_LEVELS = ("MEDIUM", "HIGH")
+_ADDED = frozenset(header.value for header in DeadLetterHeader)
+_SHOWN = 12
+_SHOWN_CHARACTERS = 3_000
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a check found wrong; all zero and empty where nothing is.
+
+    Attributes
+    ----------
+    lost:
+        Transactions without an answer or missing in a history, and alerts that are not there.
+    doubled:
+        Transactions that a history holds or counts more than once.
+    wrong:
+        A line for each thing wrong, the above included.
+    """
+
+    lost: int = 0
+    doubled: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def add(self, text: str, *, lost: int = 0, doubled: int = 0) -> None:
+        self.lost += lost
+        self.doubled += doubled
+        self.wrong.append(text)
+
+    def join(self, other: Findings) -> None:
+        self.lost += other.lost
+        self.doubled += other.doubled
+        self.wrong += other.wrong
+
+    def __bool__(self) -> bool:
+        return bool(self.wrong)
+
+    def __str__(self) -> str:
+        more = [f"... and {len(self.wrong) - _SHOWN} more"] if len(self.wrong) > _SHOWN else []
+        return "\n".join([*(line[:_SHOWN_CHARACTERS] for line in self.wrong[:_SHOWN]), *more])
+
+
+class Found(NamedTuple):
+    """A record read back."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class Reader:
+    """Reads a topic from its start, a part more with every call."""
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self.topic = topic
+        self._consumer = KafkaConsumer(
+            **admin.client_config(settings.kafka),
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level=ISOLATION,
+            fetch_max_wait_ms=50,
+        )
+        self._consumer.assign([TopicPartition(topic, at) for at in range(settings.topics.partitions)])
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def some(self) -> Iterator[Found]:
+        """Yield what one poll brings."""
+        for batch in self._consumer.poll(timeout_ms=50, max_records=5_000).values():
+            for record in batch:
+                headers = tuple((name, value) for name, value in record.headers)
+                yield Found(record.partition, record.offset, record.key, record.value, headers)
+
+    def rest(self) -> Iterator[Found]:
+        """Yield everything up to the end at this moment."""
+        ends = self._consumer.end_offsets(list(self._consumer.assignment()))
+        while any(self._consumer.position(partition) < end for partition, end in ends.items()):
+            yield from self.some()
+
+
+@dataclass(slots=True)
+class _Expected:
+    """What the oracle says of one source record; ``field`` only where it must be rejected."""
+
+    record: Found
+    user: str = ""
+    outcome: str = "rejected"
+    features: dict[str, float] | None = None
+    transaction_id: str = ""
+    field: str = ""
+
+
+@dataclass(slots=True)
+class _History:
+    """What the source gives a user."""
+
+    partition: int
+    user: User = field(default_factory=User)
+    #: Offset and newest event time after each applied event.
+    applied: list[int] = field(default_factory=list)
+
+
+def _identity(text: str | None) -> int:
+    if text is None:
+        return 0
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1
+
+
+class Checker:
+    """Follows the topics of one deployment; its ``check`` may be called whenever nothing is under way."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        topics = settings.topics
+        self._names = {
+            "source": topics.transactions,
+            "decisions": topics.decisions,
+            "alerts": topics.alerts,
+            "dead_letters": topics.dead_letters,
+            "changelog": changelog_topic(settings),
+        }
+        self._readers = {name: Reader(settings, topic) for name, topic in self._names.items()}
+        self._expected: dict[Position, _Expected] = {}
+        self._unchecked: set[Position] = set()
+        self._histories: dict[str, _History] = {}
+        self._decisions: dict[Position, dict[str, Any]] = {}
+        self._dead_letters: dict[Position, Found] = {}
+        self._alerts: dict[str, dict[str, Any]] = {}
+        #: By partition, the highest answered offset.
+        self._highest: dict[int, int] = {}
+        self._pending = Findings()
+        #: By partition: key to value, and the last record's offset.
+        self._state: dict[int, dict[bytes, bytes]] = {}
+        self._reached: dict[int, int] = {}
+        self.changelog_records = 0
+        self.redelivered = 0
+        self.late = 0
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def answered(self) -> int:
+        """Return how many records have a decision or a dead letter, read so far; polls for more."""
+        for name in ("decisions", "dead_letters"):
+            for found in self._readers[name].some():
+                self._take(name, found)
+        return len(self._decisions) + len(self._dead_letters)
+
+    def is_answered(self, position: Position) -> bool:
+        return position in self._decisions or position in self._dead_letters
+
+    def answered_beyond(self, marks: dict[int, int]) -> bool:
+        """Whether every partition has an answer to a record behind its mark; polls for more."""
+        self.answered()
+        return all(self._highest.get(partition, -1) > mark for partition, mark in marks.items())
+
+    def follow(self, names: Iterable[str] = ()) -> None:
+        """Read the topics to their ends."""
+        for name in names or self._readers:
+            for found in self._readers[name].rest():
+                self._take(name, found)
+
+    def _take(self, name: str, found: Found) -> None:
+        getattr(self, f"_take_{name}")(found)
+
+    def _take_source(self, found: Found) -> None:
+        position = (found.partition, found.offset)
+        self._unchecked.add(position)
+        bad = [value for name, value in found.headers if name == BAD_FIELD]
+        if bad:
+            self._expected[position] = _Expected(found, field=bad[0].decode())
+            return
+        name, event = event_of(found.value or b"")
+        history = self._histories.setdefault(name, _History(found.partition))
+        outcome, features = history.user.take(event)
+        if outcome != "duplicate":
+            history.applied.append(found.offset)
+        self.late += outcome == "late"
+        self._expected[position] = _Expected(found, name, outcome, features, event.transaction_id)
+
+    def _note(self, position: Position) -> None:
+        partition, offset = position
+        self._highest[partition] = max(offset, self._highest.get(partition, -1))
+
+    def _take_decisions(self, found: Found) -> None:
+        body = json.loads(found.value or b"")
+        position = (body["source_partition"], body["source_offset"])
+        comparable = {name: value for name, value in body.items() if name not in MAY_DIFFER}
+        self._note(position)
+        first = self._decisions.setdefault(position, comparable)
+        if first is not comparable:
+            self.redelivered += 1
+            if first != comparable:
+                self._pending.add(f"{position}: two different decisions: {first} and {comparable}")
+        if found.partition != position[0] or found.key != body["user_id"].encode():
+            self._pending.add(f"{position}: its decision has key {found.key!r}, partition {found.partition}")
+
+    def _take_alerts(self, found: Found) -> None:
+        body = json.loads(found.value or b"")
+        comparable = {name: value for name, value in body.items() if name not in MAY_DIFFER}
+        first = self._alerts.setdefault(body["alert_id"], comparable)
+        if first != comparable:
+            self._pending.add(f"alert {body['alert_id']}: two contents: {first} and {comparable}")
+        if found.partition != body["source_partition"] or found.key != body["user_id"].encode():
+            self._pending.add(f"alert {body['alert_id']}: key {found.key!r}, partition {found.partition}")
+
+    def _take_dead_letters(self, found: Found) -> None:
+        headers = dict(found.headers)
+        position = (
+            int(headers[DeadLetterHeader.PARTITION.value]),
+            int(headers[DeadLetterHeader.OFFSET.value]),
+        )
+        self._note(position)
+        first = self._dead_letters.setdefault(position, found)
+        if first is not found:
+            self.redelivered += 1
+            one, two = (
+                (
+                    letter.key,
+                    letter.value,
+                    [pair for pair in letter.headers if pair[0] not in LETTER_MAY_DIFFER],
+                )
+                for letter in (first, found)
+            )
+            if one != two:
+                self._pending.add(f"{position}: two different dead letters: {one} and {two}")
+
+    def _take_changelog(self, found: Found) -> None:
+        self.changelog_records += 1
+        self._reached[found.partition] = found.offset
+        _fold(self._state.setdefault(found.partition, {}), found)
+
+    # --- checking ----------------------------------------------------------------------------------
+
+    def unanswered(self) -> list[Position]:
+        """Return the source positions without an answer, all topics read to their ends."""
+        self.follow()
+        return sorted(position for position in self._unchecked if not self.is_answered(position))
+
+    def check(self) -> Findings:
+        """Compare every answer and alert; everything that was sent must have had its time."""
+        findings, self._pending = self._pending, Findings()
+        for position in self.unanswered():
+            findings.add(f"{position}: no decision and no dead letter", lost=1)
+            self._unchecked.discard(position)
+        findings.join(self._pending)
+        self._pending = Findings()
+        for position in self._unchecked:
+            self._check_answer(position, findings)
+        self._unchecked.clear()
+        self._check_alerts(findings)
+        for position in self._decisions.keys() - self._expected.keys():
+            findings.add(f"{position}: a decision on a record that is not in the source")
+        return findings
+
+    def check_commits(self) -> Findings:
+        """Compare the committed offsets with the effects; to be called while no worker runs.
+
+        Whatever lies below a committed offset must have its answer, and its effect in the changelog.
+        """
+        findings = Findings()
+        committed = self.committed()
+        self.follow()
+        for position in self._unchecked:
+            if position[1] < committed.get(position[0], 0) and not self.is_answered(position):
+                findings.add(f"{position}: committed {committed[position[0]]}, and not answered", lost=1)
+        for name, history in self._histories.items():
+            bound = committed.get(history.partition, 0)
+            below = [offset for offset in history.applied if offset < bound]
+            if not below:
+                continue
+            records = self._records_of(self._state, history.partition, name)
+            reached = _decode(name.encode(), records).offset if records else -1
+            if reached < below[-1]:
+                findings.add(
+                    f"{name}: committed {bound}, changelog only has {reached} of {below[-1]}", lost=1
+                )
+        return findings
+
+    def committed(self) -> dict[int, int]:
+        """Return the group's committed offset of each source partition that has one."""
+        client = KafkaAdminClient(**admin.client_config(self._settings.kafka))
+        try:
+            found = client.list_group_offsets([self._settings.app_id])[self._settings.app_id]
+        finally:
+            client.close()
+        topic = self._names["source"]
+        return {
+            partition.partition: place.offset
+            for partition, place in found.items()
+            if partition.topic == topic and place.offset >= 0
+        }
+
+    def changelog_size(self) -> int:
+        """Return how many records the changelog has now: fewer than were written once it was compacted."""
+        return sum(1 for _ in self._whole_changelog())
+
+    def check_whole_changelog(self) -> Findings:
+        """Compare a fold of the changelog from its very start with the running one, while nobody writes."""
+        self.follow(["changelog"])
+        findings, state = Findings(), {}
+        for found in self._whole_changelog():
+            _fold(state.setdefault(found.partition, {}), found)
+        for partition in state.keys() | self._state.keys():
+            if state.get(partition, {}) != self._state.get(partition, {}):
+                findings.add(f"changelog of partition {partition}: another fold from its start")
+        return findings
+
+    def _whole_changelog(self) -> Iterator[Found]:
+        reader = Reader(self._settings, self._names["changelog"])
+        try:
+            yield from reader.rest()
+        finally:
+            reader.close()
+
+    def _check_answer(self, position: Position, findings: Findings) -> None:
+        expected, record = self._expected[position], self._expected[position].record
+        decision, letter = self._decisions.get(position), self._dead_letters.get(position)
+        if expected.field:
+            if decision is not None or letter is None:
+                findings.add(f"{position}: is not valid ({expected.field}) and was decided: {decision}")
+                return
+            own = [(name, value) for name, value in letter.headers if name not in _ADDED]
+            added = {name: value.decode() for name, value in letter.headers if name in _ADDED}
+            if (letter.key, letter.value, own) != (record.key, record.value, list(record.headers)):
+                findings.add(f"{position}: its dead letter is not what it was: {letter}")
+            asked = {
+                DeadLetterHeader.TOPIC.value: self._names["source"],
+                DeadLetterHeader.PARTITION.value: str(position[0]),
+                DeadLetterHeader.OFFSET.value: str(position[1]),
+                DeadLetterHeader.FIELD.value: expected.field,
+            }
+            if any(added.get(name) != value for name, value in asked.items()):
+                findings.add(f"{position}: its dead letter says {added}, not {asked}")
+            if not added.get(DeadLetterHeader.REASON.value):
+                findings.add(f"{position}: its dead letter has no reason")
+            return
+        if letter is not None or decision is None:
+            findings.add(f"{position}: is valid and was rejected: {dict(letter.headers) if letter else None}")
+            return
+        if (decision["transaction_id"], decision["outcome"]) != (expected.transaction_id, expected.outcome):
+            findings.add(
+                f"{position}: {decision['transaction_id']} {decision['outcome']}, "
+                f"not {expected.transaction_id} {expected.outcome}"
+            )
+            return
+        if expected.features is not None:
+            values = decision["features"]
+            found = {name: math.nan if values[name] is None else values[name] for name in expected.features}
+            differ = {
+                name: (found[name], value)
+                for name, value in expected.features.items()
+                if not same(found[name], value)
+            }
+            if differ:
+                findings.add(f"{position}: features of {expected.transaction_id} differ: {differ}")
+        elif "features" in decision:
+            findings.add(f"{position}: a duplicate with features")
+
+    def _check_alerts(self, findings: Findings) -> None:
+        asked: dict[str, dict[str, Any]] = {}
+        for position, body in self._decisions.items():
+            deserved = body.get("risk_level") in ALERT_LEVELS
+            if deserved != ("alert_id" in body):
+                findings.add(f"{position}: level {body.get('risk_level')}, alert {body.get('alert_id')}")
+            if deserved:
+                asked[body["alert_id"]] = body
+        for name in asked.keys() - self._alerts.keys():
+            findings.add(f"alert {name} on {asked[name]['transaction_id']} is missing", lost=1)
+        for name in self._alerts.keys() - asked.keys():
+            findings.add(f"alert {name}: no decision asks for it")
+        for name in asked.keys() & self._alerts.keys():
+            decision, alert = asked[name], self._alerts[name]
+            if any(alert[key] != decision[key] for key in alert.keys() & decision.keys()):
+                findings.add(f"alert {name} is not what its decision says")
+            if not alert["reasons"]:
+                findings.add(f"alert {name} has no reasons")
+
+    @staticmethod
+    def _records_of(state: dict[int, dict[bytes, bytes]], partition: int, name: str) -> dict[bytes, bytes]:
+        user = name.encode()
+        records = state.get(partition, {})
+        return {key: value for key, value in records.items() if layout.user_of_key(key)[0] == user}
+
+    def check_state(self) -> Findings:
+        """Compare the changelog's fold, as far as it was read, with the source's, user by user."""
+        findings, state = Findings(), self._state
+        by_user: dict[tuple[int, bytes], dict[bytes, bytes]] = {}
+        for partition, records in state.items():
+            for key, value in records.items():
+                user = layout.user_of_key(key)[0]
+                by_user.setdefault((partition, user), {})[key] = value
+        for name, history in self._histories.items():
+            records = by_user.pop((history.partition, name.encode()), {})
+            if not history.applied:
+                if records:
+                    findings.add(f"{name}: a history without events")
+                continue
+            if not records:
+                count = len(history.applied)
+                findings.add(f"{name}: no history of its {count} events", lost=count)
+                continue
+            _compare(name, history, _decode(name.encode(), records), findings)
+        for partition, user in by_user:
+            findings.add(f"partition {partition} has a history of {user!r}, who has no events there")
+        return findings
+
+    def check_stores(
+        self, folders: Iterable[Path], scratch: Path, *, may_be_damaged: bool = False
+    ) -> Findings:
+        """Compare the workers' RocksDB files, copied, with the changelog's fold, byte for byte.
+
+        A store that some other worker took over is behind; of each partition one must be at the end.
+
+        Parameters
+        ----------
+        may_be_damaged
+            Whether RocksDB may say that a file is damaged, which is as good as having no store.
+        """
+        self.follow(["changelog"])
+        findings = Findings()
+        wanted = {partition for partition, offset in self._reached.items() if offset >= 0}
+        for place, folder in enumerate(folders):
+            for path in sorted(folder.rglob("*.db")):
+                partition = int(path.stem.rpartition("-")[2])
+                copy = scratch / f"store-{place}-{partition}"
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(path, copy, ignore=shutil.ignore_patterns("LOCK"))
+                try:
+                    content = _content(copy)
+                except Exception as error:  # noqa: BLE001 - rocksdict has no type of its own
+                    if may_be_damaged:
+                        wanted.discard(partition)
+                    else:
+                        findings.add(f"store {path.name}: {error}")
+                    continue
+                finally:
+                    shutil.rmtree(copy, ignore_errors=True)
+                reached = int(content.pop(OFFSET_KEY, b"-1"))
+                if reached != self._reached.get(partition, -1):
+                    continue
+                wanted.discard(partition)
+                expected = self._state.get(partition, {})
+                if content != expected:
+                    differ = [
+                        key
+                        for key in content.keys() | expected.keys()
+                        if content.get(key) != expected.get(key)
+                    ]
+                    findings.add(
+                        f"store {path.name} is not the changelog's fold at {len(differ)} keys: {differ[:3]}"
+                    )
+        findings.wrong += [
+            f"no store of partition {partition} is at the changelog's end" for partition in wanted
+        ]
+        return findings
+
+
+def _fold(state: dict[bytes, bytes], found: Found) -> None:
+    if found.value is None:
+        state.pop(found.key or b"", None)
+    else:
+        state[found.key or b""] = found.value
+
+
+def _content(path: Path) -> dict[bytes, bytes]:
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(False)
+    database = rocksdict.Rdict(str(path), options=options)
+    try:
+        return dict(database.items())
+    finally:
+        database.close()
+
+
+class _Stored(NamedTuple):
+    """A user's history as its records have it."""
+
+    offset: int
+    events: list[tuple[int, int, int, int]]  # time, amount, merchant, transaction
+    count: int
+    sum: int
+    squares: int
+    largest: int
+    newest: int
+    first: int
+
+
+def _decode(user: bytes, records: dict[bytes, bytes]) -> _Stored:
+    head_record = records[layout.head_key(user)]
+    hdr = np.array(kernel.new_header(), np.int64)
+    head = np.zeros((4, kernel.CHUNK), np.int64)
+    pending = np.zeros(kernel.CHUNK + 1, np.int64)
+    words = np.frombuffer(head_record, np.int64)
+    assert layout.unpack_head(words, 0, len(words), hdr, head, pending) == 0, f"{user!r}: a damaged head"
+    events: list[tuple[int, int, int, int]] = []
+    for number in range(hdr[kernel.H_FIRST_CHUNK], hdr[kernel.H_NEXT_CHUNK]):
+        key = layout.chunk_key(user, number)
+        events += map(tuple, layout.unpack_chunk(records[key], key).T.tolist())
+    events += map(tuple, head[:, : hdr[kernel.H_HEAD]].T.tolist())
+    limbs = hdr.tolist()
+    return _Stored(
+        offset=limbs[kernel.H_OFFSET],
+        events=events,
+        count=limbs[kernel.H_COUNT],
+        sum=sum(limb << 25 * at for at, limb in enumerate(limbs[kernel.H_SUM : kernel.H_SUM + 2])),
+        squares=sum(
+            limb << 25 * at for at, limb in enumerate(limbs[kernel.H_SQUARES : kernel.H_SQUARES + 4])
+        ),
+        largest=limbs[kernel.H_MAX],
+        newest=limbs[kernel.H_NEWEST],
+        first=limbs[kernel.H_FIRST],
+    )
+
+
+def _compare(name: str, history: _History, stored: _Stored, findings: Findings) -> None:
+    """Compare one user's stored history with the events that the oracle applied."""
+    events: list[Event] = history.user.applied
+    times = [event.time for event in events]
+    amounts = [event.amount for event in events]
+    more = stored.count - len(events)
+    if more:
+        findings.add(
+            f"{name}: {stored.count} events counted, not {len(events)}",
+            lost=max(0, -more),
+            doubled=max(0, more),
+        )
+    gone = max(times) - HORIZON_MS
+    kept = [
+        (event.time, event.amount, _identity(event.merchant), _identity(event.transaction_id))
+        for event in events
+        if event.time > gone
+    ]
+    found = [event for event in stored.events if event[0] > gone]
+    if found != kept:
+        missing = len(set(kept) - set(found))
+        extra = len(found) - len(kept) + missing
+        findings.add(
+            f"{name}: keeps {len(found)} events, not {len(kept)}; {missing} missing",
+            lost=0 if more else missing,
+            doubled=0 if more else max(0, extra),
+        )
+    profile = (stored.sum, stored.squares, stored.largest, stored.newest, stored.first, stored.offset)
+    expected = (
+        sum(amounts),
+        sum(amount * amount for amount in amounts),
+        max(amounts),
+        max(times),
+        min(times),
+        history.applied[-1],
+    )
+    if profile != expected:
+        findings.add(f"{name}: profile (sum, squares, max, newest, first, offset) {profile}, not {expected}")

@@ -1,0 +1,174 @@
+"""A fixed part of ``make chaos`` that every run of the tests does, and the checker's own test."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import rocksdict
+from bundles import trained_bundle
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+
+from chaos.deployment import Deployment
+from chaos.faults import FAULTS, KNOWN
+from chaos.rounds import BROKER_CONFIG, Lane
+from stream.brokers import admin
+from stream.brokers.kafka import KafkaBroker
+from stream.runtime.faults import STEPS
+from stream.topics import changelog_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+
+SEED = 7
+
+#: Every kind of fault, and of those at a step the ones where two effects part.
+SUBSET = [
+    name
+    for name in FAULTS
+    if not any(name.endswith(f"at {step}") for step in STEPS)
+    or name
+    in {
+        "SIGKILL at outputs_sent",
+        "SIGKILL at changelog_sent",
+        "SIGKILL at changelog_acked",
+        "SIGKILL at part_stored",
+        "SIGTERM at changelog_sent",
+        "SIGSTOP at changelog_sent",
+    }
+]
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    trained_bundle().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lane(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory, bundle_folder: Path) -> Iterator[Lane]:
+    with Lane(tmp_path_factory.mktemp("chaos"), bundle_folder, SEED) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", SUBSET)
+def test_nothing_is_lost_and_nothing_doubled(name: str, lane: Lane) -> None:
+    result = lane.run(name, SUBSET.index(name))
+    if result.skipped:
+        pytest.skip(result.skipped)
+    if result.problem and name in KNOWN:
+        pytest.xfail(f"{KNOWN[name]}: {result.problem}")
+    assert not result.problem, result.problem
+    assert result.transactions > 0
+    assert (result.lost, result.doubled) == (0, 0)
+
+
+def test_the_checker_finds_what_is_wrong(kafka_tools: None, tmp_path: Path, bundle_folder: Path) -> None:
+    """Each thing that a worker might do wrong, done to the topics and the stores by this test."""
+    with KafkaBroker(extra_config=BROKER_CONFIG) as broker:
+        stream = Deployment(broker, tmp_path / "deployment", bundle_folder, "checker")
+        try:
+            _spoil(stream, tmp_path)
+        finally:
+            stream.close()
+
+
+def _spoil(stream: Deployment, tmp_path: Path) -> None:
+    settings, checker = stream.settings, stream.checker
+    topics = settings.topics
+
+    def send(topic: str, key: bytes, value: bytes | None, partition: int) -> None:
+        stream.producer.send(topic, key=key, value=value, partition=partition).get(60)
+
+    def load(count: int) -> None:
+        for record in stream.traffic.take(count):
+            stream.producer.send(
+                topics.transactions, key=record.key, value=record.value, headers=list(record.headers)
+            )
+        stream.producer.flush(60)
+
+    stream.arrange(1)
+    load(1_500)
+    stream.wait(lambda: not checker.unanswered(), "not everything is answered")
+    stream.stop([0])
+    folders = [slot.state_dir for slot in stream.slots]
+
+    def problems() -> list[str]:
+        checker.follow()
+        found = checker.check()
+        found.join(checker.check_state())
+        found.join(checker.check_commits())
+        found.join(checker.check_whole_changelog())
+        found.join(checker.check_stores(folders, tmp_path / "copies"))
+        return found.wrong
+
+    assert problems() == []
+    # Another decision, another alert, an alert that nobody asked for.
+    position, decision = next(iter(checker._decisions.items()))
+    changed = json.dumps(decision | {"risk_score": 0.123, "scored_at": ""}).encode()
+    send(topics.decisions, decision["user_id"].encode(), changed, position[0])
+    alert = next(iter(checker._alerts.values()))
+    same = alert | {"scored_at": "another time"}
+    send(topics.alerts, alert["user_id"].encode(), json.dumps(same).encode(), alert["source_partition"])
+    for changes in ({"risk_score": 0.5}, {"alert_id": "made up"}):
+        value = json.dumps(alert | {"scored_at": ""} | changes).encode()
+        send(topics.alerts, alert["user_id"].encode(), value, alert["source_partition"])
+    found = problems()
+    assert [line.split(":")[1][:24] for line in found] == [
+        " two different decisions", " two contents", " no decision asks for it",
+    ]  # fmt: skip
+    del checker._alerts["made up"]
+    # An alert is not there.
+    missing = checker._alerts.popitem()
+    assert ["is missing" in line for line in problems()] == [True]
+    checker._alerts |= dict([missing])
+    # The changelog loses a user's last event, and then the whole user; the store is as it was.
+    user = checker._histories["user-0"]
+    place, head = user.partition, b"user-0\0H\0\0\0\0"
+    last = checker._state[place][head]
+    send(
+        changelog_topic(settings),
+        head,
+        checker._state[place][_other_head(checker._state[place], head)],
+        place,
+    )
+    found = problems()
+    assert any(line.startswith("user-0: ") and "events counted, not" in line for line in found)
+    assert any("no store of partition" in line for line in found)
+    send(changelog_topic(settings), head, last, place)
+    # A store has one record more than the changelog.
+    options = rocksdict.Options(raw_mode=True)
+    (path,) = folders[0].rglob(f"history-{place}.db")
+    database = rocksdict.Rdict(str(path), options=options)
+    database[b"__faust\0offset__"] = str(checker._reached[place] + 1).encode()
+    database.close()
+    assert problems() == []
+    database = rocksdict.Rdict(str(path), options=options)
+    database[b"user-0\0C\0\0\0\x63"] = b"more"
+    database.close()
+    assert ["is not the changelog's fold at 1 keys" in line for line in problems()] == [True]
+    # Offsets are committed before anything was done about them.
+    load(50)
+    consumer = KafkaConsumer(
+        **admin.client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
+    )
+    places = [TopicPartition(topics.transactions, at) for at in range(topics.partitions)]
+    consumer.assign(places)
+    ends = consumer.end_offsets(places)
+    consumer.commit({partition: OffsetAndMetadata(end, "", -1) for partition, end in ends.items()})
+    consumer.close()
+    commits = checker.check_commits()
+    assert any("and not answered" in line for line in commits.wrong)
+    assert any("changelog only has" in line for line in commits.wrong)
+    answers = checker.check()
+    assert answers.lost >= 50
+    assert all("no decision and no dead letter" in line for line in answers.wrong)
+
+
+def _other_head(state: dict[bytes, bytes], head: bytes) -> bytes:
+    return next(key for key in state if key != head and key[-6:] == head[-6:])

@@ -1,0 +1,181 @@
+"""TLS and passwords against Apache Kafka: one broker, a listener for each way in, real workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from certificates import Authority
+from kafka import KafkaAdminClient
+from kafka.admin import UserScramCredentialUpsertion
+from streams import Sent, Stream, readable_line
+
+from stream.brokers.kafka import KafkaBroker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.kafka
+
+MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+MODULES = "org.apache.kafka.common.security"
+
+
+class Secured(NamedTuple):
+    """A broker and the settings of clients that may come in, by listener."""
+
+    broker: KafkaBroker
+    password: dict[str, Any]
+    mutual: dict[str, Any]
+    elsewhere: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command")
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = Authority(folder / "ours")
+    here = authority.keystore("broker", "IP:127.0.0.1")
+    elsewhere = authority.keystore("other-broker", "DNS:kafka.example.org")
+    certificate, key = authority.issue("worker")
+    secret = uuid.uuid4().hex
+    word = folder / "password"
+    word.write_text(secret + "\n", "ascii")
+    config = {
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(authority.certificate),
+        "listener.name.mutual.ssl.client.auth": "required",
+        "listener.name.password.sasl.enabled.mechanisms": ",".join(MECHANISMS),
+        "listener.name.password.plain.sasl.jaas.config": f"{MODULES}.plain.PlainLoginModule required "
+        f'user_worker="{secret}";',
+    }
+    for mechanism in ("scram-sha-256", "scram-sha-512"):
+        module = f"{MODULES}.scram.ScramLoginModule required;"
+        config[f"listener.name.password.{mechanism}.sasl.jaas.config"] = module
+    for name, store in (("password", here), ("mutual", here), ("elsewhere", elsewhere)):
+        config[f"listener.name.{name}.ssl.keystore.type"] = "PEM"
+        config[f"listener.name.{name}.ssl.keystore.location"] = str(store)
+    listeners = {"PASSWORD": "SASL_SSL", "MUTUAL": "SSL", "ELSEWHERE": "SSL"}
+    with KafkaBroker(listeners=listeners, extra_config=config) as broker:
+        client = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+        try:
+            for mechanism in MECHANISMS[1:]:
+                answer = client.alter_user_scram_credentials(
+                    [UserScramCredentialUpsertion("worker", mechanism, secret)]
+                )
+                assert answer == {"worker": None}
+        finally:
+            client.close()
+        tls = {"security_protocol": "SSL", "ssl_ca_file": authority.certificate}
+        yield Secured(
+            broker,
+            {
+                **tls,
+                "bootstrap_servers": broker.address("PASSWORD"),
+                "security_protocol": "SASL_SSL",
+                "sasl_username": "worker",
+                "sasl_password_file": word,
+            },
+            {
+                **tls,
+                "bootstrap_servers": broker.address("MUTUAL"),
+                "ssl_cert_file": certificate,
+                "ssl_key_file": key,
+            },
+            {**tls, "bootstrap_servers": broker.address("ELSEWHERE")},
+        )
+
+
+@pytest.fixture
+def make(secured: Secured, bundle_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Stream]]:
+    """Make a deployment that reaches the broker by these settings; its topics come in by the plain way."""
+    made: list[Stream] = []
+
+    def call(kafka: dict[str, Any]) -> Stream:
+        made.append(Stream(secured.broker, tmp_path, bundle_folder))
+        stream = made[-1]
+        sections = stream.settings.kafka.model_copy(update={**kafka, "request_timeout_seconds": 3.0})
+        stream.settings = stream.settings.model_copy(
+            update={"kafka": type(sections)(**sections.model_dump())}
+        )
+        return stream
+
+    yield call
+    for stream in made:
+        stream.close()
+
+
+def transactions(count: int) -> list[Sent]:
+    def body(at: int) -> dict[str, Any]:
+        return {
+            "transaction_id": f"t{at}",
+            "user_id": f"user-{at % 5}",
+            "event_time": 1_750_000_000_000 + at,
+            "amount": "1.00",
+            "currency": "EUR",
+            "channel": "web",
+            "transaction_type": "purchase",
+        }
+
+    return [Sent(f"user-{at % 5}".encode(), json.dumps(body(at)).encode()) for at in range(count)]
+
+
+@pytest.mark.parametrize("way", [*MECHANISMS, "mutual TLS"])
+def test_a_worker_does_its_work(way: str, secured: Secured, make: Callable[..., Stream]) -> None:
+    kafka = secured.mutual if way == "mutual TLS" else {**secured.password, "sasl_mechanism": way}
+    stream = make(kafka)
+    worker = stream.start()
+    stream.produce(transactions(200))
+    stream.wait_answered()
+    assert len(stream.read("decisions")) == 200
+    assert worker.stop() == 0
+    # State that was lost comes back over the same connection.
+    shutil.rmtree(stream.settings.state_dir)
+    again = stream.start()
+    stream.produce(transactions(1))  # a duplicate, if the history is there
+    stream.wait_answered()
+    assert [found.json["outcome"] for found in stream.read("decisions")][200:] == ["duplicate"]
+    assert again.stop() == 0
+    assert "Traceback" not in worker.log + again.log
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("PLAIN", "user 'worker' by PLAIN"),
+        ("SCRAM-SHA-256", "user 'worker' by SCRAM-SHA-256"),
+        ("SCRAM-SHA-512", "user 'worker' by SCRAM-SHA-512"),
+        ("another host's certificate", "certificate is not valid for '127.0.0.1'"),
+        ("an unknown authority", "certificate verify failed"),
+        ("no client certificate", "bad certificate"),
+        ("a client certificate of another authority", "certificate unknown"),
+    ],
+)
+def test_what_does_not_fit_is_one_readable_line(
+    what: str, says: str, secured: Secured, make: Callable[..., Stream], tmp_path: Path
+) -> None:
+    wrong = "a-wrong-password"
+    if what in MECHANISMS:
+        word = tmp_path / "password"
+        word.write_text(wrong, "ascii")
+        kafka = {**secured.password, "sasl_mechanism": what, "sasl_password_file": word}
+    elif what == "another host's certificate":
+        kafka = secured.elsewhere
+    elif what == "an unknown authority":
+        kafka = {**secured.password, "ssl_ca_file": Authority(tmp_path / "theirs").certificate}
+    elif what == "no client certificate":
+        kafka = {**secured.mutual, "ssl_cert_file": None, "ssl_key_file": None}
+    else:
+        certificate, key = Authority(tmp_path / "theirs").issue("worker")
+        kafka = {**secured.mutual, "ssl_cert_file": certificate, "ssl_key_file": key}
+    worker = make(kafka).start(ready=False)
+    assert worker.wait_end() == 4, worker.log
+    line = readable_line(worker)
+    assert says in line
+    assert len(line) < 500
+    assert wrong not in worker.log
