@@ -59,6 +59,14 @@ class KafkaSettings(_Section):
         default=6.0, ge=1, description="Others wait this long for a join"
     )
     request_timeout_seconds: float = Field(default=15.0, ge=1)
+    delivery_timeout_seconds: float = Field(
+        default=30.0, ge=1, description="A record that no broker has taken after this ends the worker"
+    )
+    group_instance_id: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+        description="A name that stays with this worker over restarts: it gets its partitions back at once",
+    )
     fetch_max_wait_ms: int = Field(
         default=20, ge=1, le=10_000, description="How long the broker may hold a fetch without records"
     )

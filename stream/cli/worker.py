@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 import click
@@ -15,6 +17,8 @@ def worker() -> None:
 
     Settings come from the environment: see 'riskstream settings'.
     """
+    # Until the worker listens for it: a stop while it still prepares is a stop like any other.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     settings_in_force = load_settings()  # before the imports that take seconds: a wrong one is told at once
     from stream.runtime.worker import run_worker
 

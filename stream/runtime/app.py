@@ -260,6 +260,7 @@ def _build_faust_app(settings: Settings) -> StreamApp:
         # takes that for a damaged store and dies (ConsistencyError).
         recovery_consistency_check=False,
         consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=kafka.group_instance_id,
         broker_max_poll_records=kafka.max_poll_records,
         broker_session_timeout=kafka.session_timeout_seconds,
         broker_rebalance_timeout=kafka.rebalance_timeout_seconds,
@@ -285,7 +286,8 @@ def build_runtime(settings: Settings) -> Runtime:
     bundle = Bundle.load(settings.bundle)
     pipeline = Pipeline(bundle, pipeline_config(settings, bundle))
     metrics = Metrics(bundle.model_version, bundle.spec.hash)
-    delivery = Delivery(aiokafka_config(settings.kafka), settings.kafka.request_timeout_seconds)
+    kafka = settings.kafka
+    delivery = Delivery(aiokafka_config(kafka), kafka.request_timeout_seconds, kafka.delivery_timeout_seconds)
     app = _build_faust_app(settings)
     schema = PassThroughSchema(allow_empty=True)
     source = app.topic(settings.topics.transactions, schema=schema, partitions=settings.topics.partitions)

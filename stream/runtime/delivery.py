@@ -100,12 +100,15 @@ class Delivery:
     ----------
     client_config
         How to reach the broker, as keyword arguments of aiokafka's client.
-    timeout_seconds
-        Longest wait for a delivery, repeated requests included.
+    request_seconds, timeout_seconds
+        Longest wait for an answer, and for a delivery with all its repeated requests.
     """
 
-    def __init__(self, client_config: Mapping[str, Any], timeout_seconds: float) -> None:
+    def __init__(
+        self, client_config: Mapping[str, Any], request_seconds: float, timeout_seconds: float
+    ) -> None:
         self._config = dict(client_config)
+        self._request_ms = int(request_seconds * 1000)
         self._timeout_seconds = timeout_seconds
         self._client: AIOKafkaClient | None = None
         self._plain = _Producer()
@@ -137,7 +140,7 @@ class Delivery:
         BrokerError
             The broker cannot be reached or refuses this client.
         """
-        client = AIOKafkaClient(request_timeout_ms=int(self._timeout_seconds * 1000), **self._config)
+        client = AIOKafkaClient(request_timeout_ms=self._request_ms, **self._config)
         try:
             await client.bootstrap()
             await client.set_topics(topics)
@@ -330,7 +333,7 @@ class Delivery:
         request = ProduceRequest(
             transactional_id=None,
             required_acks=_ALL_REPLICAS,
-            timeout=int(self._timeout_seconds * 1000),
+            timeout=self._request_ms,
             topics=list(topics.items()),
         )
         try:

@@ -429,13 +429,21 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
             if tp.topic in table.changelog_topic.topics:
                 database = self._dbs.pop(tp.partition, None)
                 if database is not None:
-                    database.close()
+                    self._close(database)
 
     async def stop(self) -> None:
         """Close every database."""
         while self._dbs:
             _, database = self._dbs.popitem()
+            self._close(database)
+
+    @staticmethod
+    def _close(database: Any) -> None:
+        """Close a database; where that fails, what it lost is in the changelog."""
+        try:
             database.close()
+        except Exception as error:  # noqa: BLE001 - rocksdict's errors have no class of their own
+            logger.warning("a database could not be closed in order: %s", str(error).splitlines()[0])
 
 
 class HistoryTable(faust.Table):  # type: ignore[misc]

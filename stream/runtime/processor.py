@@ -208,6 +208,17 @@ class Processor:
         self._room.set()
         await self._idle.wait()
 
+    def describe(self) -> str:
+        """Return in a line what waits and what is under way, for a person."""
+        rounds = ", ".join(
+            f"round {one.number} of {one.records} records{' (logged)' if one.logged.is_set() else ''}"
+            for one in self._under_way.values()
+        )
+        return (
+            f"{'open' if self._open else 'settling'}, waiting: {len(self._waiting)} batches of "
+            f"{self._waiting_records} records, under way: {rounds or 'nothing'}"
+        )
+
     def resume(self) -> None:
         """Let rounds begin again."""
         self._open = True

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -52,6 +53,7 @@ async def _run(runtime: Runtime) -> int:
     runtime.on_fatal = stop.set
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, _tell, runtime)
     app = runtime.app
     app.loop = loop
     app.finalize()
@@ -91,6 +93,19 @@ async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
         await asyncio.sleep(0.05)
 
 
+def _tell(runtime: Runtime) -> None:
+    """Say where everything stands, for people who wonder why nothing moves (SIGUSR1)."""
+    lines = [f"positions {runtime.positions()}, ready {runtime.ready}, {runtime.processor.describe()}"]
+    for task in asyncio.all_tasks():
+        frames = task.get_stack(limit=4)
+        where = " < ".join(
+            f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+            for frame in reversed(frames)
+        )
+        lines.append(f"{task.get_name()}: {where}")
+    logger.warning("asked where it stands:\n  %s", "\n  ".join(lines))
+
+
 def _exit_status(runtime: Runtime) -> int:
     error = runtime.fatal
     if error is None:
@@ -116,6 +131,10 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
+#: Faust's services log under the module that defines the class.
+_FAUST_SERVICES: Final = "stream.runtime.faust_seams"
+
+
 class _Sparingly(logging.Filter):
     """Lets a library repeat itself only once in a while: that a broker is away is news once.
 
@@ -129,7 +148,7 @@ class _Sparingly(logging.Filter):
         self._said: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.startswith("stream."):
+        if record.name.startswith("stream.") and record.name != _FAUST_SERVICES:
             return True
         if record.exc_info and not logging.getLogger().isEnabledFor(logging.DEBUG):
             record.exc_info = record.exc_text = None
@@ -154,5 +173,4 @@ def _configure_logging(settings: Settings) -> None:
         logging.getLogger(name).setLevel(logging.WARNING if settings.log_level != "debug" else logging.DEBUG)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Sparingly())
-    # Faust's services log under the module that defines the class.
-    logging.getLogger("stream.runtime.faust_seams").setLevel(logging.WARNING)
+    logging.getLogger(_FAUST_SERVICES).setLevel(logging.WARNING)

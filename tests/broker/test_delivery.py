@@ -33,7 +33,7 @@ def connected(
     """Run ``work`` with two connected producers of the same deployment."""
 
     async def run() -> Any:
-        pair = [Delivery(aiokafka_config(settings.kafka), timeout_seconds) for _ in range(2)]
+        pair = [Delivery(aiokafka_config(settings.kafka), 10.0, timeout_seconds) for _ in range(2)]
         try:
             for delivery in pair:
                 await delivery.start([settings.topics.alerts, changelog_topic(settings)])

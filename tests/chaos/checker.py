@@ -36,8 +36,8 @@ __all__ = ["Checker", "Findings", "Position"]
 #: A source record's partition and offset.
 Position = tuple[int, int]
 
-#: All that a second delivery of the same alert or decision may differ in: it was scored again.
-MAY_DIFFER = ("scored_at",)
+#: All that a second delivery of the same alert or decision may differ in: nothing.
+MAY_DIFFER: tuple[str, ...] = ()
 
 #: And a second dead letter: how far a future event is ahead was measured again.
 LETTER_MAY_DIFFER = (
@@ -51,6 +51,12 @@ ISOLATION = "read_committed"
 
 #: Where the store keeps the changelog offset that it reaches to.
 OFFSET_KEY = b"__faust\0offset__"
+
+#: And which changelog that is.
+CHANGELOG_ID_KEY = b"__riskstream\0changelog-id__"
+
+#: The record with which a worker takes a partition over; no user has it.
+OWNER_KEY = b"\0O\0\0\0\0"
 
 HORIZON_MS = 33 * DAY
 ALERT_LEVELS = ("MEDIUM", "HIGH")
@@ -450,6 +456,8 @@ class Checker:
         by_user: dict[tuple[int, bytes], dict[bytes, bytes]] = {}
         for partition, records in state.items():
             for key, value in records.items():
+                if key == OWNER_KEY:
+                    continue
                 user = layout.user_of_key(key)[0]
                 by_user.setdefault((partition, user), {})[key] = value
         for name, history in self._histories.items():
@@ -498,6 +506,7 @@ class Checker:
                     continue
                 finally:
                     shutil.rmtree(copy, ignore_errors=True)
+                content.pop(CHANGELOG_ID_KEY, None)
                 reached = int(content.pop(OFFSET_KEY, b"-1"))
                 if reached != self._reached.get(partition, -1):
                     continue

@@ -276,7 +276,9 @@ class Deployment:
         for slot in slots:
             self.wait_end(slot)
             assert slot.process is not None
-            if slot.process.returncode != 0:
+            # Python itself was not up yet, so nothing could be asked to end in order.
+            too_early = slot.process.returncode == -signal.SIGTERM and not slot.log
+            if slot.process.returncode != 0 and not too_early:
                 raise ChaosError(
                     f"SIGTERM ended worker {slot.number} with {slot.process.returncode}: {slot.log[-2000:]}"
                 )
@@ -324,8 +326,12 @@ class Deployment:
             if supervise:
                 self.supervise()
             if time.monotonic() > deadline:
+                for slot in self.slots:
+                    if slot.alive:
+                        slot.signal(signal.SIGUSR1)  # where does it stand?
+                time.sleep(1)
                 logs = "\n".join(
-                    f"--- worker {slot.number}\n{slot.log[-1500:]}" for slot in self.slots if slot.wanted
+                    f"--- worker {slot.number}\n{slot.log[-6000:]}" for slot in self.slots if slot.wanted
                 )
                 raise ChaosError(f"waited {timeout_seconds:g} s in vain: {what}\n{logs}")
             time.sleep(0.02)

@@ -34,14 +34,8 @@ __all__ = ["FAULTS", "KNOWN", "Fault", "Round"]
 #: Steps at which a worker falls asleep and is given up.
 _SLEEPS = ("decided", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
 
-_ZOMBIE = "a worker that wakes up after its session may still write to the changelog; it is not fenced"
-
 #: Faults that the product does not survive yet, by name, and why. They run, and do not fail the suite.
-KNOWN: dict[str, str] = {
-    **{f"SIGSTOP at {step}": _ZOMBIE for step in (*_SLEEPS, "random")},
-    "state folder damaged": "a RocksDB that cannot be opened is also logged with a stack trace, by Faust",
-    "disk full": "closing a RocksDB that could not be written raises, which is logged with a stack trace",
-}
+KNOWN: dict[str, str] = {}
 
 #: Transactions that a round sends fast; beyond them the load goes on slowly until the round is over.
 SHARE = 1_500
