@@ -74,9 +74,9 @@ _STORED: Final = H_GONE + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 1  # and one that packs head, pending and live
 MAX_HEAD_WORDS: Final = _FIXED + 4 * CHUNK + (CHUNK + 1) // 2
 
-#: Most chunks of a user: 8.4 million events within the horizon, three a second. A head that names more is
-#: not believed, or it could ask for any amount of memory.
-MAX_CHUNKS: Final = 1 << 18
+#: Most chunks of a user: two million events within the horizon. A head that names more is not believed,
+#: since room is made for its chunks before any of them is read.
+MAX_CHUNKS: Final = 1 << 16
 
 #: Behind the largest number that a key can hold, with room for a batch's worth of new chunks.
 _MAX_NUMBER: Final = 1 << 31
