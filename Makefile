@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos bench clean lock
+.PHONY: help setup demo test check chaos fuzz bench clean lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ check: setup ## Lint, types, import contracts
 
 chaos: setup ## Two hundred faults on Apache Kafka, and a table (CHAOS="--rounds 20 --only broker")
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
+
+fuzz: setup ## A million hostile inputs for the decoder and the state reader
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install --no-build-isolation --editable ".[fuzz]"
+	@PYTHONPATH=tests NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=var/fuzz/compiled \
+	  $(BIN)/python -m fuzz --guided-runs 200000 $(FUZZ)
 
 bench: setup ## Measure the windows: cost, bytes, offline rate
 	@$(BIN)/python -m benchmarks.windows

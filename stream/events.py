@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_AMOUNT_MINOR",
     "MAX_RECORD_BYTES",
+    "MAX_RECORD_VALUES",
     "TRANSACTION_FIELDS",
     "Alert",
     "DeadLetterHeader",
@@ -62,6 +63,10 @@ MAX_AMOUNT_MINOR: Final = 10**15
 
 #: Largest record that is parsed at all; a longer one is a dead letter.
 MAX_RECORD_BYTES: Final = 65_536
+
+#: Most values in a record, counted by the commas between them, since none is parsed before: the known
+#: fields at their longest hold 24,000 commas, and a value takes up to a hundred times its text in memory.
+MAX_RECORD_VALUES: Final = 32_768
 
 _MAX_ATTRIBUTES: Final = 64
 _MIN_TIME_MS: Final = 0
@@ -447,12 +452,16 @@ def parse_object(raw: bytes | None, max_bytes: int) -> dict[str, Any]:
     Raises
     ------
     InvalidRecordError
-        No value, too long, not JSON, or not an object.
+        No value, too long, too many values, not JSON, or not an object.
     """
     if raw is None:
         raise InvalidRecordError("$", "the record has no value")
     if len(raw) > max_bytes:
-        raise InvalidRecordError("$", f"{len(raw)} bytes are more than the {max_bytes} allowed")
+        raise InvalidRecordError(
+            "$", f"{len(raw)} bytes are more than the {max_bytes} allowed by max_record_bytes"
+        )
+    if len(raw) > MAX_RECORD_VALUES and raw.count(b",") >= MAX_RECORD_VALUES:
+        raise InvalidRecordError("$", f"holds more than the {MAX_RECORD_VALUES} values allowed")
     try:
         parsed = jiter.from_json(
             raw,

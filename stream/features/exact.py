@@ -25,13 +25,18 @@ _EXACT_PRODUCT: Final = 4.0e18  # below 2**62, with room for the rounding of the
 
 @compiled
 def limbs_to_float(limbs: Ints, count: int) -> float:
-    """Return the float nearest to a non-negative number of ``count`` carried limbs (ties to even)."""
+    """Return the float nearest to a non-negative number of ``count`` carried limbs (ties to even).
+
+    A negative one, which no history but a damaged one makes, gives NaN.
+    """
     top = count - 1
     while top >= 0 and limbs[top] == 0:
         top -= 1
     if top < 0:
         return 0.0
     value = limbs[top]
+    if value < 0:
+        return math.nan
     bits = 0
     while (value >> bits) != 0:
         bits += 1

@@ -74,6 +74,13 @@ _STORED: Final = H_GONE + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 1  # and one that packs head, pending and live
 MAX_HEAD_WORDS: Final = _FIXED + 4 * CHUNK + (CHUNK + 1) // 2
 
+#: Most chunks of a user: two million events within the horizon. A head that names more is not believed,
+#: since room is made for its chunks before any of them is read.
+MAX_CHUNKS: Final = 1 << 16
+
+#: Behind the largest number that a key can hold, with room for a batch's worth of new chunks.
+_MAX_NUMBER: Final = 1 << 31
+
 #: Words of a chunk in a segment record: times, sums, merchants, fingerprints.
 CHUNK_WORDS: Final = 2 + 4 + CHUNK + CHUNK // 2
 
@@ -172,7 +179,10 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
     packed = words[start + 2 + _STORED]
     count = packed & 0xFF
     lost = (packed >> 8) & 0xFF
-    if count >= CHUNK or lost > CHUNK or size != _FIXED + 4 * count + (lost + 1) // 2:
+    if count >= CHUNK or lost >= CHUNK or size != _FIXED + 4 * count + (lost + 1) // 2:
+        return CORRUPT
+    first, following = hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]
+    if first < 0 or following < first or following - first > MAX_CHUNKS or following > _MAX_NUMBER:
         return CORRUPT
     hdr[H_HEAD] = count
     hdr[H_PENDING] = lost
@@ -360,6 +370,6 @@ def unpack_segment(record: bytes, key: bytes) -> tuple[Words, Words, Words, npt.
 def unpack_live(record: bytes, key: bytes) -> tuple[int, npt.NDArray[np.uint32]]:
     """Return the first chunk's number and the bitmaps from it on."""
     words = read_words(record, LIVE_KIND, key)
-    if len(words) < 2 or len(words) != 2 + (int(words[1]) + 1) // 2:
+    if len(words) < 2 or words[1] < 0 or len(words) != 2 + (int(words[1]) + 1) // 2:
         raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
     return int(words[0]), words[2:].view(np.uint32)[: int(words[1])]

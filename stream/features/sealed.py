@@ -294,7 +294,7 @@ def _unpack(
         body = begin + 2
         if number == _LIVE:
             stored_first, count = words[body], words[body + 1]
-            if size != 4 + (count + 1) // 2:
+            if count < 0 or size != 4 + (count + 1) // 2:
                 continue
             if stored_first > first[user] or stored_first + count < following[user]:
                 continue

@@ -126,6 +126,8 @@ class Lane:
         result.lost, result.doubled, result.problem = findings.lost, findings.doubled, str(findings)
         if findings:
             self._keep_logs(number)
+        # What a known defect leaves behind may show only rounds later.
+        if findings or result.known:
             self._discard()
         if not self._broker.alive:
             self._broker.start()

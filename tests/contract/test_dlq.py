@@ -92,7 +92,7 @@ def test_dead_letters_are_listed_shown_and_replayed_without_a_duplicate(
 
     by_place = {(row["source_partition"], row["source_offset"]): row["position"] for row in rows}
     shown = run(stream, "show", by_place[places[0]]).stdout
-    assert "bytes are more than the 1024 allowed" in shown
+    assert "bytes are more than the 1024 allowed by max_record_bytes" in shown
     assert (long_ones[0].value or b"").decode() in shown
     assert "0x00ff" in shown
     for place, record in zip(places, [*long_ones, *bad], strict=True):

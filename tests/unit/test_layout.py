@@ -49,7 +49,7 @@ def stored_head(record: bytes) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     st.integers(0, kernel.CHUNK - 1),
-    st.integers(0, kernel.CHUNK),
+    st.integers(0, kernel.CHUNK - 1),
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(-(2**63), 2**63 - 1), min_size=kernel.H_GONE + 1, max_size=kernel.H_GONE + 1),
     words_of,
@@ -58,6 +58,7 @@ def test_a_head_comes_back(count: int, lost: int, live: int, fields: list[int], 
     hdr = np.zeros(kernel.HDR_SIZE, np.int64)
     hdr[: kernel.H_GONE + 1] = fields
     hdr[kernel.H_FIRST_CHUNK] = 70
+    hdr[kernel.H_NEXT_CHUNK] = 70 + fields[kernel.H_NEXT_CHUNK] % layout.MAX_CHUNKS
     hdr[kernel.H_HEAD], hdr[kernel.H_PENDING], hdr[kernel.H_LIVE] = count, lost, live
     head = np.array(events, np.int64).reshape(4, kernel.CHUNK)
     pending = np.arange(kernel.CHUNK + 1, dtype=np.int64) * 97_000_003 % 2**32

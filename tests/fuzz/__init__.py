@@ -1,0 +1,1 @@
+"""Hostile inputs for what reads bytes: the decoder of records and the reader of stored histories."""
