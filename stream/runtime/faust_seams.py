@@ -98,16 +98,17 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._fetch_max_wait_ms = self.app.fetch_max_wait_ms  # noqa: SLF001
         return consumer
 
-    async def committed_ids(self, tps: Iterable[Any]) -> dict[Any, str]:
-        """Return the topic id that each partition's last commit carries."""
-        wanted = [TopicPartition(tp.topic, tp.partition) for tp in tps]
-        found = await self.call_thread(self._fetch_committed, wanted)
-        return {tp: found[TopicPartition(tp.topic, tp.partition)] for tp in tps}
+    async def committed(self, tps: Iterable[Any]) -> dict[Any, tuple[int, str]]:
+        """Return the offset and the topic id of each partition's last commit, where there is one."""
+        wanted = {TopicPartition(tp.topic, tp.partition): tp for tp in tps}
+        found = await self.call_thread(self._fetch_committed, list(wanted))
+        return {wanted[tp]: (commit.offset, commit.metadata or "") for tp, commit in found.items()}
 
-    async def _fetch_committed(self, wanted: list[TopicPartition]) -> dict[TopicPartition, str]:
-        coordinator = self._ensure_consumer()._coordinator  # noqa: SLF001
-        found = await coordinator.fetch_committed_offsets(wanted)
-        return {tp: found[tp].metadata or "" if tp in found else "" for tp in wanted}
+    async def _fetch_committed(self, wanted: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        found: dict[TopicPartition, OffsetAndMetadata] = (
+            await self._ensure_consumer()._coordinator.fetch_committed_offsets(wanted)  # noqa: SLF001
+        )
+        return found
 
     async def _commit(self, offsets: Any) -> bool:
         """Commit, with the source's id; one that is refused ends the worker in one line."""
@@ -179,23 +180,34 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return self._committed_offset.get(tp) if done is None else done
 
     async def perform_seek(self) -> None:
-        """Go on at the committed offsets, unless they are those of a topic that is no longer there."""
+        """Go on at the committed offsets, unless they are those of a topic that is no longer there.
+
+        A partition without a commit begins at its beginning. Upstream leaves it where it is, which may be
+        behind records that were fetched during the rebalance and handed to nobody.
+        """
         await super().perform_seek()
         mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
-        ids = await self._thread.committed_ids(mine) if self.app.source_id else dict.fromkeys(mine, "")
-        strange = [tp for tp in mine if ids[tp] not in {"", self.app.source_id}]
-        if strange:
-            for tp, first in (await self.earliest_offsets(*strange)).items():
+        committed = await self._thread.committed(mine)
+        source = self.app.source_id
+        self._floor = {
+            tp: offset
+            for tp, (offset, found) in committed.items()
+            if not found or not source or found == source
+        }
+        begin = [tp for tp in mine if tp not in self._floor]
+        if not begin:
+            return
+        for tp, first in (await self.earliest_offsets(*begin)).items():
+            if tp in committed:
                 logger.warning(
-                    "%s [%d] was made again since offset %s was committed: taking it from its beginning, %d",
+                    "%s [%d] was made again since offset %d was committed: taking it from its beginning, %d",
                     tp.topic,
                     tp.partition,
-                    self._committed_offset.get(tp),
+                    committed[tp][0],
                     first,
                 )
-                await self.seek(tp, first)
-                self._committed_offset.pop(tp, None)
-        self._floor = {tp: at for tp in mine if (at := self._committed_offset.get(tp)) is not None}
+            await self.seek(tp, first)
+            self._committed_offset.pop(tp, None)
 
     def _check_order(self, tp: Any, first: int) -> None:
         """Refuse records from before the offset that was committed; upstream drops them silently.

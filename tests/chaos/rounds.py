@@ -158,7 +158,10 @@ class Lane:
             fault.inject(now)
             now.wait_recovered()
             pump.stop()
-            deployment.wait(_nothing_open(checker.unanswered), "not every transaction is answered")
+            try:
+                deployment.wait(_nothing_open(checker.unanswered), "not every transaction is answered")
+            except ChaosError as error:
+                raise ChaosError(f"{error}\nunanswered: {checker.unanswered()[:40]}") from error
             findings.join(checker.check())
             _check_stores(deployment, findings, may_be_damaged=now.may_be_damaged)
             findings.join(checker.check_whole_changelog())

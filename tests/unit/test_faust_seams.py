@@ -603,3 +603,38 @@ def test_upstream_decodes_what_it_hands_on_and_ours_does_not(run: Any, tmp_path:
             await theirs(message, propagate=True)
 
     run(main())
+
+
+def test_a_partition_without_a_commit_begins_at_its_beginning(
+    run: Callable[[Coroutine[Any, Any, Any]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream seeks only where there is a commit: what was fetched during the rebalance would be lost."""
+    sought: list[tuple[TP, int]] = []
+
+    class Thread:
+        async def seek_to_committed(self) -> dict[TP, int | None]:
+            return {TPS[0]: 5, TPS[1]: None}
+
+        async def committed(self, tps: list[TP]) -> dict[TP, tuple[int, str]]:
+            return {TPS[0]: (5, "this-topic")}
+
+        async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
+            return dict.fromkeys(tps, 2)
+
+        def assignment(self) -> set[TP]:
+            return set(TPS)
+
+        def seek(self, tp: TP, offset: int) -> None:
+            sought.append((tp, offset))
+
+    async def positions(kind: type, transport: type) -> None:
+        consumer = make_consumer(make_app(tmp_path, kind), transport, {})
+        monkeypatch.setattr(consumer, "_thread", Thread())
+        consumer.app.source_id = "this-topic"
+        sought.clear()
+        await consumer.perform_seek()
+
+    run(positions(faust.App, driver.Transport))
+    assert sought == []
+    run(positions(StreamApp, BatchTransport))
+    assert sought == [(TPS[1], 2)]
