@@ -615,7 +615,7 @@ def test_a_partition_without_a_commit_begins_at_its_beginning(
         async def seek_to_committed(self) -> dict[TP, int | None]:
             return {TPS[0]: 5, TPS[1]: None}
 
-        async def committed(self, tps: list[TP]) -> dict[TP, tuple[int, str]]:
+        async def committed(self, _tps: list[TP]) -> dict[TP, tuple[int, str]]:
             return {TPS[0]: (5, "this-topic")}
 
         async def earliest_offsets(self, *tps: TP) -> dict[TP, int]:
