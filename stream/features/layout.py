@@ -27,6 +27,7 @@ from stream.features.compiled import Codes, Flags, Ints, compiled, counted
 from stream.features.kernel import (
     CHUNK,
     H_BASE,
+    H_COUNT,
     H_FIRST_CHUNK,
     H_GONE,
     H_HEAD,
@@ -183,6 +184,8 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
         return CORRUPT
     first, following = hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]
     if first < 0 or following < first or following - first > MAX_CHUNKS or following > _MAX_NUMBER:
+        return CORRUPT
+    if hdr[H_COUNT] < (following - first) * CHUNK + count:
         return CORRUPT
     hdr[H_HEAD] = count
     hdr[H_PENDING] = lost

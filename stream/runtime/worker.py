@@ -162,6 +162,11 @@ class _Sparingly(logging.Filter):
         return True
 
 
+def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
+    """Say in a line what ended a library's thread; a fetch under way when the worker ends does that."""
+    logger.warning("a thread ended: %r", failure.exc_value)
+
+
 def _configure_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -173,4 +178,5 @@ def _configure_logging(settings: Settings) -> None:
         logging.getLogger(name).setLevel(logging.WARNING if settings.log_level != "debug" else logging.DEBUG)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_Sparingly())
+    threading.excepthook = _tell_of_thread
     logging.getLogger(_FAUST_SERVICES).setLevel(logging.WARNING)
