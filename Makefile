@@ -33,7 +33,9 @@ check: setup ## Lint, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: setup ## Measure the windows: cost, bytes, offline rate
+bench: setup ## Measure everything on Apache Kafka, peers beside it (15 minutes)
+	@mkdir -p var
+	@$(BIN)/riskstream bench --json var/bench.json --markdown var/bench.md
 	@$(BIN)/python -m benchmarks.windows
 
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv)

@@ -29,6 +29,11 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "features": ("stream.cli.features", "features", "Compute every feature of a file of transactions."),
     "replay": ("stream.cli.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.alerts", "alerts", "Watch the alerts."),
+    "bench": (
+        "stream.cli.bench",
+        "bench",
+        "Measure throughput, latency, recovery and cost (from a checkout).",
+    ),
     "schemas": ("stream.cli.schemas", "schemas", "Export the JSON Schemas of the events."),
 }
 
