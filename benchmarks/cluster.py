@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import confluent_kafka
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.workload import PARTITIONS
 from stream.brokers.embedded import EmbeddedBroker
@@ -43,6 +43,9 @@ class Cluster:
         self.broker = broker
         self.address = broker.bootstrap_servers
         self._admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
+        self._watcher = confluent_kafka.Consumer(
+            {"bootstrap.servers": self.address, "group.id": "watcher", "log_level": 0}
+        )
 
     def settings(self, folder: Path, bundle: Path, source: str, **kafka: Any) -> Settings:
         """Return settings of a worker that has nothing in common with another but its source."""
@@ -115,13 +118,13 @@ class Cluster:
 
     def ends(self, topic: str) -> list[int]:
         """Return the end offset of each partition; zeros where the topic is not there yet."""
-        wanted = {TopicPartition(topic, partition): OffsetSpec.latest() for partition in range(PARTITIONS)}
-        found = [0] * PARTITIONS
-        for partition, done in self._admin.list_offsets(wanted).items():
+        found = []
+        for partition in range(PARTITIONS):
             try:
-                found[partition.partition] = max(0, done.result(_TIMEOUT_SECONDS).offset)
+                _, end = self._watcher.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)
             except confluent_kafka.KafkaException:
-                return [0] * PARTITIONS
+                end = 0
+            found.append(end)
         return found
 
 
