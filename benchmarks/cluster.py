@@ -123,6 +123,8 @@ class Cluster:
             try:
                 _, end = self._watcher.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)
             except confluent_kafka.KafkaException:
+                # A topic that was asked for too early stays unknown until its metadata are asked for anew.
+                self._watcher.list_topics(topic, timeout=_TIMEOUT_SECONDS)
                 end = 0
             found.append(end)
         return found

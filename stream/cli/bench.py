@@ -31,6 +31,9 @@ def bench(
 
     The peers are installed into a cache folder the first time (RISKSTREAM_CACHE_DIR).
     """
+    from stream.cli.stopping import raise_on_sigterm
+
+    raise_on_sigterm()
     module = _benchmarks()
     known = module.CONTESTANTS
     chosen = tuple(name for name in known if not contestants or any(part in name for part in contestants))
