@@ -15,7 +15,7 @@ from benchmarks.cost import growth, worker_counts
 from benchmarks.environment import describe, environment
 from benchmarks.latency import closed_loop, median_of, open_loop, started
 from benchmarks.recovery import recovery
-from benchmarks.report import markdown, tables, text
+from benchmarks.report import tables, text, write_markdown
 from benchmarks.stages import stages
 from benchmarks.throughput import CONTESTANTS, throughput
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
@@ -40,6 +40,8 @@ class Options:
         Of the throughput; empty for all.
     busy_rate:
         Transactions a second of the busy latency; without it, 70 % of the measured throughput.
+    markdown:
+        Files to write the tables to; see :func:`benchmarks.report.write_markdown`.
     """
 
     broker: str = "kafka"
@@ -48,7 +50,7 @@ class Options:
     contestants: tuple[str, ...] = ()
     busy_rate: float | None = None
     json: Path | None = None
-    markdown: Path | None = None
+    markdown: tuple[Path, ...] = ()
 
 
 def run(parts: tuple[str, ...], options: Options) -> None:
@@ -81,8 +83,8 @@ def run(parts: tuple[str, ...], options: Options) -> None:
         print(text(table))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    if options.markdown is not None:
-        options.markdown.write_text(markdown(found, lines), encoding="utf-8")
+    for path in options.markdown:
+        write_markdown(path, found, lines)
 
 
 def _broker_line(options: Options) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
-__all__ = ["bars", "markdown", "tables"]
+__all__ = ["bars", "markdown", "tables", "text", "write_markdown"]
 
+_PLACE: Final = re.compile(r"(<!-- bench(: bars)? -->).*?(<!-- /bench -->)", re.DOTALL)
 _WORKER: Final = "riskstream worker"
 _CEILING: Final = "in-process ceiling"
 
@@ -221,12 +224,27 @@ def text(table: Table) -> str:
     return "\n".join([f"\n{table.title}\n", *map(row, lines)])
 
 
-def markdown(found: dict[str, Any], environment: Iterable[str]) -> str:
-    """Return all tables in Markdown, the environment before them."""
+def markdown(found: dict[str, Any], environment: Iterable[str], *, short: bool = False) -> str:
+    """Return the tables in Markdown, or the first alone, behind the environment."""
     parts = ["```\n" + "\n".join(environment) + "\n```"]
-    for table in tables(found):
+    for table in tables(found)[: 1 if short else None]:
         head = "| " + " | ".join(table.head) + " |"
         rule = "|---|" + "---:|" * (len(table.head) - 1)
         rows = ["| " + " | ".join(row) + " |" for row in table.rows]
         parts.append("\n".join([f"**{table.title}**\n", head, rule, *rows]))
     return "\n\n".join(parts) + "\n"
+
+
+def write_markdown(path: Path, found: dict[str, Any], environment: list[str]) -> None:
+    """Write the tables to a file, or into it where it has places for them.
+
+    A place lies between ``<!-- bench -->``, or ``<!-- bench: bars -->`` for the first table alone, and
+    ``<!-- /bench -->``; the rest of the file stays as it is.
+    """
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def fill(place: re.Match[str]) -> str:
+        return f"{place[1]}\n{markdown(found, environment, short=place[2] is not None)}{place[3]}"
+
+    after, places = _PLACE.subn(fill, before)
+    path.write_text(after if places else markdown(found, environment), encoding="utf-8")

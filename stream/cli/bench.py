@@ -23,7 +23,12 @@ _PARTS = ("throughput", "latency", "recovery", "cost", "stages")
 @click.option("--only", "contestants", multiple=True, help="A contestant of the throughput; may be repeated.")
 @click.option("--busy-rate", type=float, help="Of the busy latency, where the throughput is not measured.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables in Markdown.")
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Write the tables in Markdown, or into the file's places for them; may be repeated.",
+)
 def bench(
     parts: tuple[str, ...], json_file: Path | None, contestants: tuple[str, ...], **options: Any
 ) -> None:
