@@ -8,11 +8,13 @@ up.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
+from array import array
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from confluent_kafka import Producer
@@ -20,6 +22,8 @@ from confluent_kafka import Producer
 from benchmarks.workload import Workload, WorkloadSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
 __all__ = ["Order"]
@@ -74,17 +78,24 @@ def main() -> None:
     start = time.monotonic() + _LEAD_SECONDS
     due = (start + order.due_seconds()).tolist()
     late = 0.0
+    acknowledged = array("d", bytes(8 * len(due)))
+
+    def note(number: int) -> Callable[[Any, Any], None]:
+        def delivered(error: Any, _message: Any) -> None:
+            acknowledged[number] = math.inf if error is not None else time.monotonic() - due[number]
+
+        return delivered
+
     for number, (partition, key, value) in enumerate(work):
         while (ahead := due[number] - time.monotonic()) > 0:
-            if ahead > _SHORTEST_SLEEP_SECONDS:
-                producer.poll(0)
-                time.sleep(ahead)
+            # The wait is for acknowledgements as much as for the time.
+            producer.poll(ahead if ahead > _SHORTEST_SLEEP_SECONDS else 0)
         late = max(late, -ahead)
-        producer.produce(order.topic, value, key, partition=partition)
-        if number % 100 == 0:
-            producer.poll(0)
+        producer.produce(order.topic, value, key, partition=partition, on_delivery=note(number))
+        producer.poll(0)
     left = producer.flush(60)
-    print(json.dumps({"start": start, "late_seconds": late, "unsent": left}))
+    p50, p99 = np.percentile(np.array(acknowledged), [50, 99]).tolist()
+    print(json.dumps({"start": start, "late_seconds": late, "unsent": left, "ack_p50": p50, "ack_p99": p99}))
 
 
 if __name__ == "__main__":

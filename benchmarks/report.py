@@ -185,8 +185,9 @@ def _latency(found: dict[str, Any]) -> Table:
             one = found[name]
             label = f"{one['rate']:,.0f}/s" if "rate" in one else "one at a time"
             figures = (f"{one[part]:.1f}" for part in ("p50", "p90", "p99", "p99.9", "max"))
-            rows.append((label, *figures, f"{one['alerts']:,.0f}"))
-    head = ("", "p50", "p90", "p99", "p99.9", "max", "alerts")
+            sent = (f"{one['sent_p50']:.1f}", f"{one['sent_p99']:.1f}") if "sent_p50" in one else ("", "")
+            rows.append((label, *figures, f"{one['alerts']:,.0f}", *sent))
+    head = ("", "p50", "p90", "p99", "p99.9", "max", "alerts", "due -> in Kafka p50", "p99")
     return Table("Due to be sent -> alert consumed, ms", head, rows)
 
 
