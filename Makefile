@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos fuzz bench clean lock
+.PHONY: help setup demo test check chaos fuzz bench guard-baseline clean lock
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Install everything into .venv, the riskstream command in it
 
@@ -41,8 +41,13 @@ fuzz: setup ## A million hostile inputs for the decoder and the state reader
 	@PYTHONPATH=tests NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=var/fuzz/compiled \
 	  $(BIN)/python -m fuzz --guided-runs 200000 $(FUZZ)
 
-bench: setup ## Measure the windows: cost, bytes, offline rate
+bench: setup ## Measure everything on Apache Kafka, peers beside it (15 minutes)
+	@mkdir -p var
+	@$(BIN)/riskstream bench --json var/bench.json --markdown var/bench.md
 	@$(BIN)/python -m benchmarks.windows
+
+guard-baseline: setup ## Take today's calls and bytes of a transaction for the most that is allowed
+	@$(BIN)/python tests/unit/test_call_counts.py
 
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url \

@@ -29,15 +29,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import psutil
-import rocksdict
 
 from benchmarks.environment import describe, environment
+from benchmarks.local_store import LocalStore
 from offline.features import build_features, fit_spec
 from offline.table import TransactionTable
 from stream.features import kernel, layout
 from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, advance
 from stream.features.residents import Residents
-from stream.runtime.faust_seams import HistoryStore
 from stream.settings import HistorySettings, RocksDBSettings
 
 if TYPE_CHECKING:
@@ -87,33 +86,11 @@ class _Memory(dict[bytes, bytes]):
                 self[key] = value
 
 
-class _Store(HistoryStore):
-    """The worker's store with its options, without a Faust app around it."""
-
-    def __init__(self, folder: Path, settings: RocksDBSettings) -> None:
-        self._folder = folder
-        self._cache = rocksdict.Cache(settings.block_cache_mib << 20)
-        self._buffers = rocksdict.WriteBufferManager(settings.write_buffer_mib << 20, False)  # noqa: FBT003
-        self._dbs: dict[int, Any] = {}
-
-    def partition_path(self, partition: int) -> Path:
-        return self._folder / f"{partition}.db"
-
-    def _db_for_partition(self, partition: int) -> Any:
-        if partition not in self._dbs:
-            self._dbs[partition] = self._open_for_partition(partition)
-        return self._dbs[partition]
-
-    def close(self) -> None:
-        while self._dbs:
-            self._dbs.popitem()[1].close()
-
-
 @dataclass(slots=True)
 class _Timed:
     """Reads a partition and adds up how long that takes."""
 
-    store: _Store
+    store: LocalStore
     partition: int = 0
     seconds: float = 0.0
 
@@ -234,13 +211,13 @@ class _Case:
 
     length: int
     merchants: int
-    store: _Store
+    store: LocalStore
     users: _Users
     residents: Residents
 
 
 def _open_case(folder: Path, length: int, merchants: int) -> _Case:
-    store = _Store(folder / f"{length}-{merchants}", RocksDBSettings())
+    store = LocalStore(folder / f"{length}-{merchants}", RocksDBSettings())
     phases = _grow(length, merchants)
     records = [_suffixes(phase) for phase in phases]
     count = min(_USERS, _USER_EVENTS // length)
@@ -506,7 +483,7 @@ def _status() -> dict[str, int]:
     return parts
 
 
-def _rocksdb_mib(store: _Store) -> dict[str, int]:
+def _rocksdb_mib(store: LocalStore) -> dict[str, int]:
     """Return what RocksDB says of its memory, in MiB; the cache is shared by all partitions."""
     databases = [store.database(partition) for partition in range(_PARTITIONS)]
 
@@ -530,7 +507,7 @@ def memory_child(folder: Path, users: int, steady_seconds: float) -> dict[str, A
     import stream.runtime.worker  # noqa: F401, PLC0415 - so that a worker's imports are in the figure
 
     imported = _status()
-    store = _Store(folder, RocksDBSettings())
+    store = LocalStore(folder, RocksDBSettings())
     random = np.random.default_rng(1)
     names = [_Names(partition, len(range(partition, users, _PARTITIONS))) for partition in range(_PARTITIONS)]
     parts = [_Users(own, np.full(len(own), _START_MS), _DAY_MS, _MANY, random) for own in names]

@@ -144,16 +144,16 @@ def parse_event_time(value: object) -> int:
 
 def format_event_time(milliseconds: int) -> str:
     """Return ``milliseconds`` since the epoch as RFC 3339 in UTC with three decimals."""
-    days, rest = divmod(milliseconds, 86_400_000)
-    seconds, fraction = divmod(rest, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{_day_text(days)}T{hours:02d}:{minutes:02d}:{seconds:02d}.{fraction:03d}Z"
+    minute, rest = divmod(milliseconds, 60_000)
+    return f"{_minute_text(minute)}{rest // 1000:02d}.{rest % 1000:03d}Z"
 
 
-@lru_cache(maxsize=4096)
-def _day_text(days: int) -> str:
-    return (_EPOCH + timedelta(days=days)).date().isoformat()
+@lru_cache(maxsize=16_384)
+def _minute_text(minute: int) -> str:
+    """Return a minute since the epoch as ``2026-01-31T12:00:``."""
+    days, minute = divmod(minute, 1440)
+    date = (_EPOCH + timedelta(days=days)).date().isoformat()
+    return f"{date}T{minute // 60:02d}:{minute % 60:02d}:"
 
 
 def _parse_decimal(value: object) -> Decimal:

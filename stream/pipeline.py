@@ -234,25 +234,22 @@ class Pipeline:
     def _decide(self, part: _Part, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]) -> None:
         """Count every transaction's outcome, and make its decision."""
         plan = part.plan
-        encoder = self._encoder(part.batch)
-        names = self.bundle.spec.names
+        names = self.bundle.spec.names if self.config.decision_features else ()
+        decide = self._encoder(part.batch).decision if self.config.decisions else None
+        counts = np.bincount(part.outcome, minlength=FAILED + 1).tolist()
+        plan.replayed = counts[kernel.REPLAYED]
+        plan.outcomes |= {outcome: counts[code] for code, outcome in enumerate(_OUTCOMES) if counts[code]}
         places = range(part.rows.start, part.rows.stop)
         for place, (record, row), code in zip(places, part.decoded, part.outcome.tolist(), strict=True):
-            if code == kernel.REPLAYED:
-                plan.replayed += 1
-                continue
-            if code == FAILED:
+            if code <= kernel.DUPLICATE:
+                if decide is not None:
+                    verdict, features = verdicts.get(place), None
+                    if names and verdict is not None:
+                        features = dict(zip(names, matrix[place].tolist(), strict=True))
+                    plan.decisions.append(decide(record, row, _OUTCOMES[code], verdict, features))
+            elif code == FAILED:
                 error = part.errors[row.user_id]
                 _reject(part, record, error, "$", f"{error}, at offset {record.offset}")
-                continue
-            outcome = _OUTCOMES[code]
-            plan.outcomes[outcome] = plan.outcomes.get(outcome, 0) + 1
-            if self.config.decisions:
-                verdict = verdicts.get(place)
-                features = None
-                if self.config.decision_features and verdict is not None:
-                    features = dict(zip(names, matrix[place].tolist(), strict=True))
-                plan.decisions.append(encoder.decision(record, row, outcome, verdict, features))
 
     def _alert(
         self, parts: list[_Part], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]

@@ -30,6 +30,11 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "replay": ("stream.cli.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.alerts", "alerts", "Watch the alerts."),
     "dlq": ("stream.cli.dlq", "dlq", "Read the dead letters, and send them again."),
+    "bench": (
+        "stream.cli.bench",
+        "bench",
+        "Measure throughput, latency, recovery and cost (from a checkout).",
+    ),
     "schemas": ("stream.cli.schemas", "schemas", "Export the JSON Schemas of the events."),
 }
 

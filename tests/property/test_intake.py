@@ -71,6 +71,30 @@ values = {
     ),
     "something_new": texts,
 }
+#: Names twice, nested and empty values, escapes: what a faster parser might pass over.
+pieces = st.lists(
+    st.tuples(
+        st.sampled_from([*sorted(values), "amount", "event_time", ""]),
+        st.sampled_from(
+            [
+                '"12.5"',
+                "1",
+                '""',
+                "{}",
+                '{"a": "b"}',
+                "[]",
+                '["x"]',
+                "null",
+                "true",
+                '"\\""',
+                '"\\u0041"',
+                '"Ä"',
+                "1e2",
+            ]
+        ),
+    ),
+    max_size=4,
+)
 changes = st.lists(st.sampled_from(sorted(values)), max_size=3, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: values[name] for name in names})
 )
@@ -112,3 +136,33 @@ def test_the_plain_lane_takes_ordinary_transactions() -> None:
     assert row is not None
     assert (row.amount_minor, row.pre_balance_minor, row.post_balance_minor) == (1210, -350, 700)
     assert row.event_time == int(datetime(2024, 5, 1, 10, tzinfo=UTC).timestamp()) * 1000 + 123
+
+
+@given(pieces, st.booleans())
+def test_a_text_that_is_put_together_is_decoded_as_the_model_says(
+    extra: list[tuple[str, str]], in_front: bool
+) -> None:
+    ordinary = [(name, json.dumps(str(value))) for name, value in ORDINARY.items()]
+    members = [*extra, *ordinary] if in_front else [*ordinary, *extra]
+    raw = ("{" + " , ".join(f'"{name}" : {value}' for name, value in members) + "}").encode()
+    try:
+        expected = intake.row_of(validate_transaction(parse_object(raw, 1 << 20)))
+    except InvalidRecordError as error:
+        with pytest.raises(InvalidRecordError) as caught:
+            intake.decode_row(raw)
+        assert str(caught.value) == str(error)
+    else:
+        assert intake.decode_row(raw)[0] == expected
+
+
+def test_names_given_twice_are_refused_by_the_fast_parser_too() -> None:
+    for raw in (
+        b'{"a":"1","a":"2"}',
+        b'{"a":"1","a":2}',
+        b'{"a":1,"a":"2"}',
+        b'{"a":1,"a":1,"b":"x"}',
+        b"{}",
+        b"[]",
+    ):
+        assert not intake._texts(raw, 100)
+    assert intake._texts(b'{"a":"1","b":"2"}', 100) == {"a": "1", "b": "2"}

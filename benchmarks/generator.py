@@ -1,0 +1,102 @@
+"""An open-loop generator: ``python -m benchmarks.generator JSON``; see :class:`Order`.
+
+When each transaction is due is fixed before the first is sent. One that cannot be sent in time is sent as
+soon as it can, and its latency counts from when it was due: a stall is in the figures of all that it held
+up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from array import array
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from confluent_kafka import Producer
+
+from benchmarks.workload import Workload, WorkloadSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+__all__ = ["Order"]
+
+_LEAD_SECONDS = 1.0
+_SHORTEST_SLEEP_SECONDS = 0.0002
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to send.
+
+    Attributes
+    ----------
+    first, count:
+        Which of the workload's transactions.
+    rate:
+        Transactions a second on average; gaps are exponential, as those of independent senders are.
+    """
+
+    bootstrap_servers: str
+    topic: str
+    folder: str
+    first: int
+    count: int
+    rate: float
+
+    def due_seconds(self) -> npt.NDArray[np.float64]:
+        """Return when each is due, in seconds after the start."""
+        gaps = np.random.default_rng(self.first).exponential(1 / self.rate, self.count)
+        due: npt.NDArray[np.float64] = np.cumsum(gaps)
+        return due
+
+    def to_argument(self) -> str:
+        """Return the order as a command's argument."""
+        return json.dumps(asdict(self))
+
+
+def main() -> None:
+    """Send, and print the monotonic time of the start and how late the sends were."""
+    order = Order(**json.loads(sys.argv[1]))
+    work = Workload(WorkloadSpec(), Path(order.folder)).transactions[order.first : order.first + order.count]
+    producer = Producer(
+        {
+            "bootstrap.servers": order.bootstrap_servers,
+            "acks": "all",
+            "linger.ms": 1,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+    producer.list_topics(order.topic)
+    start = time.monotonic() + _LEAD_SECONDS
+    due = (start + order.due_seconds()).tolist()
+    late = 0.0
+    acknowledged = array("d", bytes(8 * len(due)))
+
+    def note(number: int) -> Callable[[Any, Any], None]:
+        def delivered(error: Any, _message: Any) -> None:
+            acknowledged[number] = math.inf if error is not None else time.monotonic() - due[number]
+
+        return delivered
+
+    for number, (partition, key, value) in enumerate(work):
+        while (ahead := due[number] - time.monotonic()) > 0:
+            # The wait is for acknowledgements as much as for the time.
+            producer.poll(ahead if ahead > _SHORTEST_SLEEP_SECONDS else 0)
+        late = max(late, -ahead)
+        producer.produce(order.topic, value, key, partition=partition, on_delivery=note(number))
+        producer.poll(0)
+    left = producer.flush(60)
+    p50, p99 = np.percentile(np.array(acknowledged), [50, 99]).tolist()
+    print(json.dumps({"start": start, "late_seconds": late, "unsent": left, "ack_p50": p50, "ack_p99": p99}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The figures as tables: for a terminal, and in Markdown for the README and ``docs/performance.md``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+__all__ = ["bars", "markdown", "tables", "text", "write_markdown"]
+
+_PLACE: Final = re.compile(r"(<!-- bench(: bars)? -->).*?(<!-- /bench -->)", re.DOTALL)
+_WORKER: Final = "riskstream worker"
+_CEILING: Final = "in-process ceiling"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A title, a head and rows of texts; the first column is left-aligned, the others right."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A figure and what it must reach.
+
+    Attributes
+    ----------
+    least:
+        Whether the figure must be at least the bar; otherwise at most.
+    """
+
+    name: str
+    value: float
+    bar: float
+    unit: str
+    least: bool
+
+    @property
+    def met(self) -> bool:
+        """Return whether it is reached."""
+        return self.value >= self.bar if self.least else self.value <= self.bar
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Return the row of the table."""
+        sign = "≥" if self.least else "≤"
+        return (
+            self.name,
+            f"{_short(self.value)}{self.unit}",
+            f"{sign} {_short(self.bar)}{self.unit}",
+            "met" if self.met else "MISSED",
+        )
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 100:  # noqa: PLR2004
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"  # noqa: PLR2004
+
+
+#: Name, how to find it in the figures, bar, unit, whether it is the least.
+_BARS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]] = (
+    (
+        "throughput of one worker against a plain Faust agent",
+        lambda found: found["throughput"]["ratio"]["plain Faust agent"],
+        6,
+        " x",
+        True,
+    ),
+    ("against Quix Streams", lambda found: found["throughput"]["ratio"]["Quix Streams"], 2.5, " x", True),
+    (
+        "against the in-process ceiling",
+        lambda found: 100 * found["throughput"]["ratio"][_CEILING],
+        50,
+        " %",
+        True,
+    ),
+    (
+        "transactions/s of one worker",
+        lambda found: found["throughput"]["median"][_WORKER]["per_second"],
+        15_000,
+        "",
+        True,
+    ),
+    ("latency at 2,000/s, p50", lambda found: found["latency"]["steady"]["p50"], 10, " ms", False),
+    ("latency at 2,000/s, p99", lambda found: found["latency"]["steady"]["p99"], 40, " ms", False),
+    ("latency at 2,000/s, p99.9", lambda found: found["latency"]["steady"]["p99.9"], 200, " ms", False),
+    (
+        "latency at 70 % of the throughput, p99",
+        lambda found: found["latency"]["busy"]["p99"],
+        150,
+        " ms",
+        False,
+    ),
+    ("latency one at a time, p50", lambda found: found["latency"]["idle"]["p50"], 6, " ms", False),
+    ("cost at ten times the users", lambda found: found["cost"]["growth"]["users_ratio"], 1.3, " x", False),
+    (
+        "cost at a hundred times the history",
+        lambda found: found["cost"]["growth"]["history_ratio"],
+        3,
+        " x",
+        False,
+    ),
+    ("changelog recovery, records/s", lambda found: found["recovery"]["per_second"], 50_000, "", True),
+    (
+        "CPU a transaction, a worker for each partition against one",
+        lambda found: found["cost"]["workers"]["workers_ratio"],
+        1.2,
+        " x",
+        False,
+    ),
+)
+
+
+def bars(found: dict[str, Any]) -> list[Bar]:
+    """Return each bar whose figure was measured."""
+    measured = []
+    for name, get, bar, unit, least in _BARS:
+        try:
+            measured.append(Bar(name, float(get(found)), bar, unit, least))
+        except KeyError:
+            continue
+    return measured
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Return everything that was measured as tables."""
+    made = []
+    if reached := bars(found):
+        made.append(
+            Table("What must be reached", ("figure", "found", "bar", ""), [bar.cells() for bar in reached])
+        )
+    if "throughput" in found:
+        made.append(_throughput(found["throughput"]))
+    if "latency" in found:
+        made.append(_latency(found["latency"]))
+    if "recovery" in found:
+        one = found["recovery"]
+        rows = [(f"{one['records']:,}", f"{one['per_second']:,.0f}", str(len(one["rounds"])))]
+        made.append(Table("Recovery from the changelog", ("records", "records/s", "rounds"), rows))
+    if "cost" in found:
+        made += _cost(found["cost"])
+    if "stages" in found:
+        one = found["stages"]
+        rows = [
+            (stage, f"{micros:.2f}", f"{100 * micros / one['total']:.0f} %")
+            for stage, micros in one["micros"].items()
+        ]
+        rows.append(("all", f"{one['total']:.2f}", "100 %"))
+        title = f"Where the time goes in process, rounds of {one['round']:,}"
+        made.append(Table(title, ("stage", "us a transaction", "share"), rows))
+    return made
+
+
+def _throughput(found: dict[str, Any]) -> Table:
+    rows = []
+    for name, one in found["median"].items():
+        ratio = found["ratio"].get(name)
+        rounds = [rate["transactions"] / rate["seconds"] for rate in found["rounds"][name]]
+        rows.append(
+            (
+                name,
+                f"{one['per_second']:,.0f}",
+                f"{min(rounds):,.0f} - {max(rounds):,.0f}",
+                f"{one['cpu_micros']:.1f}",
+                f"{one['rss_mib']:,.0f}",
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+        )
+    count = max(map(len, found["rounds"].values()))
+    head = ("", "transactions/s", "lowest - highest", "us of CPU each", "MiB", "worker / this")
+    return Table(f"Throughput, medians of {count} rounds", head, rows)
+
+
+def _latency(found: dict[str, Any]) -> Table:
+    rows = []
+    for name in ("steady", "busy", "idle"):
+        if name in found:
+            one = found[name]
+            label = f"{one['rate']:,.0f}/s" if "rate" in one else "one at a time"
+            figures = (f"{one[part]:.1f}" for part in ("p50", "p90", "p99", "p99.9", "max"))
+            sent = (f"{one['sent_p50']:.1f}", f"{one['sent_p99']:.1f}") if "sent_p50" in one else ("", "")
+            rows.append((label, *figures, f"{one['alerts']:,.0f}", *sent))
+    head = ("", "p50", "p90", "p99", "p99.9", "max", "alerts", "due -> in Kafka p50", "p99")
+    return Table("Due to be sent -> alert consumed, ms", head, rows)
+
+
+def _cost(found: dict[str, Any]) -> list[Table]:
+    made = []
+    if "growth" in found:
+        rows = [
+            (name, f"{one['micros']:.1f}", f"{one['cpu_micros']:.1f}", f"{one['state_bytes']:,.0f}")
+            for name, one in found["growth"]["cases"].items()
+        ]
+        head = ("in process", "us each", "us of CPU each", "bytes of state each")
+        made.append(Table("Cost of a transaction", head, rows))
+    if "workers" in found:
+        one = found["workers"]
+        rows = [
+            (count, f"{one['per_second'][count]:,.0f}", f"{micros:.1f}")
+            for count, micros in one["cpu_micros"].items()
+        ]
+        made.append(Table("Workers on one machine", ("workers", "transactions/s", "us of CPU each"), rows))
+    return made
+
+
+def text(table: Table) -> str:
+    """Return a table for a terminal."""
+    lines = [table.head, *table.rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(table.head))]
+
+    def row(cells: Iterable[str]) -> str:
+        parts = [
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "   " + "  ".join(parts).rstrip()
+
+    return "\n".join([f"\n{table.title}\n", *map(row, lines)])
+
+
+def markdown(found: dict[str, Any], environment: Iterable[str], *, short: bool = False) -> str:
+    """Return the tables in Markdown, or the first alone, behind the environment."""
+    parts = ["```\n" + "\n".join(environment) + "\n```"]
+    for table in tables(found)[: 1 if short else None]:
+        head = "| " + " | ".join(table.head) + " |"
+        rule = "|---|" + "---:|" * (len(table.head) - 1)
+        rows = ["| " + " | ".join(row) + " |" for row in table.rows]
+        parts.append("\n".join([f"**{table.title}**\n", head, rule, *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_markdown(path: Path, found: dict[str, Any], environment: list[str]) -> None:
+    """Write the tables to a file, or into it where it has places for them.
+
+    A place lies between ``<!-- bench -->``, or ``<!-- bench: bars -->`` for the first table alone, and
+    ``<!-- /bench -->``; the rest of the file stays as it is.
+    """
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def fill(place: re.Match[str]) -> str:
+        return f"{place[1]}\n{markdown(found, environment, short=place[2] is not None)}{place[3]}"
+
+    after, places = _PLACE.subn(fill, before)
+    path.write_text(after if places else markdown(found, environment), encoding="utf-8")

@@ -1,0 +1,140 @@
+"""Where a transaction's time goes in process: the pipeline's own functions, timed as they are called.
+
+Each named function is replaced by one that adds up its time, less that of the named ones it calls, while
+the in-process ceiling's rounds run on one thread. What is left of a round is ``the rest``: joining columns,
+verdicts, counting.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import stream.features.history as history_module
+import stream.pipeline as pipeline_module
+from benchmarks.local_store import LocalStore, PartitionReader, link_folder
+from benchmarks.peers.ceiling import rounds_of
+from benchmarks.peers.common import Job, pipeline_of
+from benchmarks.workload import PARTITIONS
+from stream.features.sealed import SealedUsers
+from stream.features.vector import VectorBuilder
+from stream.outputs import Encoder
+from stream.scoring.predictor import Predictor
+from stream.scoring.reasons import Explainer
+from stream.settings import KafkaSettings, RocksDBSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.workload import Workload
+
+__all__ = ["stages"]
+
+#: Stage -> (owner, name) of the functions whose time it is.
+_STAGES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
+    "decode": ((pipeline_module.Pipeline, "_decode"),),
+    "identities, columns": ((pipeline_module, "_events"), (pipeline_module, "_columns")),
+    "state read": ((LocalStore, "read"),),
+    "history": ((pipeline_module, "advance"),),
+    "history, sealed users": ((SealedUsers, "__init__"), (SealedUsers, "take"), (SealedUsers, "writes")),
+    "history, pack heads": ((history_module, "_pack_heads"),),
+    "vector": ((VectorBuilder, "fill"), (VectorBuilder, "empty")),
+    "score": ((Predictor, "scores"),),
+    "explain": ((Predictor, "contributions"), (Explainer, "reasons")),
+    "encode": ((pipeline_module.Pipeline, "_decide"), (Encoder, "alert")),
+    "state write": ((LocalStore, "write"),),
+}
+
+
+class _Clock:
+    """Adds up each stage's own time."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(_STAGES, 0.0)
+        self._inner: list[float] = []
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with its own time added to a stage."""
+        inner, seconds, clock = self._inner, self.seconds, time.perf_counter
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            inner.append(0.0)
+            begun = clock()
+            try:
+                return function(*arguments, **named)
+            finally:
+                took = clock() - begun
+                seconds[stage] += took - inner.pop()
+                if inner:
+                    inner[-1] += took
+
+        return call
+
+
+@contextmanager
+def _watched(clock: _Clock) -> Iterator[None]:
+    before = []
+    for stage, functions in _STAGES.items():
+        for owner, name in functions:
+            function = vars(owner).get(name) or getattr(owner, name)
+            before.append((owner, name, vars(owner).get(name)))
+            setattr(owner, name, clock.timed(stage, function))
+    try:
+        yield
+    finally:
+        for owner, name, function in before:
+            if function is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, function)
+
+
+def stages(workload: Workload, folder: Path, seconds: float = 8.0) -> dict[str, Any]:
+    """Return microseconds a transaction of each stage, of the whole round, and the rounds' size."""
+    state = folder / "stages"
+    link_folder(workload.state, state)
+    size = KafkaSettings().max_poll_records
+    job = Job(
+        "",
+        "transactions",
+        "",
+        "",
+        "",
+        PARTITIONS,
+        str(workload.bundle),
+        str(state),
+        size,
+        str(workload.folder),
+    )
+    pipeline = pipeline_of(job)
+    store = LocalStore(Path(job.state), RocksDBSettings())
+    readers = [PartitionReader(store, partition) for partition in range(PARTITIONS)]
+    rounds = rounds_of(job)
+    skipped = len(rounds) // 10
+    clock = _Clock()
+
+    def process(batches: list[Any]) -> int:
+        own = [readers[batch.partition] for batch in batches]
+        plans = pipeline.process_all(batches, own, time.time_ns() // 1_000_000)
+        for batch, plan in zip(batches, plans, strict=True):
+            store.write(batch.partition, plan.writes, batch.records[-1].offset)
+        return sum(len(batch.records) for batch in batches)
+
+    try:
+        for batches in rounds[:skipped]:
+            process(batches)
+        done = 0
+        begun = time.perf_counter()
+        with _watched(clock):
+            for batches in rounds[skipped:]:
+                done += process(batches)
+                if time.perf_counter() - begun > seconds:
+                    break
+        total = time.perf_counter() - begun
+    finally:
+        store.close()
+    micros = {stage: 1e6 * spent / done for stage, spent in clock.seconds.items()}
+    whole = 1e6 * total / done
+    return {"micros": micros | {"the rest": whole - sum(micros.values())}, "total": whole, "round": size}

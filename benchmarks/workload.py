@@ -1,0 +1,331 @@
+"""What is processed: users with a past, their next transactions, and a model; the same in every run.
+
+Made once and kept in a cache folder, under a name that changes with its parameters and with the code that
+makes it. Users' histories are clones of some thousands of real ones; every user has exactly ``events`` events
+within the horizon at the start, and time goes on at the pace that keeps it so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import lightgbm
+import numpy as np
+import orjson
+
+from benchmarks.local_store import LocalStore
+from stream.events import format_event_time
+from stream.features import kernel
+from stream.features.history import HistoryConfig, HistoryEvents, advance
+from stream.features.spec import CALENDAR_FEATURES, FeatureSpec
+from stream.pipeline import Batch, Pipeline, PipelineConfig, Record
+from stream.scoring.bundle import Bundle, Thresholds
+from stream.settings import RocksDBSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+__all__ = ["PARTITIONS", "Memory", "Workload", "WorkloadSpec", "cache_folder", "partition_of"]
+
+PARTITIONS: Final = 4
+#: Raised with every change of what is made.
+_VERSION: Final = 2
+#: Features that go one way as time goes on. Labels do not follow them, or the share of alerts would drift.
+_DRIFTING: Final = frozenset(
+    {*CALENDAR_FEATURES, "lifetime_count", "days_since_first", "lifetime_amount_max", "merchant_distinct_30d"}
+)
+_DAY_MS: Final = 86_400_000
+_HORIZON_MS: Final = HistoryConfig().horizon_ms
+_START_MS: Final = 1_750_000_000_000
+_MERCHANTS: Final = 5_000
+#: Histories that are really grown; the other users' are copies of these under their own keys.
+_GROWN_EVENTS: Final = 200_000
+_ROUND: Final = 2_000
+_TRAINING_ROWS: Final = 40_000
+_CHANNELS: Final = ("online", "pos", "atm")
+_TYPES: Final = ("purchase", "withdrawal", "transfer")
+
+
+def cache_folder() -> Path:
+    """Return where the benchmarks keep what is dear to make: data sets and the peers' environments."""
+    cache = os.environ.get("RISKSTREAM_CACHE_DIR")
+    root = Path(cache) if cache else Path.home() / ".cache" / "riskstream"
+    return root.absolute() / "bench"
+
+
+def partition_of(user: int) -> int:
+    """Return the partition of a user's records."""
+    return user % PARTITIONS
+
+
+class Memory(dict[bytes, bytes]):
+    """Records in a dictionary."""
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, None where there is none."""
+        return [self.get(key) for key in keys]
+
+    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Apply what a batch writes."""
+        for key, value in writes:
+            if value is None:
+                self.pop(key, None)
+            else:
+                self[key] = value
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSpec:
+    """A workload's parameters.
+
+    Attributes
+    ----------
+    users, events:
+        How many, and how many events of each lie within the horizon at the start.
+    transactions:
+        To process.
+    trees, leaves:
+        Of the model.
+    alert_share:
+        Of the transactions; 1.0 makes each an alert.
+    """
+
+    users: int = 100_000
+    events: int = 30
+    transactions: int = 250_000
+    trees: int = 100
+    leaves: int = 31
+    alert_share: float = 0.02
+    seed: int = 1
+
+    def name(self) -> str:
+        """Return a name that no other workload has."""
+        root = Path(__file__).resolve().parent.parent
+        digest = hashlib.sha256(orjson.dumps([_VERSION, asdict(self)], option=orjson.OPT_SORT_KEYS))
+        for path in sorted((root / "stream" / "features").glob("*.py")):
+            digest.update(path.read_bytes())
+        return f"{self.users}x{self.events}-{digest.hexdigest()[:10]}"
+
+
+@dataclass(slots=True)
+class _Grown:
+    """One user's records: what comes behind the user id in each key, and the value."""
+
+    records: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Workload:
+    """A prepared workload in its folder.
+
+    Attributes
+    ----------
+    folder:
+        Holds ``bundle``, ``state`` (a closed database per partition) and ``transactions.bin``.
+    """
+
+    def __init__(self, spec: WorkloadSpec, folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+
+    @property
+    def bundle(self) -> Path:
+        """Return the model bundle's folder."""
+        return self.folder / "bundle"
+
+    @property
+    def state(self) -> Path:
+        """Return the folder of the prior state's databases, ``<partition>.db``."""
+        return self.folder / "state"
+
+    @cached_property
+    def transactions(self) -> list[tuple[int, bytes, bytes]]:
+        """Partition, key and value of each transaction, in order."""
+        raw = (self.folder / "transactions.bin").read_bytes()
+        found = []
+        for line in raw.splitlines():
+            user, _, value = line.partition(b" ")
+            found.append((partition_of(int(user)), b"U%07d" % int(user), value))
+        return found
+
+    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield partition, key and value of each state record."""
+        store = LocalStore(self.state, RocksDBSettings())
+        try:
+            for partition in range(PARTITIONS):
+                for key, value in store.database(partition).items():
+                    yield partition, key, value
+        finally:
+            store.close()
+
+    @classmethod
+    def prepare(cls, spec: WorkloadSpec, bundle: Path | None = None) -> Workload:
+        """Return the workload, made where the cache has it not; with the model of ``bundle`` if given."""
+        folder = cache_folder() / "data" / spec.name()
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+            try:
+                _make(spec, making, bundle)
+                making.rename(folder)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+        return cls(spec, folder)
+
+
+def _make(spec: WorkloadSpec, folder: Path, bundle: Path | None) -> None:
+    grown = _grow(spec)
+    store = LocalStore(folder / "state", RocksDBSettings())
+    for partition in range(PARTITIONS):
+        writes: list[tuple[bytes, bytes | None]] = []
+        for user in range(partition, spec.users, PARTITIONS):
+            name = b"U%07d" % user
+            writes += [(name + suffix, value) for suffix, value in grown[user % len(grown)].records]
+            if len(writes) >= _ROUND:
+                store.write(partition, writes, -1)
+                writes = []
+        store.write(partition, writes, -1)
+        store.database(partition).flush()
+        store.database(partition).compact_range(None, None)
+    store.close()
+    transactions = list(_transactions(spec))
+    with (folder / "transactions.bin").open("wb") as file:
+        file.writelines(b"%d %s\n" % item for item in transactions)
+    if bundle is None:
+        _bundle(spec, grown, transactions).save(folder / "bundle")
+    else:
+        shutil.copytree(bundle, folder / "bundle")
+
+
+def _grow(spec: WorkloadSpec) -> list[_Grown]:
+    """Return histories of ``events`` events each, spread evenly at random over the horizon."""
+    random = np.random.default_rng(spec.seed)
+    # A number that no partition count divides evenly, so that each partition has all of them.
+    users = min(spec.users, max(33, _GROWN_EVENTS // spec.events | 1))
+    names = [b"grown-%06d" % number for number in range(users)]
+    times = np.sort(random.integers(_START_MS - _HORIZON_MS + 1, _START_MS, (spec.events, users)), axis=0)
+    memory = Memory()
+    config = HistoryConfig()
+    count = users
+    for number in range(spec.events):
+        events = HistoryEvents(
+            users=names,
+            user=np.arange(users),
+            time_ms=times[number],
+            amount_minor=np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64),
+            merchant=random.integers(1, _MERCHANTS + 1, count) * np.int64(0x1E3779B97F4A7),
+            ident=random.integers(1, 2**63 - 1, count),
+            minor_units=np.full(count, 100, np.int64),
+            offset=np.full(count, number),
+            source=7,
+        )
+        result = advance(events, config, memory, np.empty((count, kernel.OUT_SIZE)))
+        memory.write(result.writes)
+    found: dict[bytes, _Grown] = {name: _Grown() for name in names}
+    size = len(names[0])
+    for key, value in memory.items():
+        found[key[:size]].records.append((key[size:], value))
+    return list(found.values())
+
+
+def _transactions(spec: WorkloadSpec) -> Iterator[tuple[int, bytes]]:
+    """Yield each transaction's user and JSON."""
+    random = np.random.default_rng(spec.seed + 1)
+    count = spec.transactions
+    users = random.integers(spec.users, size=count).tolist()
+    step_ms = _HORIZON_MS / (spec.events * spec.users)
+    amounts = np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64).tolist()
+    merchants = random.integers(_MERCHANTS, size=count).tolist()
+    channels = random.integers(len(_CHANNELS), size=count).tolist()
+    types = random.integers(len(_TYPES), size=count).tolist()
+    balances = random.lognormal(12.0, 1.0, count).astype(np.int64).tolist()
+    for number in range(count):
+        before, amount = balances[number], amounts[number]
+        value = {
+            "transaction_id": f"T{number:08d}",
+            "user_id": f"U{users[number]:07d}",
+            "event_time": format_event_time(_START_MS + int(number * step_ms)),
+            "amount": f"{amount // 100}.{amount % 100:02d}",
+            "currency": "EUR",
+            "channel": _CHANNELS[channels[number]],
+            "transaction_type": _TYPES[types[number]],
+            "merchant_id": f"M{merchants[number]:05d}",
+            "pre_balance": f"{before // 100}.{before % 100:02d}",
+            "post_balance": f"{(before - amount) / 100:.2f}",
+        }
+        yield users[number], orjson.dumps(value)
+
+
+class _Features(Pipeline):
+    """Keeps the feature matrices."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.matrices: list[npt.NDArray[np.float64]] = []
+
+    def _judge(self, parts: Any, matrix: npt.NDArray[np.float64]) -> Any:
+        self.matrices.append(matrix.copy())
+        return super()._judge(parts, matrix)
+
+
+def _bundle(spec: WorkloadSpec, grown: list[_Grown], transactions: list[tuple[int, bytes]]) -> Bundle:
+    """Return a model of these very features, and thresholds that the wanted share of them passes."""
+    features = FeatureSpec({"channel": _CHANNELS, "transaction_type": _TYPES})
+    width = len(features.names)
+    random = np.random.default_rng(spec.seed + 2)
+    noise = _fit(random.normal(size=(500, width)), random.integers(0, 2, 500), 2, 4)
+    pipeline = _Features(Bundle(noise, "none", features), PipelineConfig(decisions=False))
+    memory = Memory()
+    for user in {user for user, _ in transactions}:
+        name = b"U%07d" % user
+        memory.write([(name + suffix, value) for suffix, value in grown[user % len(grown)].records])
+    for begin in range(0, len(transactions), _ROUND):
+        records = [
+            Record(begin + place, 0, b"U%07d" % user, value)
+            for place, (user, value) in enumerate(transactions[begin : begin + _ROUND])
+        ]
+        memory.write(pipeline.process(Batch("t", 0, 1, records), memory, _START_MS + 400 * _DAY_MS).writes)
+    matrix = np.concatenate(pipeline.matrices)
+    chosen = matrix[random.permutation(len(matrix))[:_TRAINING_ROWS]]
+    steady = [place for place, name in enumerate(features.names) if name not in _DRIFTING]
+    model = _fit(chosen, _labels(chosen[:, steady], random), spec.trees, spec.leaves)
+    scores = lightgbm.Booster(model_str=model).predict(matrix, num_threads=1)
+    if spec.alert_share >= 1:
+        thresholds = Thresholds(high=1.0, medium=0.0, prediction=0.0)
+    else:
+        medium, high = np.quantile(scores, [1 - spec.alert_share, 1 - spec.alert_share / 4]).tolist()
+        thresholds = Thresholds(high=high, medium=medium, prediction=high)
+    return Bundle(model, f"bench-{spec.trees}x{spec.leaves}", features, thresholds)
+
+
+def _labels(matrix: npt.NDArray[np.float64], random: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return labels that depend on each of the features a little, with noise."""
+    ranks = np.argsort(np.argsort(np.nan_to_num(matrix, nan=0.0), axis=0), axis=0) / len(matrix)
+    drive = (ranks - 0.5) @ random.normal(size=matrix.shape[1])
+    drive += 2 * (ranks[:, 0] - 0.5) * (ranks[:, 9] - 0.5)
+    chance = 1 / (1 + np.exp(-2 * (drive - np.quantile(drive, 0.9))))
+    return (random.random(len(matrix)) < chance).astype(np.int64)
+
+
+def _fit(matrix: npt.NDArray[np.float64], labels: npt.NDArray[Any], trees: int, leaves: int) -> str:
+    parameters = {
+        "objective": "binary",
+        "num_leaves": leaves,
+        "learning_rate": 0.05,
+        "min_data_in_leaf": 20,
+        "feature_fraction": 0.5,
+        "seed": 1,
+        "deterministic": True,
+        "num_threads": 1,
+        "verbose": -1,
+    }
+    text: str = lightgbm.train(parameters, lightgbm.Dataset(matrix, labels), trees).model_to_string()
+    return text
