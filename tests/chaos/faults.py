@@ -40,6 +40,7 @@ _ZOMBIE = "a worker that wakes up after its session may still write to the chang
 KNOWN: dict[str, str] = {
     **{f"SIGSTOP at {step}": _ZOMBIE for step in (*_SLEEPS, "random")},
     "state folder damaged": "a RocksDB that cannot be opened is also logged with a stack trace, by Faust",
+    "broker SIGKILL": "a fetch under way at the end of a worker raises in Faust's thread, with a stack trace",
     "disk full": "closing a RocksDB that could not be written raises, which is logged with a stack trace",
 }
 

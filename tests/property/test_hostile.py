@@ -132,6 +132,7 @@ def test_any_words_with_a_right_checksum_are_read_or_refused(values: list[int], 
     assert status in {layout.OK, layout.CORRUPT}
     if status == layout.OK:
         assert 0 <= hdr[kernel.H_FIRST_CHUNK] <= hdr[kernel.H_NEXT_CHUNK] < 2**32
+        assert 32 * (hdr[kernel.H_NEXT_CHUNK] - hdr[kernel.H_FIRST_CHUNK]) <= hdr[kernel.H_COUNT]
         assert hdr[kernel.H_NEXT_CHUNK] - hdr[kernel.H_FIRST_CHUNK] <= layout.MAX_CHUNKS
     for unpack in (layout.unpack_chunk, layout.unpack_segment, layout.unpack_live):
         try:

@@ -59,6 +59,7 @@ def test_a_head_comes_back(count: int, lost: int, live: int, fields: list[int], 
     hdr[: kernel.H_GONE + 1] = fields
     hdr[kernel.H_FIRST_CHUNK] = 70
     hdr[kernel.H_NEXT_CHUNK] = 70 + fields[kernel.H_NEXT_CHUNK] % layout.MAX_CHUNKS
+    hdr[kernel.H_COUNT] = 2**40 + fields[kernel.H_COUNT] % 2**40
     hdr[kernel.H_HEAD], hdr[kernel.H_PENDING], hdr[kernel.H_LIVE] = count, lost, live
     head = np.array(events, np.int64).reshape(4, kernel.CHUNK)
     pending = np.arange(kernel.CHUNK + 1, dtype=np.int64) * 97_000_003 % 2**32
