@@ -167,6 +167,19 @@ def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
 
 
 @compiled
+def _can_be(hdr: Ints, count: int) -> bool:
+    """Whether a header's numbers of chunks and events go together, with ``count`` events in the head."""
+    first, following = hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]
+    chunks = following - first
+    return bool(
+        first >= 0
+        and 0 <= chunks <= MAX_CHUNKS
+        and following <= _MAX_NUMBER
+        and hdr[H_COUNT] >= chunks * CHUNK + count
+    )
+
+
+@compiled
 def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pending: Ints) -> int:
     """Read the head record at ``words[start:start + size]``; returns OK, CORRUPT or OTHER_VERSION."""
     if size < 2 or (words[start] >> 16) != (_MAGIC >> 16) or ((words[start] >> 8) & 0xFF) != HEAD_KIND:
@@ -182,8 +195,7 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
     lost = (packed >> 8) & 0xFF
     if count >= CHUNK or lost >= CHUNK or size != _FIXED + 4 * count + (lost + 1) // 2:
         return CORRUPT
-    first, following = hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]
-    if first < 0 or following < first or following - first > MAX_CHUNKS or following > _MAX_NUMBER:
+    if not _can_be(hdr, count):
         return CORRUPT
     if hdr[H_COUNT] < (following - first) * CHUNK + count:
         return CORRUPT
