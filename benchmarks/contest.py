@@ -49,7 +49,7 @@ class Rate:
     rss_mib:
         Resident memory at its end.
     alert_share:
-        Alerts for each decision: the same in all contestants, or they do not do the same work.
+        Alerts for each decision, as far as it got: about the same in all, or they do not do the same work.
     """
 
     transactions: int
