@@ -103,7 +103,7 @@ def _throughput(
 def _latency(
     cluster: Cluster, workload: Workload, folder: Path, options: Options, found: Any, say: Any
 ) -> dict[str, Any]:
-    seconds = 10.0 if options.quick else 30.0
+    seconds = 12.0 if options.quick else 35.0
     measured: dict[str, Any] = {}
     rate = options.busy_rate
     if rate is None and _WORKER in found.get("throughput", {}).get("median", {}):

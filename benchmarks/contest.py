@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -47,12 +48,15 @@ class Rate:
         Of the contestant's processes in it, user and system.
     rss_mib:
         Resident memory at its end.
+    alert_share:
+        Alerts for each decision, as far as it got: about the same in all, or they do not do the same work.
     """
 
     transactions: int
     seconds: float
     cpu_seconds: float
     rss_mib: float
+    alert_share: float = math.nan
 
     @property
     def per_second(self) -> float:

@@ -42,8 +42,8 @@ __all__ = ["closed_loop", "open_loop", "started"]
 
 _ID: Final = re.compile(rb'"transaction_id":"T(\d+)"').search
 _PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
-#: Of an open loop's start: compilers and caches warm up, and are not what is asked for.
-_WARM_SECONDS: Final = 3.0
+#: Of an open loop's start: compilers and caches warm up, the broker's above all.
+_WARM_SECONDS: Final = 5.0
 _QUIET_SECONDS: Final = 5.0
 
 

@@ -153,6 +153,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
             for stage, micros in one["micros"].items()
         ]
         rows.append(("all", f"{one['total']:.2f}", "100 %"))
+        rows.append(("all, in rounds of one", f"{one['one_at_a_time']:.2f}", ""))
         title = f"Where the time goes in process, rounds of {one['round']:,}"
         made.append(Table(title, ("stage", "us a transaction", "share"), rows))
     return made
@@ -170,11 +171,12 @@ def _throughput(found: dict[str, Any]) -> Table:
                 f"{min(rounds):,.0f} - {max(rounds):,.0f}",
                 f"{one['cpu_micros']:.1f}",
                 f"{one['rss_mib']:,.0f}",
+                f"{100 * one['alert_share']:.1f} %",
                 "" if ratio is None else f"{ratio:.2f}",
             )
         )
     count = max(map(len, found["rounds"].values()))
-    head = ("", "transactions/s", "lowest - highest", "us of CPU each", "MiB", "worker / this")
+    head = ("", "transactions/s", "lowest - highest", "us of CPU each", "MiB", "alerts", "worker / this")
     return Table(f"Throughput, medians of {count} rounds", head, rows)
 
 

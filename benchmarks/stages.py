@@ -21,6 +21,7 @@ from benchmarks.workload import PARTITIONS
 from stream.features.sealed import SealedUsers
 from stream.features.vector import VectorBuilder
 from stream.outputs import Encoder
+from stream.pipeline import Batch
 from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer
 from stream.settings import KafkaSettings, RocksDBSettings
@@ -92,7 +93,7 @@ def _watched(clock: _Clock) -> Iterator[None]:
 
 
 def stages(workload: Workload, folder: Path, seconds: float = 8.0) -> dict[str, Any]:
-    """Return microseconds a transaction of each stage, of the whole round, and the rounds' size."""
+    """Return microseconds a transaction of each stage, of the whole round, and of a round of one."""
     state = folder / "stages"
     link_folder(workload.state, state)
     size = KafkaSettings().max_poll_records
@@ -133,8 +134,18 @@ def stages(workload: Workload, folder: Path, seconds: float = 8.0) -> dict[str, 
                 if time.perf_counter() - begun > seconds:
                     break
         total = time.perf_counter() - begun
+        alone = [
+            Batch(batch.topic, batch.partition, batch.source, [record])
+            for batch in rounds[-1]
+            for record in batch.records
+        ]
+        begun = time.perf_counter()
+        for batch in alone:
+            process([batch])
+        single = 1e6 * (time.perf_counter() - begun) / len(alone)
     finally:
         store.close()
     micros = {stage: 1e6 * spent / done for stage, spent in clock.seconds.items()}
     whole = 1e6 * total / done
-    return {"micros": micros | {"the rest": whole - sum(micros.values())}, "total": whole, "round": size}
+    micros["the rest"] = whole - sum(micros.values())
+    return {"micros": micros, "total": whole, "round": size, "one_at_a_time": single}

@@ -197,8 +197,6 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
         return CORRUPT
     if not _can_be(hdr, count):
         return CORRUPT
-    if hdr[H_COUNT] < (following - first) * CHUNK + count:
-        return CORRUPT
     hdr[H_HEAD] = count
     hdr[H_PENDING] = lost
     hdr[H_LIVE] = (packed >> 16) & 0xFFFFFFFF
