@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,23 @@ Marks: TypeAlias = npt.NDArray[np.uint32]
 Slots: TypeAlias = npt.NDArray[np.int32]
 Codes: TypeAlias = npt.NDArray[np.uint8]
 Flags: TypeAlias = npt.NDArray[np.bool_]
+
+
+def _sources_digest() -> str:
+    """Return what names the version of all compiled code: a digest of the modules that hold it."""
+    package = Path(__file__).resolve().parent.parent
+    found = blake2b(digest_size=8)
+    for path in sorted([*(package / "features").glob("*.py"), *(package / "scoring").glob("*.py")]):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+# numba looks for machine code by the module that asks for it, and does not see that a function which that one
+# calls has changed in another module: after an upgrade in place it would go on with the old one. So each
+# version of the sources has a cache of its own.
+_CACHE_ROOT: Final = config.CACHE_DIR or str(Path(__file__).resolve().parent / "__pycache__")
+if os.access(_CACHE_ROOT if Path(_CACHE_ROOT).exists() else Path(_CACHE_ROOT).parent, os.W_OK):
+    config.CACHE_DIR = str(Path(_CACHE_ROOT) / f"kernels-{_sources_digest()}")
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

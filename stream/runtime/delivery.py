@@ -389,5 +389,9 @@ def _raise_final(tp: TopicPartition, error: BaseException) -> None:
         raise BrokerError(
             f"{where} refuses a record batch as too large: its max.message.bytes must be 1 MiB or more"
         ) from error
+    if isinstance(error, errors.InvalidTimestampError):
+        raise BrokerError(
+            f"{where} refuses records of this time: this machine's clock and the broker's are far apart"
+        ) from error
     if not getattr(error, "retriable", False):
         raise BrokerError(f"records were not delivered to {where}: {error!r}") from error

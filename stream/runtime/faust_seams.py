@@ -136,6 +136,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._done: dict[Any, int] = {}
         #: Where each partition's records begin since the last seek.
         self._floor: dict[Any, int] = {}
+        #: The generation whose seek to the committed offsets has begun.
+        self._sought = -1
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -180,6 +182,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return self._committed_offset.get(tp) if done is None else done
 
     async def perform_seek(self) -> None:
+        """Go on at the committed offsets: recovery calls it last of all."""
+        self._sought = self.app.consumer_generation_id
+        await self._seek_back()
+
+    async def _seek_back(self) -> None:
         """Go on at the committed offsets, unless they are those of a topic that is no longer there.
 
         A partition without a commit begins at its beginning. Upstream leaves it where it is, which may be
@@ -237,10 +244,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             # A rebalance began while the fetch was under way: these records belong to nobody yet. Where
             # the seek fails, the next assignment sets the positions.
             with contextlib.suppress(Exception):
-                await self.perform_seek()
+                await self._seek_back()
             return
         for tp, batch in sorted(records.items(), key=lambda item: not self._is_changelog_tp(item[0])):
             if not self._is_changelog_tp(tp):
+                if self.app.rebalancing and self._sought != generation:
+                    continue  # the seek to come fetches them again
                 await self._wait_for_rebalance(generation)
             if self.should_stop or not self.flow_active or self.app.consumer_generation_id != generation:
                 break
@@ -270,7 +279,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return rest
 
     async def _wait_for_rebalance(self, generation: int) -> None:
-        """Wait for the end of a rebalance, or for the beginning of the next one."""
+        """Wait for the end of a rebalance, or for the beginning of the next one.
+
+        Only once the seek has begun: until then recovery may need the very fetches that would wait here.
+        """
         while self.app.rebalancing and self.app.consumer_generation_id == generation:
             if self.should_stop or not self.flow_active:
                 break

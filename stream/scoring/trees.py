@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numba import njit
 
+import stream.features.compiled  # noqa: F401 - names the cache of machine code
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

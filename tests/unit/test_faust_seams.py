@@ -244,7 +244,7 @@ def test_ours_holds_back_what_comes_before_the_flow_resumes(run: Any, tmp_path: 
     async def main() -> None:
         app = make_app(tmp_path, StreamApp)
         consumer = make_consumer(app, BatchTransport, FETCHED)
-        app.rebalancing = True
+        app.rebalancing, consumer._sought = True, app.consumer_generation_id
         fetching = asyncio.ensure_future(messages(consumer))
         await a_while()
         assert not fetching.done()
@@ -254,12 +254,24 @@ def test_ours_holds_back_what_comes_before_the_flow_resumes(run: Any, tmp_path: 
     run(main())
 
 
+def test_ours_does_not_wait_where_recovery_may_need_the_fetches(run: Any, tmp_path: Path) -> None:
+    """Before the seek to the committed offsets has begun: it fetches again what is dropped here."""
+
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        app.rebalancing = True
+        assert await messages(consumer) == []
+
+    run(main())
+
+
 @pytest.mark.parametrize("ends", ["another generation", "flow stopped", "worker stopped"])
 def test_ours_drops_what_it_held_back_when_it_is_fetched_again(run: Any, tmp_path: Path, ends: str) -> None:
     async def main() -> None:
         app = make_app(tmp_path, StreamApp)
         consumer = make_consumer(app, BatchTransport, FETCHED)
-        app.rebalancing = True
+        app.rebalancing, consumer._sought = True, app.consumer_generation_id
         fetching = asyncio.ensure_future(messages(consumer))
         await a_while()
         if ends == "another generation":
@@ -309,11 +321,11 @@ def test_ours_hands_on_nothing_while_a_rebalance_begins(run: Any, tmp_path: Path
         consumer = make_consumer(make_app(tmp_path, StreamApp), BatchTransport, FETCHED)
         sought: list[bool] = []
 
-        async def perform_seek() -> None:
+        async def seek_back() -> None:
             sought.append(True)
             raise KafkaConnectionError  # as the broker may answer in the middle of a rebalance
 
-        consumer.perform_seek = perform_seek
+        consumer._seek_back = seek_back
         consumer.flow_active = False
         assert await messages(consumer) == []
         assert sought == [True]
