@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import rocksdict
@@ -24,6 +25,7 @@ class LocalStore(HistoryStore):
     """A database per partition in ``folder``, as ``<partition>.db`` unless told otherwise."""
 
     def __init__(self, folder: Path, settings: RocksDBSettings, name: str = "{}.db") -> None:
+        self.app = SimpleNamespace(changelog_id="")  # all that the store asks of it
         self._folder = folder
         self._name = name
         self._cache = rocksdict.Cache(settings.block_cache_mib << 20)

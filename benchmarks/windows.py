@@ -145,7 +145,7 @@ class _Users:
             ident=self.random.integers(1, 2**63 - 1, count),
             minor_units=np.full(count, 100, np.int64),
             offset=np.arange(first, first + count),
-            source=_SOURCE,
+            source=np.full(len(places), _SOURCE),
         )
 
 

@@ -225,7 +225,7 @@ def _grow(spec: WorkloadSpec) -> list[_Grown]:
             ident=random.integers(1, 2**63 - 1, count),
             minor_units=np.full(count, 100, np.int64),
             offset=np.full(count, number),
-            source=7,
+            source=np.full(users, 7),
         )
         result = advance(events, config, memory, np.empty((count, kernel.OUT_SIZE)))
         memory.write(result.writes)

@@ -16,7 +16,14 @@ import numpy as np
 from stream.errors import InvalidRecordError, RiskStreamError, StateError
 from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
-from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
+from stream.features.history import (
+    FAILED,
+    HistoryConfig,
+    HistoryEvents,
+    Partitioned,
+    RecordReader,
+    advance,
+)
 from stream.features.identity import identities
 from stream.features.residents import Residents
 from stream.features.vector import MISSING, Columns, VectorBuilder
@@ -125,25 +132,9 @@ class _Part:
     decoded: list[_Decoded]
     plan: Plan
     now_ms: int
-    events: HistoryEvents | None = None
     rows: slice = field(default_factory=lambda: slice(0, 0))
     outcome: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     errors: dict[str, StateError] = field(default_factory=dict)
-
-    def advance(
-        self,
-        config: HistoryConfig,
-        reader: RecordReader,
-        features: npt.NDArray[np.float64],
-        residents: Residents,
-    ) -> None:
-        """Bring the users' histories forward."""
-        events = self.events = _events(self.batch, self.decoded)
-        result = advance(events, config, reader, features, residents=residents)
-        self.outcome = result.outcome
-        self.errors = {events.users[place].decode(): error for place, error in result.errors.items()}
-        self.plan.writes = result.writes
-        self.plan.other_source = result.other_source
 
 
 class Pipeline:
@@ -182,19 +173,40 @@ class Pipeline:
         everything = [item for part in parts for item in part.decoded]
         matrix = self._builder.empty(len(everything))
         start = 0
-        for part, reader in zip(parts, readers, strict=True):
+        for part in parts:
             part.rows = slice(start, start + len(part.decoded))
             start = part.rows.stop
-            if part.decoded:
-                part.advance(self._history, reader, self._builder.history(matrix[part.rows]), self._residents)
         if everything:
-            events = [part.events for part in parts if part.events is not None]
+            events, ends = _events(parts, everything)
+            self._advance(parts, events, Partitioned(readers, ends), matrix)
             self._builder.fill(_columns(everything, events, self.bundle.spec), matrix)
         verdicts = self._judge(parts, matrix)
         for part in parts:
             self._decide(part, verdicts, matrix)
         self._alert(parts, verdicts, matrix)
         return [part.plan for part in parts]
+
+    def _advance(
+        self,
+        parts: list[_Part],
+        events: HistoryEvents,
+        reader: Partitioned,
+        matrix: npt.NDArray[np.float64],
+    ) -> None:
+        """Bring the users' histories forward, those of all partitions at once."""
+        features = self._builder.history(matrix)
+        result = advance(events, self._history, reader, features, residents=self._residents)
+        for part in parts:
+            part.outcome = result.outcome[part.rows]
+        for place, error in result.errors.items():
+            [at] = reader.part_of(np.array([place])).tolist()
+            parts[at].errors[events.users[place].decode()] = error
+        for at in reader.part_of(np.flatnonzero(result.other_source)).tolist():
+            parts[at].plan.other_source += 1
+        for at, write in zip(
+            reader.part_of(np.array(result.owners, np.int64)).tolist(), result.writes, strict=True
+        ):
+            parts[at].plan.writes.append(write)
 
     def _judge(self, parts: list[_Part], matrix: npt.NDArray[np.float64]) -> dict[int, Verdict]:
         """Score every row that has features, and return the verdicts by row."""
@@ -283,28 +295,39 @@ def _reject(part: _Part, record: Record, error: RiskStreamError, field_name: str
     )
 
 
-def _events(batch: Batch, decoded: list[_Decoded]) -> HistoryEvents:
-    places: dict[str, int] = {}
-    user = np.array([places.setdefault(row.user_id, len(places)) for _, row in decoded], np.int64)
+def _events(parts: list[_Part], everything: list[_Decoded]) -> tuple[HistoryEvents, list[int]]:
+    """Return the events of all partitions, and the place behind the last user of each."""
+    users: list[bytes] = []
+    user: list[int] = []
+    sources: list[int] = []
+    ends: list[int] = []
+    for part in parts:
+        places: dict[str, int] = {}
+        first = len(users)
+        user += [first + places.setdefault(row.user_id, len(places)) for _, row in part.decoded]
+        users += [name.encode() for name in places]
+        sources += [part.batch.source] * len(places)
+        ends.append(len(users))
     numbers = np.array(
-        [(row.event_time, row.amount_minor, row.minor_units, record.offset) for record, row in decoded],
+        [(row.event_time, row.amount_minor, row.minor_units, record.offset) for record, row in everything],
         np.int64,
     )
     time_ms, amount_minor, minor_units, offset = np.ascontiguousarray(numbers.T)
-    return HistoryEvents(
-        users=[name.encode() for name in places],
-        user=user,
+    events = HistoryEvents(
+        users=users,
+        user=np.array(user, np.int64),
         time_ms=time_ms,
         amount_minor=amount_minor,
-        merchant=identities([row.merchant_id for _, row in decoded]),
-        ident=identities([row.transaction_id for _, row in decoded]),
+        merchant=identities([row.merchant_id for _, row in everything]),
+        ident=identities([row.transaction_id for _, row in everything]),
         minor_units=minor_units,
         offset=offset,
-        source=batch.source,
+        source=np.array(sources, np.int64),
     )
+    return events, ends
 
 
-def _columns(decoded: list[_Decoded], events: list[HistoryEvents], spec: FeatureSpec) -> Columns:
+def _columns(decoded: list[_Decoded], events: HistoryEvents, spec: FeatureSpec) -> Columns:
     rows = [row for _, row in decoded]
 
     def balances(values: list[int | None]) -> npt.NDArray[np.int64]:
@@ -314,9 +337,9 @@ def _columns(decoded: list[_Decoded], events: list[HistoryEvents], spec: Feature
         return [None if row.attributes is None else row.attributes.get(name) for row in rows]
 
     return Columns(
-        time_ms=np.concatenate([part.time_ms for part in events]),
-        amount_minor=np.concatenate([part.amount_minor for part in events]),
-        minor_units=np.concatenate([part.minor_units for part in events]),
+        time_ms=events.time_ms,
+        amount_minor=events.amount_minor,
+        minor_units=events.minor_units,
         pre_balance_minor=balances([row.pre_balance_minor for row in rows]),
         post_balance_minor=balances([row.post_balance_minor for row in rows]),
         categories={

@@ -90,7 +90,7 @@ class Engine:
             ident=identities(event.transaction_id for _, event in taken),
             minor_units=column(event.units for _, event in taken),
             offset=np.arange(offset, offset + len(taken)),
-            source=self.source,
+            source=np.full(len(users), self.source),
         )
 
     def decide(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["HistoryConfig", "HistoryEvents", "HistoryResult", "RecordReader", "advance"]
+__all__ = ["HistoryConfig", "HistoryEvents", "HistoryResult", "Partitioned", "RecordReader", "advance"]
 
 
 class RecordReader(Protocol):
@@ -35,6 +35,37 @@ class RecordReader(Protocol):
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the value of each key, None where there is none."""
         ...
+
+
+class Partitioned:
+    """The records of several partitions, each with its own reader.
+
+    Parameters
+    ----------
+    ends
+        For each partition, the place behind its last user: a batch's users come partition by partition.
+    """
+
+    def __init__(self, readers: Sequence[RecordReader], ends: Sequence[int]) -> None:
+        self._readers = readers
+        self._ends = np.array(ends, np.int64)
+
+    def part_of(self, owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the partition of each user, as the place of its reader."""
+        return np.searchsorted(self._ends, owners, side="right")
+
+    def read(self, keys: Sequence[bytes], owners: npt.NDArray[np.int64]) -> Sequence[bytes | None]:
+        """Return the value of each key; ``owners`` says whose it is, by the users' places."""
+        if len(self._readers) == 1:
+            return self._readers[0].read(keys)
+        parts = self.part_of(owners)
+        found: list[bytes | None] = [None] * len(keys)
+        for part in np.unique(parts).tolist():
+            places = np.flatnonzero(parts == part).tolist()
+            values = self._readers[part].read([keys[place] for place in places])
+            for place, value in zip(places, values, strict=True):
+                found[place] = value
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +88,9 @@ class HistoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEvents:
-    """A batch's events in arrival order: one source partition, n events, u users.
+    """A batch's events: n events, u users; of each source partition in arrival order.
+
+    Whoever has events in two partitions is two users, one of each.
 
     Attributes
     ----------
@@ -68,7 +101,8 @@ class HistoryEvents:
     time_ms, amount_minor, merchant, ident, minor_units, offset:
         int64[n]; ``merchant`` is 0 where unknown.
     source:
-        Names the source partition's incarnation; offsets of another one are not comparable.
+        int64[u], names the incarnation of each user's source partition; offsets of another one are not
+        comparable.
     """
 
     users: Sequence[bytes]
@@ -79,7 +113,7 @@ class HistoryEvents:
     ident: npt.NDArray[np.int64]
     minor_units: npt.NDArray[np.int64]
     offset: npt.NDArray[np.int64]
-    source: int
+    source: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +124,20 @@ class HistoryResult:
     ----------
     outcome:
         uint8[n]: SCORED, LATE, DUPLICATE, REPLAYED, or FAILED for events of the users in ``errors``.
-    writes:
-        Records to store, None to delete; empty where the batch was not to be learnt.
+    writes, owners:
+        Records to store, None to delete, and whose each is by the user's place; empty where the batch was not
+        to be learnt.
     errors:
         By user's place, why its state cannot be used.
     other_source:
-        Users whose stored offset belonged to another incarnation of the source.
+        bool[u]: whether a user's stored offset belonged to another incarnation of the source.
     """
 
     outcome: npt.NDArray[np.uint8]
     writes: list[tuple[bytes, bytes | None]]
+    owners: list[int]
     errors: dict[int, StateError]
-    other_source: int
+    other_source: npt.NDArray[np.bool_]
 
 
 FAILED: Final = 6
@@ -110,7 +146,7 @@ FAILED: Final = 6
 def advance(
     events: HistoryEvents,
     config: HistoryConfig,
-    reader: RecordReader,
+    reader: RecordReader | Partitioned,
     features: npt.NDArray[np.float64],
     *,
     learn: bool = True,
@@ -128,6 +164,8 @@ def advance(
         Keeps long histories unpacked between batches; the caller must store what this returns, or end.
     """
     count, users = len(events.user), len(events.users)
+    if not isinstance(reader, Partitioned):
+        reader = Partitioned([reader], [users])
     hdrs = np.empty((users, k.HDR_SIZE), np.int64)
     hdrs[:] = k.new_header()
     heads = np.empty((users, 4, k.CHUNK), np.int64)
@@ -136,7 +174,7 @@ def advance(
     status = np.zeros(users, np.uint8)
     errors: dict[int, StateError] = {}
     keys = [layout.head_key(user) for user in events.users]
-    words, starts, sizes = layout.join(_usable(keys, reader.read(keys), errors))
+    words, starts, sizes = layout.join(_usable(keys, reader.read(keys, np.arange(users)), errors))
     checksums = np.zeros(users, np.int64)
     checksums[sizes > 1] = words[starts[sizes > 1] + 1]
     layout.unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status)
@@ -148,7 +186,7 @@ def advance(
     failed[list(errors)] = True
     busy |= failed
     known = sizes > 0
-    other_source = int(np.count_nonzero(known & (hdrs[:, k.H_SOURCE] != events.source) & ~failed))
+    other_source = known & (hdrs[:, k.H_SOURCE] != events.source) & ~failed
 
     outcome = np.full(count, k.DEFERRED, np.uint8)
     if not busy.all():
@@ -158,6 +196,7 @@ def advance(
             config.lateness_ms, learn, outcome, features,
         )  # fmt: skip
     writes: list[tuple[bytes, bytes | None]] = []
+    owners: list[int] = []
     sealed: SealedUsers | None = None
     chosen = np.flatnonzero(busy & ~failed)
     if len(chosen):
@@ -169,7 +208,7 @@ def advance(
         errors |= sealed.errors
         failed[list(errors)] = True
         if learn:
-            writes = sealed.writes()
+            writes, owners = sealed.writes()
     if errors:
         outcome[failed[events.user]] = FAILED
     if learn:
@@ -177,9 +216,10 @@ def advance(
         touched[events.user[outcome <= k.LATE]] = True
         stored = np.flatnonzero(touched & ~failed)
         checksums[stored] = _pack_heads((hdrs, heads, pendings), stored, keys, writes)
+        owners += stored.tolist()
     if sealed is not None:
         sealed.settle(checksums)
-    return HistoryResult(outcome, writes, errors, other_source)
+    return HistoryResult(outcome, writes, owners, errors, other_source)
 
 
 def _pack_heads(

@@ -1037,7 +1037,7 @@ def run_heads(
     busy: Flags,
     user: Ints,
     offset: Ints,
-    source: int,
+    source: Ints,
     t: Ints,
     amount: Ints,
     merchant: Ints,
@@ -1078,7 +1078,8 @@ def run_heads(
             continue
         outcome[index] = step(
             hdrs[who], heads[who], sealed, pending,
-            offset[index], source, t[index], amount[index], merchant[index], ident[index], minor_units[index],
+            offset[index], source[who], t[index], amount[index],
+            merchant[index], ident[index], minor_units[index],
             horizon_ms, lateness_ms, learn, low, acc, features[index],
         )  # fmt: skip
         if hdrs[who, H_HEAD] == CHUNK:

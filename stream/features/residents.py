@@ -70,12 +70,14 @@ class Residents:
         self._next_slot = 0
 
     def admit(
-        self, source: int, users: Sequence[bytes], checksums: Ints, bases: Ints, ends: Ints
+        self, sources: Sequence[int], users: Sequence[bytes], checksums: Ints, bases: Ints, ends: Ints
     ) -> tuple[Ints, Flags]:
         """Give every user of a batch a range, and say which of them are unpacked already.
 
         Parameters
         ----------
+        sources
+            Each user's source partition, as its incarnation is named.
         checksums
             Of the users' head records as they are stored.
         bases, ends
@@ -87,23 +89,23 @@ class Residents:
         """
         if self._next_slot - len(self._free_slots) > self._most_slots:
             self._empty()
-        admitted = self._admit(source, users, checksums, bases, ends)
+        admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:
             self._empty()
-            admitted = self._admit(source, users, checksums, bases, ends)
+            admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:
             self._pages = 2 * sum(_size_class(int(n)) for n in ends - bases)
             self.sealed = k.new_sealed(self._pages * k.SEGMENT, 64)
             self._empty()
-            admitted = self._admit(source, users, checksums, bases, ends)
+            admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:  # pragma: no cover - the workspace was made for this batch
             raise RuntimeError("the workspace is too small for the batch that it was made for")
         return admitted
 
     def _admit(
-        self, source: int, users: Sequence[bytes], checksums: Ints, bases: Ints, ends: Ints
+        self, sources: Sequence[int], users: Sequence[bytes], checksums: Ints, bases: Ints, ends: Ints
     ) -> tuple[Ints, Flags] | None:
-        names = list(zip(repeat(source), users))
+        names = list(zip(sources, users, strict=True))
         rows = np.fromiter(map(self._users.get, names, repeat(-1)), np.int64, len(names))
         found = self.table[rows]
         known: Flags = (

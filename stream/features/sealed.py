@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from stream.features.history import HistoryConfig, HistoryEvents, RecordReader
+    from stream.features.history import HistoryConfig, HistoryEvents, Partitioned
     from stream.features.residents import Residents
 
 __all__ = ["SealedUsers"]
@@ -86,8 +86,9 @@ class SealedUsers:
         self._local[chosen] = np.arange(len(chosen))
         seals = np.bincount(self._local[events.user[taken]], minlength=len(chosen)) // k.CHUNK + 2
         self._users = [events.users[place] for place in chosen.tolist()]
+        self._sources = events.source[chosen].tolist()
         self._rows, self._known = residents.admit(
-            events.source, self._users, checksums[chosen], hdrs[:, k.H_BASE], self._next + seals
+            self._sources, self._users, checksums[chosen], hdrs[:, k.H_BASE], self._next + seals
         )
         found = residents.table[self._rows]
         self._base = found[:, BASE]
@@ -106,7 +107,7 @@ class SealedUsers:
         return failed
 
     def take(
-        self, config: HistoryConfig, reader: RecordReader, *, learn: bool, outcome: Codes, features: Floats
+        self, config: HistoryConfig, reader: Partitioned, *, learn: bool, outcome: Codes, features: Floats
     ) -> None:
         """Take the events; their outcomes and features go to the batch's arrays."""
         self._load(reader)
@@ -137,10 +138,10 @@ class SealedUsers:
         self._residents.table[self._rows, CHECKSUM] = checksums[self._chosen]
         unfit = self._failed | (self._hdrs[self._chosen, k.H_BASE] != self._shift)
         for index in np.flatnonzero(unfit).tolist():
-            self._residents.drop(self._events.source, self._users[index])
+            self._residents.drop(self._sources[index], self._users[index])
 
-    def writes(self) -> list[tuple[bytes, bytes | None]]:
-        """Return the records that sealing and forgetting chunks have changed, the heads apart."""
+    def writes(self) -> tuple[list[tuple[bytes, bytes | None]], list[int]]:
+        """Return the records that sealing and forgetting have changed, but no heads, and whose they are."""
         hdrs = self._hdrs[self._chosen]
         changed = (
             (hdrs[:, k.H_NEXT_CHUNK] != self._next)
@@ -150,10 +151,15 @@ class SealedUsers:
         bounds = (self._first, self._next, hdrs[:, k.H_FIRST_CHUNK], hdrs[:, k.H_NEXT_CHUNK], self._shift)
         changing = np.flatnonzero(changed).tolist()
         writes: list[tuple[bytes, bytes | None]] = []
+        owners: list[int] = []
+        packed_owners: list[int] = []
         names: list[bytes] = []
         parts: list[tuple[int, int, int, int]] = []
         for index, bound in zip(changing, np.stack(bounds, axis=1)[changing].tolist(), strict=True):
             self._write(index, bound, names, parts, writes)
+            place = int(self._chosen[index])
+            owners += [place] * (len(writes) - len(owners))
+            packed_owners += [place] * (len(names) - len(packed_owners))
         if parts:
             sizes = np.empty(len(parts), np.int64)
             packed = layout.pack_parts(self._residents.sealed, np.array(parts, np.int64), sizes).tobytes()
@@ -161,9 +167,9 @@ class SealedUsers:
             writes += [
                 (name, packed[begin:end]) for name, begin, end in zip(names, [0, *ends], ends, strict=False)
             ]
-        return writes
+        return writes, owners + packed_owners
 
-    def _load(self, reader: RecordReader) -> None:
+    def _load(self, reader: Partitioned) -> None:
         """Read and unpack the live bitmaps and segments of all users that have chunks."""
         keys: list[bytes] = []
         owners: list[tuple[int, int]] = []
@@ -181,14 +187,15 @@ class SealedUsers:
         starts = np.array(
             [layout.LIVE_START if number == _LIVE else layout.SEGMENT_START for _, number in owners]
         )
-        records = self._usable(reader.read(keys), keys, owner[:, 0], starts.tolist())
+        stored = reader.read(keys, self._chosen[owner[:, 0]])
+        records = self._usable(stored, keys, owner[:, 0], starts.tolist())
         words, begins, sizes = layout.join(records)
         good = _unpack(words, begins, sizes, owner, self._first, self._next, self._shift, rooms.sealed)
         for index in np.flatnonzero(~good & (sizes > 0)).tolist():
             self._fail(int(owner[index, 0]), StateError(layout.complaint(keys[index], records[index])))
         _index(self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed)
 
-    def _load_chunks(self, wanted: Ints, reader: RecordReader) -> None:
+    def _load_chunks(self, wanted: Ints, reader: Partitioned) -> None:
         """Read and unpack chunks, ``wanted`` a list of user and chunk index."""
         if not len(wanted):
             return
@@ -196,7 +203,8 @@ class SealedUsers:
             layout.chunk_key(self._users[index], int(self._shift[index]) + chunk)
             for index, chunk in wanted.tolist()
         ]
-        records = self._usable(reader.read(keys), keys, wanted[:, 0], [layout.CHUNK_START] * len(keys))
+        stored = reader.read(keys, self._chosen[wanted[:, 0]])
+        records = self._usable(stored, keys, wanted[:, 0], [layout.CHUNK_START] * len(keys))
         words, begins, sizes = layout.join(records)
         rooms = self._residents
         slots = rooms.take_slots(len(wanted))
@@ -389,7 +397,7 @@ def _take(
     spare: Slots,
     live_changed: Flags,
     offset: Ints,
-    source: int,
+    source: Ints,
     time_ms: Ints,
     amount: Ints,
     merchant: Ints,
@@ -458,7 +466,8 @@ def _take(
             counts[_LATER] += 1
             continue
         outcome[event] = k.step(
-            hdr, head, sealed, pending, offset[event], source, time_ms[event], amount[event], merchant[event],
+            hdr, head, sealed, pending, offset[event], source[place], time_ms[event], amount[event],
+            merchant[event],
             ident[event], minor_units[event], horizon_ms, lateness_ms, learn, low, acc, features[event],
         )  # fmt: skip
         if hdr[k.H_PENDING] == k.CHUNK:

@@ -165,7 +165,7 @@ class Reader:
             ident=ident + 1,
             minor_units=np.full(count, 100, np.int64),
             offset=np.arange(offset, offset + count, dtype=np.int64),
-            source=_SOURCE,
+            source=np.full(len(names), _SOURCE),
         )
         features = np.zeros((count, kernel.OUT_SIZE))
         result = advance(batch, _CONFIG, memory, features, residents=self._residents)

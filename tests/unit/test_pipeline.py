@@ -619,3 +619,33 @@ def test_a_model_that_looks_at_a_number_named_like_a_code_explains_it() -> None:
     plan = run([record(0, transaction(attributes={"merchant_code": 3}))], looking)
     (alert,) = parsed(plan.alerts)
     assert alert["reasons"][0]["sentence"] == "merchant code is 3"
+
+
+def test_partitions_taken_together_are_as_if_each_was_taken_alone(bundle: Bundle) -> None:
+    """Also where one user's records lie in two of them, one has none that are valid, one user's state is bad."""
+    everything = simulated_records(range(3_000))
+    spread = [[record for at, record in enumerate(everything) if at % 3 == part] for part in range(3)]
+    spread.insert(1, [record(0, b"{"), record(1, None)])
+    alone, together = Pipeline(bundle, FEATURES), Pipeline(bundle, FEATURES)
+    apart_memory, joint_memory = [Memory() for _ in spread], [Memory() for _ in spread]
+    for begin in range(0, 1_000, 170):
+        batches = [
+            Batch("transactions", number, 99 + number, part[begin : begin + 170])
+            for number, part in enumerate(spread)
+        ]
+        plans = together.process_all(batches, joint_memory, NOW)
+        for one, apart, joint, plan in zip(batches, apart_memory, joint_memory, plans, strict=True):
+            expected = alone.process(one, apart, NOW)
+            apart.write(expected.writes)
+            joint.write(plan.writes)
+            assert plan.alerts == expected.alerts
+            assert plan.decisions == expected.decisions
+            assert plan.dead_letters == expected.dead_letters
+            assert dict(plan.writes) == dict(expected.writes)
+            assert plan.outcomes == expected.outcomes
+            np.testing.assert_array_equal(plan.scores, expected.scores)
+        if begin == 340:
+            head = next(key for key in apart_memory[2] if layout.user_of_key(key)[1] == "H")
+            for memory in (apart_memory[2], joint_memory[2]):
+                memory[head] = memory[head][:-8] + bytes(8)
+    assert apart_memory == joint_memory
