@@ -267,8 +267,8 @@ def _build_faust_app(settings: Settings) -> StreamApp:
         broker_heartbeat_interval=min(2.0, kafka.session_timeout_seconds / 3),
         broker_request_timeout=max(kafka.request_timeout_seconds, kafka.session_timeout_seconds),
         broker_commit_interval=1.0,
-        # Batches, not records: few may wait, or memory grows with the lag.
-        stream_buffer_maxsize=8,
+        # Batches, not records. Fetches wait for room (see BatchConsumer.getmany), so this is never full.
+        stream_buffer_maxsize=64,
         stream_wait_empty=True,
         worker_redirect_stdouts=False,
     )
@@ -307,6 +307,7 @@ def build_runtime(settings: Settings) -> Runtime:
     app.prepare = runtime.begin
     app.release = runtime.end
     app.settle = processor.settle
+    app.room = processor.room
     app.resume = runtime.resume
     app.take_over = runtime.take_over
     app.on_fatal = runtime.fail
@@ -332,9 +333,7 @@ async def _score(runtime: Runtime, stream: Any) -> None:
         def done(message: Any = message) -> None:
             consumer.done(message)
 
-        await runtime.processor.put(
-            Fetched(message.topic, message.partition, message.value, still_ours, done)
-        )
+        runtime.processor.put(Fetched(message.topic, message.partition, message.value, still_ours, done))
 
 
 def build_app(settings: Settings) -> StreamApp:

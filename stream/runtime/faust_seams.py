@@ -235,7 +235,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             )
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
-        """Fetch once and yield a message per partition."""
+        """Fetch once and yield a message per partition.
+
+        Waits for room first: upstream takes the partitions whose streams are full out of the fetch, and one
+        that begins without any lasts its whole second, whatever comes free meanwhile.
+        """
+        if self.app.room is not None and not self.app.rebalancing:
+            await self.app.room()
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
@@ -366,6 +372,8 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
         options.set_max_open_files(512)
         options.set_keep_log_file_num(2)
         options.set_write_buffer_size(32 << 20)
+        # Ids and merchants are hashes: compression takes time and gives little room.
+        options.set_compression_type(rocksdict.DBCompressionType.none())
         options.set_write_buffer_manager(self._buffers)
         table = rocksdict.BlockBasedOptions()
         table.set_block_cache(self._cache)
@@ -495,6 +503,8 @@ class StreamApp(faust.App):  # type: ignore[misc]
     fetch_max_wait_ms: int = 20
     #: Set by ``build_app``: waits until no batch is under way and none will begin.
     settle: Callable[[], Awaitable[None]] | None = None
+    #: Set by ``build_app``: waits until there is room for fetched records.
+    room: Callable[[], Awaitable[None]] | None = None
     #: Set by ``build_app``: keeps former owners of newly assigned partitions from writing.
     take_over: Callable[[set[Any]], Awaitable[None]] | None = None
     #: Set by ``build_app``: told of what the worker cannot go on with.

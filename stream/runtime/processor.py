@@ -191,9 +191,12 @@ class Processor:
         self._producing = asyncio.Lock()
         self._warned: set[int] = set()
 
-    async def put(self, fetched: Fetched) -> None:
-        """Let a batch wait for the next round; waits itself while two rounds' records are waiting."""
+    async def room(self) -> None:
+        """Wait while two rounds' records are waiting: memory does not grow with the lag."""
         await self._room.wait()
+
+    def put(self, fetched: Fetched) -> None:
+        """Let a batch wait for the next round."""
         self._waiting.append(fetched)
         self._waiting_records += len(fetched.records)
         if self._waiting_records >= 2 * self._most_records:
