@@ -90,8 +90,8 @@ def main() -> None:
 
     for number, (partition, key, value) in enumerate(work):
         while (ahead := due[number] - time.monotonic()) > 0:
-            # Asleep, not polling, and a millisecond at least, whose arrivals then go together, counted from when
-            # each was due: the processor belongs to those who are measured.
+            # Asleep, not polling, and a millisecond at least, whose arrivals then go together: the processor
+            # belongs to those who are measured. Each counts from when it was due all the same.
             time.sleep(max(ahead, _TICK_SECONDS))
         late = max(late, -ahead)
         watched = {} if number % _WATCH_EVERY else {"on_delivery": note(number)}

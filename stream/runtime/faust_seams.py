@@ -235,13 +235,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             )
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
-        """Fetch once and yield a message per partition.
-
-        Waits for room first: upstream takes the partitions whose streams are full out of the fetch, and one
-        that begins without any lasts its whole second, whatever comes free meanwhile.
-        """
-        if self.app.room is not None and not self.app.rebalancing:
-            await self.app.room()
+        """Fetch once and yield a message per partition."""
+        await self._wait_for_room()
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
@@ -272,6 +267,16 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             message = self._to_message(tp, whole[-1])
             message.key, message.value = None, whole
             yield tp, message
+
+    async def _wait_for_room(self) -> None:
+        """Begin no fetch whose records would have to wait in their streams.
+
+        Upstream takes the partitions whose streams are full out of the next fetch, and one that begins without
+        any lasts its whole second, whatever comes free meanwhile. During a rebalance nothing is held up:
+        recovery needs the fetches.
+        """
+        if self.app.room is not None and not self.app.rebalancing:
+            await self.app.room()
 
     async def _rest(self, tp: Any) -> list[Any]:
         """Return what else of a changelog has been fetched already, beyond the most records of a poll.

@@ -132,8 +132,8 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-#: How long a thread keeps the interpreter while another wants it. Python's 5 ms are the worst that each of the
-#: many short turns of the event loop and the consumer may wait for while a large round is being decided.
+#: How long a thread keeps the interpreter while another wants it. Python's 5 ms are the worst that each of
+#: the many short turns of the event loop and the consumer may wait while a large round is decided.
 _SWITCH_SECONDS: Final = 0.0005
 
 #: Faust's services log under the module that defines the class.

@@ -131,7 +131,7 @@ def test_upstream_makes_a_message_of_every_record(run: Any, tmp_path: Path) -> N
 
 def test_ours_makes_a_message_of_every_partition(run: Any, tmp_path: Path) -> None:
     async def main() -> None:
-        consumer = make_consumer(make_app(tmp_path), BatchTransport, FETCHED)
+        consumer = make_consumer(make_app(tmp_path, StreamApp), BatchTransport, FETCHED)
         assert isinstance(consumer, BatchConsumer)
         found = await messages(consumer)
         assert [(tp, message.offset, message.key) for tp, message in found] == [
@@ -603,7 +603,7 @@ def test_upstream_declares_topics_unless_told_not_to(run: Any, tmp_path: Path, a
 
 def test_upstream_decodes_what_it_hands_on_and_ours_does_not(run: Any, tmp_path: Path) -> None:
     async def main() -> None:
-        app = make_app(tmp_path)
+        app = make_app(tmp_path, StreamApp)
         consumer = make_consumer(app, BatchTransport, FETCHED)
         (_, message), _ = await messages(consumer)
         ours = PassThroughSchema(allow_empty=True).compile(app)
@@ -613,6 +613,36 @@ def test_upstream_decodes_what_it_hands_on_and_ours_does_not(run: Any, tmp_path:
         theirs = app.topic(TOPIC).schema.compile(app, on_key_decode_error=None, on_value_decode_error=None)
         with pytest.raises(Exception):  # noqa: B017, PT011 - a list is no JSON
             await theirs(message, propagate=True)
+
+    run(main())
+
+
+def test_upstream_takes_the_partitions_of_full_streams_out_of_the_fetch(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        app = make_app(tmp_path)
+        consumer = make_consumer(app, driver.Transport, {})
+        consumer._set_active_tps(set(TPS))
+        consumer.on_buffer_full(TPS[0])
+        assert consumer._get_active_partitions() == {TPS[1]}
+
+    run(main())
+
+
+@pytest.mark.parametrize("rebalancing", [False, True])
+def test_ours_fetches_nothing_until_there_is_room(run: Any, tmp_path: Path, rebalancing: bool) -> None:
+    """Except in a rebalance, when recovery needs the fetches."""
+
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        room = asyncio.Event()
+        app.room = room.wait
+        app.rebalancing = rebalancing
+        consumer = make_consumer(app, BatchTransport, FETCHED)
+        fetching = asyncio.ensure_future(messages(consumer))
+        await a_while()
+        assert fetching.done() == rebalancing
+        room.set()
+        await fetching
 
     run(main())
 
