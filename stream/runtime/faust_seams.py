@@ -271,9 +271,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _wait_for_room(self) -> None:
         """Begin no fetch whose records would have to wait in their streams.
 
-        Upstream takes the partitions whose streams are full out of the next fetch, and one that begins without
-        any lasts its whole second, whatever comes free meanwhile. During a rebalance nothing is held up:
-        recovery needs the fetches.
+        Upstream takes the partitions whose streams are full out of the next fetch, and one that begins
+        without any lasts its whole second, whatever comes free meanwhile. During a rebalance nothing is held
+        up: recovery needs the fetches.
         """
         if self.app.room is not None and not self.app.rebalancing:
             await self.app.room()
