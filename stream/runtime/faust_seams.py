@@ -176,6 +176,14 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self._done.pop(tp, None)
             self._floor.pop(tp, None)
 
+    def describe(self) -> str:
+        """Return in a line which partitions are fetched, for a person."""
+        return (
+            f"flow {'active' if self.flow_active else 'stopped'}, rebalancing {self.app.rebalancing}, "
+            f"active {sorted(self._active_partitions)}, paused {sorted(self._paused_partitions)}, "
+            f"buffered {sorted(self._buffered_partitions)}, read {sorted(self._read_offset.items())}"
+        )
+
     def position_of(self, tp: Any) -> int | None:
         """Return the offset up to which a partition's records are done, None where that is not known yet."""
         done = self._done.get(tp)

@@ -132,8 +132,9 @@ class Watchdog:
         self._on_lag = on_lag
         self._ends_are_exact = ends_are_exact
         self._first: dict[int, int] = {}
-        #: For how many seconds there has been work and no progress.
+        #: For how many seconds there has been work and no progress, and how much work, as of the last look.
         self.stalled_seconds = 0.0
+        self.lag: dict[int, int] = {}
 
     @property
     def healthy(self) -> bool:
@@ -196,6 +197,7 @@ class Watchdog:
             self._first |= await log_ends(client, self._topic, missing, earliest=True)
         ends = await log_ends(client, self._topic, positions)
         total = 0
+        self.lag.clear()
         for partition, at in positions.items():
             start = self._first[partition] if at is None else at
             if ends[partition] < start and self._ends_are_exact():
@@ -203,7 +205,7 @@ class Watchdog:
                     f"{self._topic} [{partition}] ends at {ends[partition]}, before offset {start} that it "
                     "has given: it was made again, or lost its end; start the worker again, it finds out"
                 )
-            waiting = max(0, ends[partition] - start)
+            waiting = self.lag[partition] = max(0, ends[partition] - start)
             self._on_lag(partition, waiting)
             total += waiting
         return total

@@ -96,7 +96,12 @@ async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
 
 def _tell(runtime: Runtime) -> None:
     """Say where everything stands, for people who wonder why nothing moves (SIGUSR1)."""
-    lines = [f"positions {runtime.positions()}, ready {runtime.ready}, {runtime.processor.describe()}"]
+    watchdog = runtime.watchdog
+    lines = [
+        f"positions {runtime.positions()}, lag {watchdog.lag}, ready {runtime.ready}",
+        f"{runtime.processor.describe()}; {watchdog.stalled_seconds:.0f} s without progress",
+        runtime.app.consumer.describe(),
+    ]
     for task in asyncio.all_tasks():
         frames = task.get_stack(limit=4)
         where = " < ".join(

@@ -305,6 +305,12 @@ class Checker:
         self.follow()
         return sorted(position for position in self._unchecked if not self.is_answered(position))
 
+    def sent_at(self, position: Position) -> str:
+        """Return what lies at a source position, in a few words."""
+        expected = self._expected[position]
+        value = (expected.record.value or b"")[:120]
+        return f"{expected.outcome} {expected.field} {expected.user} key {expected.record.key!r}: {value!r}"
+
     def check(self) -> Findings:
         """Compare every answer and alert; everything that was sent must have had its time."""
         findings, self._pending = self._pending, Findings()

@@ -161,7 +161,8 @@ class Lane:
             try:
                 deployment.wait(_nothing_open(checker.unanswered), "not every transaction is answered")
             except ChaosError as error:
-                raise ChaosError(f"{error}\nunanswered: {checker.unanswered()[:40]}") from error
+                open_now = [(where, checker.sent_at(where)) for where in checker.unanswered()[:8]]
+                raise ChaosError(f"not answered: {open_now}\n{error}") from error
             findings.join(checker.check())
             _check_stores(deployment, findings, may_be_damaged=now.may_be_damaged)
             findings.join(checker.check_whole_changelog())
