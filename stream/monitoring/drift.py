@@ -10,7 +10,7 @@ Two questions, two instruments:
 
 A detector sees the mean of each 100 transactions, not each transaction, and of a value not its size but its
 place among the training's quantiles, 0 to 1: no outlier can set it off, and one setting fits every feature.
-All of it costs some 0.5 µs a transaction.
+All of it costs 0.5 µs a transaction with 44 features, in rounds of one 1.9 µs.
 """
 
 from __future__ import annotations
