@@ -101,8 +101,8 @@ class Plan:
         How many records had each outcome; records that a replay skipped are in ``replayed``.
     alert_times:
         For each alert, the source record's timestamp and the event time, in ms.
-    alert_levels, scores:
-        Of the alerts, and of every scored transaction (float64[n]).
+    alert_levels, scores, features:
+        Of the alerts, and of every scored transaction (float64[n] and float64[n, k]).
     """
 
     alerts: list[Message] = field(default_factory=list)
@@ -113,6 +113,7 @@ class Plan:
     alert_times: list[tuple[int, int]] = field(default_factory=list)
     alert_levels: list[RiskLevel] = field(default_factory=list)
     scores: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    features: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     replayed: int = 0
     unknown_fields: int = 0
     other_source: int = 0
@@ -212,10 +213,12 @@ class Pipeline:
         """Score every row that has features, and return the verdicts by row."""
         outcomes = np.concatenate([part.outcome for part in parts]) if parts else np.empty(0, np.uint8)
         scored = np.flatnonzero(outcomes <= kernel.LATE)
-        scores = self._predictor.scores(matrix if len(scored) == len(matrix) else matrix[scored])
+        rows = matrix if len(scored) == len(matrix) else matrix[scored]
+        scores = self._predictor.scores(rows)
         for part in parts:
             first, last = np.searchsorted(scored, [part.rows.start, part.rows.stop])
             part.plan.scores = scores[first:last]
+            part.plan.features = rows[first:last]
         return dict(zip(scored.tolist(), map(self._policy.judge, scores.tolist()), strict=True))
 
     def _decode(self, batch: Batch, now_ms: int) -> _Part:

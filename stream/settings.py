@@ -23,6 +23,7 @@ from stream.errors import ConfigError
 
 __all__ = [
     "DecisionSettings",
+    "DriftSettings",
     "HistorySettings",
     "KafkaSettings",
     "MetricsSettings",
@@ -156,6 +157,15 @@ class MetricsSettings(_Section):
         return None
 
 
+class DriftSettings(_Section):
+    """How what is scored is compared with what the model was trained on."""
+
+    enabled: bool = True
+    window_transactions: int = Field(
+        default=10_000, ge=100, description="Scored by one worker, compared with the training in one piece"
+    )
+
+
 class HistorySettings(_Section):
     """How much of a user's past is kept, and which times are believed."""
 
@@ -208,6 +218,7 @@ class Settings(BaseSettings):
     topics: TopicSettings = Field(default_factory=TopicSettings)
     decisions: DecisionSettings = Field(default_factory=DecisionSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
     rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
@@ -284,6 +295,7 @@ def _known_variables() -> set[str]:
         "RISKSTREAM_ENV_FILE",
         "RISKSTREAM_CACHE_DIR",
         "RISKSTREAM_REQUIRE_KAFKA",
+        "RISKSTREAM_REQUIRE_PROMETHEUS",
         "RISKSTREAM_TEST_FAULT",
     }
 

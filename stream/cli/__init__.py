@@ -35,6 +35,8 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
         "bench",
         "Measure throughput, latency, recovery and cost (from a checkout).",
     ),
+    "check": ("stream.cli.check", "check", "See whether a worker would find everything as it must be."),
+    "metrics": ("stream.cli.metrics", "metrics", "Write the table of metrics."),
     "schemas": ("stream.cli.schemas", "schemas", "Export the JSON Schemas of the events."),
 }
 

@@ -1,95 +1,289 @@
-"""Prometheus metrics of a worker: a registry of its own, one prefix, base units, no ids as labels."""
+"""Prometheus metrics of a worker: a registry of its own, one prefix, base units, no ids as labels.
+
+Each metric is declared once, through :class:`_Catalog`, which also keeps what the table in
+``docs/metrics.md`` says of it.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from stream import __version__
 from stream.events import Outcome, RiskLevel
 
-__all__ = ["STAGES", "Metrics"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+    from prometheus_client.core import Metric
+
+    from stream.monitoring.drift import Drift
+
+__all__ = ["METHODS", "STAGES", "Description", "Metrics", "Readings"]
 
 #: The stages of a batch, in order.
 STAGES: Final = ("decide", "produce", "changelog", "store")
 
+#: What says that a feature moved: a window's PSI, or a change detector of river's.
+METHODS: Final = ("psi", "adwin", "page_hinkley")
+
+_PREFIX: Final = "riskstream"
 _SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SCORES: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_UNITS: Final = ("seconds", "bytes", "records")
+
+#: What prometheus_client's process collector gives on Linux; elsewhere it gives nothing.
+_PROCESS: Final = (
+    ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
+    ("process_max_fds", "gauge", "Maximum number of open file descriptors."),
+    ("process_open_fds", "gauge", "Number of open file descriptors."),
+    ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    (
+        "process_start_time_seconds",
+        "gauge",
+        "Start time of the process since unix epoch in seconds.",
+    ),
+    ("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+)
+
+
+class Description(NamedTuple):
+    """What the table of metrics says of one: its name as queries write it, without a suffix of its kind."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+    @property
+    def unit(self) -> str:
+        """The unit that the name carries, empty where it counts or has none."""
+        words = self.name.removesuffix("_total").split("_")
+        return next((unit for unit in _UNITS if unit in words[-2:]), "")
+
+
+class Readings(NamedTuple):
+    """What is asked for when Prometheus asks, and not counted as it happens.
+
+    Attributes
+    ----------
+    state_records
+        RocksDB's own estimate of its keys: users, and sealed chunks of long histories.
+    block_cache_bytes, memtable_bytes, index_bytes
+        RocksDB's memory; the cache is shared by the worker's partitions.
+    recovery_remaining
+        Changelog records still to be restored.
+    """
+
+    state_records: int
+    state_live_bytes: int
+    state_disk_bytes: int
+    block_cache_bytes: int
+    memtable_bytes: int
+    index_bytes: int
+    recovery_remaining: int
+    stalled_seconds: float
+    rebalances: int
+
+
+class _Catalog:
+    """Declares metrics in a registry and remembers each."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.described: list[Description] = []
+
+    def note(self, name: str, kind: str, text: str, labels: Sequence[str] = ()) -> str:
+        full = f"{_PREFIX}_{name}"
+        self.described.append(Description(full, kind, tuple(labels), text))
+        return full
+
+    def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        self.note(f"{name}_total", "counter", text, labels)
+        return Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(self.note(name, "gauge", text, labels), text, labels, registry=self.registry)
+
+    def histogram(
+        self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        self.note(name, "histogram", text, labels)
+        return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def info(self, name: str, text: str, values: Mapping[str, str]) -> None:
+        self.note(f"{name}_info", "info", text, tuple(values))
+        Info(f"{_PREFIX}_{name}", text, registry=self.registry).info(dict(values))
+
+
+class _Asked(Collector):
+    """Asks for the readings when Prometheus does; without anybody to ask there are none."""
+
+    _TEXTS: Final = {
+        "state_records": "Records in RocksDB, as it estimates them: users, and chunks of long histories.",
+        "state_live_bytes": "State without what compaction will remove, as RocksDB estimates it.",
+        "state_disk_bytes": "Size of RocksDB's table files.",
+        "rocksdb_memory_bytes": "Memory of RocksDB, by its part.",
+        "recovery_remaining_records": "Changelog records still to be restored before transactions are taken.",
+        "stalled_seconds": "For how long there has been work and no progress.",
+        "rebalances": "Rebalances of the consumer group since the start.",
+    }
+
+    def __init__(self, catalog: _Catalog) -> None:
+        self.measure: Callable[[], Readings] | None = None
+        for name, text in self._TEXTS.items():
+            counted = name == "rebalances"
+            catalog.note(
+                f"{name}_total" if counted else name,
+                "counter" if counted else "gauge",
+                text,
+                ["part"] if name == "rocksdb_memory_bytes" else [],
+            )
+        catalog.registry.register(self)
+
+    def describe(self) -> Iterator[Metric]:
+        """Return the families, so that registering asks nobody."""
+        for name, text in self._TEXTS.items():
+            yield GaugeMetricFamily(f"{_PREFIX}_{name}", text)
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the families with their values of now."""
+        if self.measure is None:
+            return
+        readings = self.measure()
+        values = {
+            "state_records": readings.state_records,
+            "state_live_bytes": readings.state_live_bytes,
+            "state_disk_bytes": readings.state_disk_bytes,
+            "recovery_remaining_records": readings.recovery_remaining,
+            "stalled_seconds": readings.stalled_seconds,
+        }
+        for name, value in values.items():
+            yield GaugeMetricFamily(f"{_PREFIX}_{name}", self._TEXTS[name], value=value)
+        memory = GaugeMetricFamily(
+            f"{_PREFIX}_rocksdb_memory_bytes", self._TEXTS["rocksdb_memory_bytes"], labels=["part"]
+        )
+        memory.add_metric(["block_cache"], readings.block_cache_bytes)
+        memory.add_metric(["memtables"], readings.memtable_bytes)
+        memory.add_metric(["indexes"], readings.index_bytes)
+        yield memory
+        yield CounterMetricFamily(
+            f"{_PREFIX}_rebalances", self._TEXTS["rebalances"], value=readings.rebalances
+        )
 
 
 class Metrics:
-    """Everything a worker tells Prometheus; children are bound once, so that counting is cheap."""
+    """Everything a worker tells Prometheus; children are bound once, so that counting is cheap.
 
-    def __init__(self, model_version: str, feature_spec: str) -> None:
+    Parameters
+    ----------
+    trained_at_seconds
+        When the model was trained, in seconds since 1970; None where its bundle does not say.
+    drift
+        What compares the stream with the training; None to leave it out.
+    """
+
+    def __init__(
+        self,
+        model_version: str,
+        feature_spec: str,
+        trained_at_seconds: float | None = None,
+        drift: Drift | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(namespace="riskstream", registry=self.registry)
-        registry = self.registry
-        transactions = Counter(
-            "riskstream_transactions",
-            "Records taken from the source, by outcome.",
-            ["outcome"],
-            registry=registry,
+        catalog = _Catalog(self.registry)
+        ProcessCollector(namespace=_PREFIX, registry=self.registry)
+        transactions = catalog.counter(
+            "transactions", "Records taken from the source, by outcome.", ["outcome"]
         )
         self.transactions = {outcome: transactions.labels(outcome.value) for outcome in Outcome}
-        alerts = Counter("riskstream_alerts", "Alerts sent, by level.", ["level"], registry=registry)
+        alerts = catalog.counter("alerts", "Alerts sent, by level.", ["level"])
         self.alerts = {level: alerts.labels(level.value) for level in RiskLevel}
-        self.dead_letters = Counter(
-            "riskstream_dead_letters", "Dead letters, by the field at fault.", ["field"], registry=registry
+        self.dead_letters = catalog.counter("dead_letters", "Dead letters, by the field at fault.", ["field"])
+        self.replayed = catalog.counter(
+            "replayed_records", "Records skipped because the state already held them."
         )
-        self.replayed = Counter(
-            "riskstream_replayed_records",
-            "Records skipped because the state already held them.",
-            registry=registry,
+        self.unknown_fields = catalog.counter(
+            "unknown_fields", "Fields of transactions that the schema does not know."
         )
-        self.unknown_fields = Counter(
-            "riskstream_unknown_fields",
-            "Fields of transactions that the schema does not know.",
-            registry=registry,
-        )
-        self.other_source = Counter(
-            "riskstream_other_source_users",
+        self.other_source = catalog.counter(
+            "other_source_users",
             "Users met whose state was written from another incarnation of the source topic.",
-            registry=registry,
         )
-        self.batch_size = Histogram(
-            "riskstream_batch_records", "Records per batch.", buckets=_SIZES, registry=registry
-        )
-        stage = Histogram(
-            "riskstream_stage_seconds",
-            "Duration of a batch's stages.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        self.batch_size = catalog.histogram("batch_records", "Records per batch.", _SIZES)
+        stage = catalog.histogram("stage_seconds", "Duration of a batch's stages.", _SECONDS, ["stage"])
         self.stages = {name: stage.labels(name) for name in STAGES}
-        self.alert_latency = Histogram(
-            "riskstream_alert_latency_seconds",
+        self.alert_latency = catalog.histogram(
+            "alert_latency_seconds",
             "From a transaction's Kafka timestamp to the acknowledged alert.",
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
         )
-        self.score = Histogram("riskstream_score", "Risk scores.", buckets=_SCORES, registry=registry)
-        self.lag = Gauge(
-            "riskstream_lag_records", "Records not yet taken, by partition.", ["partition"], registry=registry
+        self.event_to_alert = catalog.histogram(
+            "event_to_alert_seconds", "From a transaction's event time to the acknowledged alert.", _SECONDS
         )
-        self.assigned = Gauge(
-            "riskstream_assigned_partitions", "Source partitions assigned.", registry=registry
+        self.score = catalog.histogram("score", "Risk scores.", _SCORES)
+        self.lag = catalog.gauge("lag_records", "Records not yet taken, by partition.", ["partition"])
+        self.assigned = catalog.gauge("assigned_partitions", "Source partitions assigned.")
+        self.ready = catalog.gauge("ready", "1 while transactions are being taken.")
+        self.recovered = catalog.counter("recovered_records", "Changelog records restored into the store.")
+        self._asked = _Asked(catalog)
+        self._describe_model(catalog, model_version, feature_spec, trained_at_seconds)
+        self._begin_drift(catalog, drift)
+        for name, kind, text in _PROCESS:
+            catalog.note(name, kind, text)
+        #: Every metric, for the documentation.
+        self.described: Sequence[Description] = sorted(catalog.described)
+
+    def _describe_model(
+        self, catalog: _Catalog, model_version: str, feature_spec: str, trained_at_seconds: float | None
+    ) -> None:
+        catalog.info("build", "The program.", {"version": __version__})
+        catalog.info(
+            "model",
+            "The model in use, and the hash of its feature spec.",
+            {"model_version": model_version, "feature_spec": feature_spec},
         )
-        self.ready = Gauge("riskstream_ready", "1 while transactions are being taken.", registry=registry)
-        self.recovered = Counter(
-            "riskstream_recovered_records", "Changelog records restored into the store.", registry=registry
+        trained = catalog.gauge(
+            "model_trained_timestamp_seconds",
+            "When the model was trained, since 1970; its age is time() less this. NaN where it is not known.",
         )
-        info = Info("riskstream_build", "Versions in use.", registry=registry)
-        info.info(
-            {
-                "version": __version__,
-                "model_version": model_version,
-                "feature_spec": feature_spec,
-            }
+        trained.set(float("nan") if trained_at_seconds is None else trained_at_seconds)
+
+    def _begin_drift(self, catalog: _Catalog, drift: Drift | None) -> None:
+        self._drift = drift
+        self._psi = catalog.gauge(
+            "drift_psi", "PSI of a feature in the last full window against the training.", ["feature"]
         )
+        self._alarm_counter = catalog.counter(
+            "drift_alarms",
+            "Times that a feature was found to have moved, by what found it.",
+            ["feature", "method"],
+        )
+        self._drift_windows = catalog.counter("drift_windows", "Windows compared with the training.")
+        pairs = [] if drift is None else drift.alarms()
+        self._alarms = {pair: self._alarm_counter.labels(*pair) for pair in pairs}
+
+    def measure_with(self, measure: Callable[[], Readings]) -> None:
+        """Ask ``measure`` for the readings from now on."""
+        self._asked.measure = measure
+
+    def see(self, features: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> None:
+        """Compare scored transactions with the training: their features (n, k) and scores (n,)."""
+        if self._drift is None:
+            return
+        for found in self._drift.observe(features, scores):
+            self._drift_windows.inc(found.windows)
+            for name, value in found.psi.items():
+                self._psi.labels(name).set(value)
+            for pair in found.alarms:
+                self._alarms[pair].inc()
 
     def render(self) -> bytes:
         """Return the metrics in Prometheus' text format."""

@@ -22,6 +22,7 @@ from stream.runtime.faults import fault_from_environment
 from stream.runtime.faust_seams import HistoryStore, HistoryTable, PassThroughSchema, StreamApp
 from stream.runtime.ownership import Ownership
 from stream.runtime.processor import Fetched, Processor
+from stream.runtime.readings import drift_of, read
 from stream.runtime.warmup import warm_up
 from stream.runtime.watchdog import Watchdog
 from stream.scoring.bundle import Bundle
@@ -285,7 +286,9 @@ def build_runtime(settings: Settings) -> Runtime:
     step = fault_from_environment()
     bundle = Bundle.load(settings.bundle)
     pipeline = Pipeline(bundle, pipeline_config(settings, bundle))
-    metrics = Metrics(bundle.model_version, bundle.spec.hash)
+    metrics = Metrics(
+        bundle.model_version, bundle.spec.hash, bundle.trained_at_seconds, drift_of(settings, bundle)
+    )
     kafka = settings.kafka
     delivery = Delivery(aiokafka_config(kafka), kafka.request_timeout_seconds, kafka.delivery_timeout_seconds)
     app = _build_faust_app(settings)
@@ -303,6 +306,7 @@ def build_runtime(settings: Settings) -> Runtime:
     processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics, step)
     ownership = Ownership(settings, delivery, lambda: table.data)
     runtime = Runtime(settings, app, pipeline, processor, delivery, metrics, ownership)
+    metrics.measure_with(lambda: read(runtime, table.data))
     app.fetch_max_wait_ms = settings.kafka.fetch_max_wait_ms
     app.prepare = runtime.begin
     app.release = runtime.end

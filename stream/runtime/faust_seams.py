@@ -395,6 +395,10 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
         options.set_block_based_table_factory(table)
         return rocksdict.Rdict(str(path), options=options)
 
+    def databases(self) -> list[Any]:
+        """Return the databases that are open."""
+        return list(self._dbs.values())
+
     def database(self, partition: int) -> Any:
         """Return the partition's database, opened if need be."""
         return self._db_for_partition(partition)

@@ -409,7 +409,9 @@ class Processor:
         metrics.other_source.inc(plan.other_source)
         for score in plan.scores.tolist():
             metrics.score.observe(score)
+        metrics.see(plan.features, plan.scores)
         now_ms = time.time() * 1000
-        for level, (taken_ms, _) in zip(plan.alert_levels, plan.alert_times, strict=True):
+        for level, (taken_ms, event_ms) in zip(plan.alert_levels, plan.alert_times, strict=True):
             metrics.alerts[level].inc()
             metrics.alert_latency.observe(max(0.0, now_ms - taken_ms) / 1000)
+            metrics.event_to_alert.observe(max(0.0, now_ms - event_ms) / 1000)

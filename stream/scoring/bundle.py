@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +55,7 @@ class Bundle:
         A readable, sortable name: training time and the start of the model's SHA-256.
     reference:
         Statistics of the training data per feature and of the score, for drift: see
-        :func:`offline.train.reference_statistics`.
+        :func:`offline.reference.reference_statistics`.
     metrics, training:
         Figures of the evaluation, and the seeds, versions, rows and times of the training.
     """
@@ -67,6 +68,14 @@ class Bundle:
     reference: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained_at_seconds(self) -> float | None:
+        """When the model was trained, in seconds since 1970; None where the bundle does not say."""
+        try:
+            return datetime.fromisoformat(self.training["trained_at"]).timestamp()
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def save(self, folder: Path) -> None:
         """Write the bundle to ``folder``; each file appears whole or not at all."""

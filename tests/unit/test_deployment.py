@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.brokers.kafka import KAFKA_VERSION
-from stream.monitoring.metrics import Metrics
+from stream.monitoring.metrics import Metrics, Readings
 from stream.settings import _known_variables, load_settings
 
 if TYPE_CHECKING:
@@ -28,13 +29,25 @@ DATASOURCES = yaml.safe_load(
 DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 
 #: Variables that the compose file may ask for; its head says what each is.
-VARIABLES = {"GRAFANA_ADMIN_PASSWORD", "PYTHON_IMAGE", "BUNDLE_DIR"}
+VARIABLES = {"GRAFANA_ADMIN_PASSWORD", "PYTHON_IMAGE", "BUNDLE_DIR", "ALERT_WEBHOOK_URL"}
 #: Ports that are not the product's to choose, by service: the images' own, and what the compose file
 #: itself gives Kafka to listen on.
 IMAGE_PORTS = {"kafka": {"9092", "9093", "29092"}, "prometheus": {"9090"}, "grafana": {"3000"}}
 
-PROMQL_WORDS = {"by", "clamp_min", "histogram_quantile", "increase", "max", "or", "rate", "sum", "vector"}
-SCRAPED = {"up", "instance", "job"}
+PROMQL_WORDS = {
+    "by",
+    "count",
+    "group_left",
+    "histogram_quantile",
+    "increase",
+    "max",
+    "on",
+    "or",
+    "rate",
+    "sum",
+}
+PROMQL_WORDS |= {"time", "topk", "vector"}
+SCRAPED = {"up", "instance", "job", "ALERTS", "alertstate", "alertname"}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +56,9 @@ def metrics() -> Metrics:
     made = Metrics("model", "spec")
     made.dead_letters.labels("amount")
     made.lag.labels("0")
+    made._psi.labels("amount")
+    made._alarm_counter.labels("amount", "psi")
+    made.measure_with(lambda: Readings(0, 0, 0, 0, 0, 0, 0, 0.0, 0))
     return made
 
 
@@ -248,7 +264,7 @@ def test_prometheus_asks_the_worker() -> None:
 
 def test_prometheus_files_name_metrics_that_exist(exposed: dict[str, set[str]]) -> None:
     for path in sorted((ROOT / "grafana/prometheus").glob("*.yml")):
-        named = set(re.findall(r"\briskstream_\w+", path.read_text(encoding="utf-8")))
+        named = set(re.findall(r"(?<![\w:/])riskstream_\w+", path.read_text(encoding="utf-8")))
         assert named <= set(exposed), path.name
 
 
@@ -265,8 +281,103 @@ def test_dashboards_are_mounted_where_grafana_looks() -> None:
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
 
 
-def test_there_is_an_overview() -> None:
-    assert "overview" in {path.stem for path in DASHBOARDS}
+def test_there_are_three_dashboards() -> None:
+    assert {path.stem for path in DASHBOARDS} == {"overview", "stream", "model"}
+
+
+def test_dashboards_are_as_they_are_written_down(dashboard: dict[str, Any]) -> None:
+    name = dashboard.pop("file").removeprefix("riskstream-")
+    source: dict[str, Any] = runpy.run_path(str(ROOT / "grafana/build.py"))
+    assert dashboard == source["build"](name), "write them anew with 'python grafana/build.py'"
+
+
+def test_dashboards_lead_to_each_other_and_to_the_runbook(dashboard: dict[str, Any]) -> None:
+    found = {link["url"] for link in dashboard["links"]}
+    runbook = "/public/riskstream/operations.md"
+    others = {f"/d/riskstream-{path.stem}" for path in DASHBOARDS} - {f"/d/{dashboard['uid']}"}
+    assert found == others | {f"{runbook}#runbook"}
+    anchors = anchors_of("docs/operations.md")
+    for panel in dashboard["panels"]:
+        for link in panel["links"]:
+            page, _, anchor = link["url"].partition("#")
+            assert page == runbook
+            assert anchor in anchors, panel["title"]
+    mount = f"./docs/operations.md:/usr/share/grafana{runbook}:ro"
+    assert mount in SERVICES["grafana"]["volumes"]
+
+
+def test_dashboards_can_be_narrowed_down(dashboard: dict[str, Any]) -> None:
+    names = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert {"job", "instance"} <= names
+    used = set(re.findall(r"\$(\w+)", " ".join(texts([panel["targets"] for panel in dashboard["panels"]]))))
+    assert names <= used
+    assert used - names == {"__rate_interval"}
+
+
+def test_panels_have_thresholds(dashboard: dict[str, Any]) -> None:
+    for panel in dashboard["panels"]:
+        steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        values = [step["value"] for step in steps]
+        assert values[0] is None
+        assert values[1:] == sorted(values[1:]), panel["title"]
+
+
+# --- rules and runbook ---
+
+
+def alert_rules() -> list[dict[str, Any]]:
+    [group] = yaml.safe_load((ROOT / "grafana/prometheus/alerts.yml").read_text(encoding="utf-8"))["groups"]
+    return list(group["rules"])
+
+
+def anchors_of(path: str) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("rule", alert_rules(), ids=lambda rule: rule["alert"])
+def test_each_alert_has_its_chapter_in_the_runbook(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"page", "ticket"}
+    assert {"summary", "description", "runbook_url"} <= set(rule["annotations"])
+    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    assert page == "docs/operations.md"
+    assert anchor == rule["alert"].lower()
+    assert anchor in anchors_of(page)
+    chapter = (
+        (ROOT / page)
+        .read_text(encoding="utf-8")
+        .partition(f"### {rule['alert']}\n")[2]
+        .partition("\n### ")[0]
+    )
+    for part in ("Means:", "Look:", "Do:"):
+        assert part in chapter, rule["alert"]
+
+
+def test_each_alert_is_tested() -> None:
+    text = (ROOT / "tests/prometheus/alerts.yml").read_text(encoding="utf-8")
+    for rule in alert_rules():
+        assert re.search(rf"alertname: {rule['alert']}\n +exp_alerts:\n", text), "it fires nowhere"
+        assert re.search(rf"alertname: {rule['alert']}\n +exp_alerts: \[\]", text), "it is silent nowhere"
+
+
+def test_rules_are_mounted_where_prometheus_looks() -> None:
+    for name in PROMETHEUS["rule_files"]:
+        assert f"./grafana/prometheus/{name}:/etc/prometheus/{name}:ro" in SERVICES["prometheus"]["volumes"]
+
+
+def test_grafana_sends_on_what_prometheus_finds() -> None:
+    path = ROOT / "grafana/provisioning/alerting/riskstream.yml"
+    provisioned = yaml.safe_load(path.read_text(encoding="utf-8"))
+    [contact], [policy], [group] = (provisioned[part] for part in ("contactPoints", "policies", "groups"))
+    assert policy["receiver"] == contact["name"]
+    [receiver] = contact["receivers"]
+    variable = receiver["settings"]["url"].strip("${}")
+    assert variable in environment(SERVICES["grafana"])
+    [rule] = group["rules"]
+    assert rule["condition"] in {part["refId"] for part in rule["data"]}
+    assert rule["data"][0]["datasourceUid"] == DATASOURCES[0]["uid"]
+    assert "ALERTS{" in rule["data"][0]["model"]["expr"]
 
 
 @pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)

@@ -1,0 +1,135 @@
+"""deploy/k8s agrees with the code, the image and itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from stream.settings import _known_variables, load_settings
+
+if TYPE_CHECKING:
+    import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy/k8s"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text(encoding="utf-8"))
+OBJECTS: dict[str, dict[str, Any]] = {
+    found["kind"]: found
+    for name in KUSTOMIZATION["resources"]
+    for found in yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8"))
+}
+SET = OBJECTS["StatefulSet"]["spec"]
+POD = SET["template"]["spec"]
+[WORKER] = POD["containers"]
+CONFIG = dict(line.split("=", 1) for line in (FOLDER / "config.env").read_text().split())
+
+
+def pods() -> list[dict[str, Any]]:
+    return [POD, OBJECTS["Job"]["spec"]["template"]["spec"]]
+
+
+def test_every_file_is_listed() -> None:
+    there = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
+    assert there == set(KUSTOMIZATION["resources"])
+    assert KUSTOMIZATION["configMapGenerator"] == [{"name": "riskstream", "envs": ["config.env"]}]
+
+
+def test_settings_are_known_and_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = CONFIG | {item["name"]: item.get("value", "riskstream-worker-0") for item in WORKER["env"]}
+    assert set(chosen) <= _known_variables()
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert settings.kafka.group_instance_id == "riskstream-worker-0"
+    assert settings.metrics.port == WORKER["ports"][0]["containerPort"]
+    assert SET["replicas"] <= settings.topics.partitions
+
+
+def test_what_the_docs_name_is_known() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert set(re.findall(r"RISKSTREAM_\w+", text)) <= _known_variables()
+    mounted = {mount["mountPath"] for mount in WORKER["volumeMounts"]}
+    for path in re.findall(r"=(/etc/\S+)/[\w.]+", text):
+        assert path in mounted
+    secrets = {source["secretRef"]["name"] for source in WORKER["envFrom"] if "secretRef" in source}
+    secrets |= {volume["secret"]["secretName"] for volume in POD["volumes"] if "secret" in volume}
+    assert secrets == set(re.findall(r"create secret generic (\S+)", text))
+
+
+def test_each_worker_has_its_own_volume_and_name() -> None:
+    [claim] = SET["volumeClaimTemplates"]
+    paths = {mount["name"]: mount["mountPath"] for mount in WORKER["volumeMounts"]}
+    values = {item["name"]: item.get("value") for item in WORKER["env"]}
+    assert paths[claim["metadata"]["name"]] == values["RISKSTREAM_STATE_DIR"]
+    assert paths["bundle"] == values["RISKSTREAM_BUNDLE"]
+    [instance] = [item for item in WORKER["env"] if item["name"] == "RISKSTREAM_KAFKA__GROUP_INSTANCE_ID"]
+    assert instance["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+def test_every_mount_has_its_volume() -> None:
+    claims = {claim["metadata"]["name"] for claim in SET["volumeClaimTemplates"]}
+    for pod in pods():
+        volumes = {volume["name"] for volume in pod["volumes"]} | claims
+        for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_pods_have_no_rights() -> None:
+    user = re.search(r"useradd --uid (\d+)", (ROOT / "Dockerfile").read_text())
+    assert user is not None
+    for pod in pods():
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == int(user[1])
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["serviceAccountName"] == OBJECTS["ServiceAccount"]["metadata"]["name"]
+        for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {"requests", "limits"} <= set(container["resources"])
+
+
+def test_probes_ask_what_the_endpoint_answers() -> None:
+    source = (ROOT / "stream/runtime/endpoint.py").read_text()
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = WORKER[probe]["httpGet"]
+        assert f'"{asked["path"]}"' in source
+        assert asked["port"] == WORKER["ports"][0]["name"]
+    assert WORKER["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert WORKER["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_selectors_meet_the_pods() -> None:
+    labels = SET["template"]["metadata"]["labels"]
+    assert SET["serviceName"] == OBJECTS["Service"]["metadata"]["name"]
+    for selector in (
+        SET["selector"]["matchLabels"],
+        OBJECTS["Service"]["spec"]["selector"],
+        OBJECTS["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        OBJECTS["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector == labels
+    assert OBJECTS["Job"]["spec"]["template"]["metadata"]["labels"] != labels
+
+
+def test_prometheus_calls_the_job_as_the_rules_do() -> None:
+    monitor = OBJECTS["ServiceMonitor"]["spec"]
+    assert monitor["selector"]["matchLabels"] == OBJECTS["Service"]["metadata"]["labels"]
+    assert monitor["endpoints"][0]["port"] == OBJECTS["Service"]["spec"]["ports"][0]["name"]
+    [common] = KUSTOMIZATION["labels"]
+    assert common["pairs"][monitor["jobLabel"]] == "riskstream"
+    assert 'job="riskstream"' in (ROOT / "grafana/prometheus/alerts.yml").read_text()
+
+
+def test_a_stop_is_longer_than_the_drain() -> None:
+    text = (ROOT / "stream/runtime/worker.py").read_text()
+    drain = re.search(r"_STOP_SECONDS: Final = ([\d.]+)", text)
+    assert drain is not None
+    assert POD["terminationGracePeriodSeconds"] > 2 * float(drain[1])
