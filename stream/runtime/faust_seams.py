@@ -136,8 +136,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._done: dict[Any, int] = {}
         #: Where each partition's records begin since the last seek.
         self._floor: dict[Any, int] = {}
-        #: The generation whose seek to the committed offsets has begun.
+        #: The generation whose seek to the committed offsets has begun; how many seeks have ended, and where
+        #: the last one put each partition.
         self._sought = -1
+        self._seeks = 0
+        self._begins: dict[Any, int] = {}
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -210,7 +213,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             if not found or not source or found == source
         }
         begin = [tp for tp in mine if tp not in self._floor]
+        self._begins = dict(self._floor)
         if not begin:
+            self._seeks += 1
             return
         for tp, first in (await self.earliest_offsets(*begin)).items():
             if tp in committed:
@@ -223,6 +228,26 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 )
             await self.seek(tp, first)
             self._committed_offset.pop(tp, None)
+            self._begins[tp] = first
+        self._seeks += 1
+
+    async def _is_next(self, tp: Any, first: int, seeks: int) -> bool:
+        """Say whether records are the next to hand on; ``seeks`` had ended when their fetch began.
+
+        Those of a fetch around which a seek came may lie behind others that it fetches again: taken first,
+        they would let the state pass those for replayed. So the partition is put where it begins once more,
+        whichever of the two came first.
+        """
+        begin = self._begins.get(tp)
+        if seeks != self._seeks and begin is not None and first > begin:
+            await self._seek(tp, begin)
+            return False
+        try:
+            self._check_order(tp, first)
+        except TopicMismatchError as error:
+            self.app.report(error)
+            return False
+        return True
 
     def _check_order(self, tp: Any, first: int) -> None:
         """Refuse records from before the offset that was committed; upstream drops them silently.
@@ -245,6 +270,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
         """Fetch once and yield a message per partition."""
         await self._wait_for_room()
+        seeks = self._seeks
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
@@ -264,13 +290,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 break
             if not batch or not (active is None or tp in active or tp in self._buffered_partitions):
                 continue
-            if not self._is_changelog_tp(tp):
-                try:
-                    self._check_order(tp, batch[0].offset)
-                except TopicMismatchError as error:
-                    self.app.report(error)
-                    return
-            whole = batch + await self._rest(tp) if self._is_changelog_tp(tp) else batch
+            whole = batch
+            if self._is_changelog_tp(tp):
+                whole = batch + await self._rest(tp)
+            elif not await self._is_next(tp, batch[0].offset, seeks):
+                continue
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             message = self._to_message(tp, whole[-1])
             message.key, message.value = None, whole

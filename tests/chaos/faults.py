@@ -35,9 +35,7 @@ __all__ = ["FAULTS", "KNOWN", "Fault", "Round"]
 _SLEEPS = ("decided", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
 
 #: Faults that the product does not survive yet, by name, and why. They run, and do not fail the suite.
-KNOWN: dict[str, str] = {
-    "changelog compacted": "two rounds in sixty left a record without an answer; not explained yet",
-}
+KNOWN: dict[str, str] = {}
 
 #: Transactions that a round sends fast; beyond them the load goes on slowly until the round is over.
 SHARE = 1_500

@@ -266,6 +266,37 @@ def test_ours_does_not_wait_where_recovery_may_need_the_fetches(run: Any, tmp_pa
     run(main())
 
 
+@pytest.mark.parametrize("begin", [0, 1])
+def test_ours_hands_on_nothing_from_behind_what_a_seek_fetches_again(
+    run: Any, tmp_path: Path, begin: int
+) -> None:
+    """A fetch that began before the seek: in order only if it begins where the seek put the partition."""
+
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp)
+        fetched = {TPS[0]: [record(0, at) for at in range(1, 5)]}
+        consumer = make_consumer(app, BatchTransport, fetched)
+        app.rebalancing, consumer._sought = True, app.consumer_generation_id
+        sought: list[tuple[TP, int]] = []
+
+        async def seek(tp: TP, offset: int) -> None:
+            sought.append((tp, offset))
+
+        consumer._seek = seek
+        fetching = asyncio.ensure_future(messages(consumer))
+        await a_while()
+        consumer._begins, consumer._seeks = {TPS[0]: begin}, consumer._seeks + 1
+        app.rebalancing = False
+        if begin == 1:
+            assert [message.value for _, message in await fetching] == [fetched[TPS[0]]]
+            assert sought == []
+        else:
+            assert await fetching == []
+            assert sought == [(TPS[0], 0)]
+
+    run(main())
+
+
 @pytest.mark.parametrize("ends", ["another generation", "flow stopped", "worker stopped"])
 def test_ours_drops_what_it_held_back_when_it_is_fetched_again(run: Any, tmp_path: Path, ends: str) -> None:
     async def main() -> None:
