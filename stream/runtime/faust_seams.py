@@ -28,7 +28,6 @@ holds a test for each that fails when a Faust release no longer needs it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -37,7 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import faust
 import rocksdict
-from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.serializers.schemas import Schema
 from faust.stores import rocksdb
@@ -68,10 +67,6 @@ _NOT_DAMAGE: Final = (
     "Read-only file system",
     "Too many open",
 )
-
-#: How often the end of a rebalance is looked for; it comes within milliseconds of the first fetch.
-_REBALANCE_POLL_SECONDS: Final = 0.005
-
 
 #: Changelog records handed on at once, at the least; more than any one record batch holds.
 _MOST_RESTORED = 100_000
@@ -134,13 +129,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
-        #: Where each partition's records begin since the last seek.
+        #: Where each partition's commit is, which offset is the next to hand on, and before which one a fetch
+        #: left a gap.
         self._floor: dict[Any, int] = {}
-        #: The generation whose seek to the committed offsets has begun; how many seeks have ended, and where
-        #: the last one put each partition.
-        self._sought = -1
-        self._seeks = 0
-        self._begins: dict[Any, int] = {}
+        self._next: dict[Any, int] = {}
+        self._skipped: dict[Any, int] = {}
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -178,6 +171,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp in revoked:
             self._done.pop(tp, None)
             self._floor.pop(tp, None)
+            self._next.pop(tp, None)
 
     def describe(self) -> str:
         """Return in a line which partitions are fetched, for a person."""
@@ -193,11 +187,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return self._committed_offset.get(tp) if done is None else done
 
     async def perform_seek(self) -> None:
-        """Go on at the committed offsets: recovery calls it last of all."""
-        self._sought = self.app.consumer_generation_id
-        await self._seek_back()
-
-    async def _seek_back(self) -> None:
         """Go on at the committed offsets, unless they are those of a topic that is no longer there.
 
         A partition without a commit begins at its beginning. Upstream leaves it where it is, which may be
@@ -212,12 +201,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             for tp, (offset, found) in committed.items()
             if not found or not source or found == source
         }
+        following = dict(self._floor)
         begin = [tp for tp in mine if tp not in self._floor]
-        self._begins = dict(self._floor)
-        if not begin:
-            self._seeks += 1
-            return
-        for tp, first in (await self.earliest_offsets(*begin)).items():
+        for tp, first in (await self.earliest_offsets(*begin)).items() if begin else ():
             if tp in committed:
                 logger.warning(
                     "%s [%d] was made again since offset %d was committed: taking it from its beginning, %d",
@@ -228,26 +214,35 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 )
             await self.seek(tp, first)
             self._committed_offset.pop(tp, None)
-            self._begins[tp] = first
-        self._seeks += 1
+            following[tp] = first
+        self._next = following
+        self._skipped.clear()
 
-    async def _is_next(self, tp: Any, first: int, seeks: int) -> bool:
-        """Say whether records are the next to hand on; ``seeks`` had ended when their fetch began.
+    async def _in_order(self, tp: Any, batch: list[Any]) -> list[Any]:
+        """Return what of fetched records is to be handed on: those that follow the last ones, each once.
 
-        Those of a fetch around which a seek came may lie behind others that it fetches again: taken first,
-        they would let the state pass those for replayed. So the partition is put where it begins once more,
-        whichever of the two came first.
+        What was fetched and handed to nobody (a rebalance, a stopped flow, a seek that came in between) leaves
+        a gap before the next fetch: the partition is put back to fetch it again. Were the records behind it
+        taken first, the state would pass the missing ones for replayed. One that comes again is the log's.
         """
-        begin = self._begins.get(tp)
-        if seeks != self._seeks and begin is not None and first > begin:
-            await self._seek(tp, begin)
-            return False
+        following = self._next.get(tp)
+        if following is None:
+            return []  # the seek to come fetches them again
+        first = batch[0].offset
+        if first > following and self._skipped.get(tp) != following:
+            self._skipped[tp] = following
+            with contextlib.suppress(IllegalStateError):  # given up meanwhile
+                await self._seek(tp, following)
+            return []
         try:
             self._check_order(tp, first)
         except TopicMismatchError as error:
             self.app.report(error)
-            return False
-        return True
+            return []
+        fresh = batch if first >= following else [one for one in batch if one.offset >= following]
+        if fresh:
+            self._next[tp] = fresh[-1].offset + 1
+        return fresh
 
     def _check_order(self, tp: Any, first: int) -> None:
         """Refuse records from before the offset that was committed; upstream drops them silently.
@@ -270,30 +265,20 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
         """Fetch once and yield a message per partition."""
         await self._wait_for_room()
-        seeks = self._seeks
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        if not self.flow_active:
-            # A rebalance began while the fetch was under way: these records belong to nobody yet. Where
-            # the seek fails, the next assignment sets the positions.
-            with contextlib.suppress(Exception):
-                await self._seek_back()
-            return
         for tp, batch in sorted(records.items(), key=lambda item: not self._is_changelog_tp(item[0])):
-            if not self._is_changelog_tp(tp):
-                if self.app.rebalancing and self._sought != generation:
-                    continue  # the seek to come fetches them again
-                await self._wait_for_rebalance(generation)
             if self.should_stop or not self.flow_active or self.app.consumer_generation_id != generation:
                 break
             if not batch or not (active is None or tp in active or tp in self._buffered_partitions):
                 continue
-            whole = batch
             if self._is_changelog_tp(tp):
                 whole = batch + await self._rest(tp)
-            elif not await self._is_next(tp, batch[0].offset, seeks):
+            else:
+                whole = [] if self.app.rebalancing else await self._in_order(tp, batch)
+            if not whole:
                 continue
             self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
             message = self._to_message(tp, whole[-1])
@@ -320,16 +305,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         while len(rest) < _MOST_RESTORED and (more := (await self._getmany({tp}, timeout=0.0)).get(tp)):
             rest += more
         return rest
-
-    async def _wait_for_rebalance(self, generation: int) -> None:
-        """Wait for the end of a rebalance, or for the beginning of the next one.
-
-        Only once the seek has begun: until then recovery may need the very fetches that would wait here.
-        """
-        while self.app.rebalancing and self.app.consumer_generation_id == generation:
-            if self.should_stop or not self.flow_active:
-                break
-            await asyncio.sleep(_REBALANCE_POLL_SECONDS)
 
 
 class BatchTransport(driver.Transport):  # type: ignore[misc]
