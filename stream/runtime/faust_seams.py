@@ -68,6 +68,9 @@ _NOT_DAMAGE: Final = (
     "Too many open",
 )
 
+#: Longest fetch while records wait for a rebalance's end to be fetched again.
+_REBALANCE_POLL_SECONDS: Final = 0.05
+
 #: Changelog records handed on at once, at the least; more than any one record batch holds.
 _MOST_RESTORED = 100_000
 
@@ -129,11 +132,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
-        #: Where each partition's commit is, which offset is the next to hand on, and before which one a fetch
-        #: left a gap.
+        #: Where each partition's commit is, which offset is the next to hand on, before which one a fetch
+        #: left a gap, and of which partitions fetched records were handed to nobody.
         self._floor: dict[Any, int] = {}
         self._next: dict[Any, int] = {}
         self._skipped: dict[Any, int] = {}
+        self._unread: set[Any] = set()
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -172,6 +176,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self._done.pop(tp, None)
             self._floor.pop(tp, None)
             self._next.pop(tp, None)
+            self._unread.discard(tp)
 
     def describe(self) -> str:
         """Return in a line which partitions are fetched, for a person."""
@@ -218,12 +223,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._next = following
         self._skipped.clear()
 
-    async def _in_order(self, tp: Any, batch: list[Any]) -> list[Any]:
+    def _in_order(self, tp: Any, batch: list[Any]) -> list[Any]:
         """Return what of fetched records is to be handed on: those that follow the last ones, each once.
 
-        What was fetched and handed to nobody (a rebalance, a stopped flow, a seek that came in between) leaves
-        a gap before the next fetch: the partition is put back to fetch it again. Were the records behind it
-        taken first, the state would pass the missing ones for replayed. One that comes again is the log's.
+        Where they begin behind those, some were passed over: the state would take them for replayed if these
+        came first. A gap that is there again when they are fetched again is the log's own.
         """
         following = self._next.get(tp)
         if following is None:
@@ -231,8 +235,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         first = batch[0].offset
         if first > following and self._skipped.get(tp) != following:
             self._skipped[tp] = following
-            with contextlib.suppress(IllegalStateError):  # given up meanwhile
-                await self._seek(tp, following)
             return []
         try:
             self._check_order(tp, first)
@@ -262,28 +264,39 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 "that it has by their ids"
             )
 
+    async def _fetch_again(self) -> None:
+        """Put partitions back whose fetched records were handed to nobody, for whatever reason."""
+        unread, self._unread = self._unread, set()
+        for tp in unread & self._next.keys():
+            with contextlib.suppress(IllegalStateError):  # given up meanwhile
+                await self._seek(tp, self._next[tp])
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
         """Fetch once and yield a message per partition."""
         await self._wait_for_room()
-        records, active = await self._wait_next_records(timeout)
+        if self._unread and not self.app.rebalancing:
+            await self._fetch_again()
+        wait = min(timeout, _REBALANCE_POLL_SECONDS) if self._unread else timeout
+        records, active = await self._wait_next_records(wait)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
         for tp, batch in sorted(records.items(), key=lambda item: not self._is_changelog_tp(item[0])):
-            if self.should_stop or not self.flow_active or self.app.consumer_generation_id != generation:
-                break
-            if not batch or not (active is None or tp in active or tp in self._buffered_partitions):
-                continue
-            if self._is_changelog_tp(tp):
-                whole = batch + await self._rest(tp)
-            else:
-                whole = [] if self.app.rebalancing else await self._in_order(tp, batch)
-            if not whole:
-                continue
-            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            message = self._to_message(tp, whole[-1])
-            message.key, message.value = None, whole
-            yield tp, message
+            whole: list[Any] = []
+            flows = self.flow_active and self.app.consumer_generation_id == generation
+            wanted = active is None or tp in active or tp in self._buffered_partitions
+            if batch and flows and wanted and not self.should_stop:
+                if self._is_changelog_tp(tp):
+                    whole = batch + await self._rest(tp)
+                elif not self.app.rebalancing:
+                    whole = self._in_order(tp, batch)
+            if whole:
+                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                message = self._to_message(tp, whole[-1])
+                message.key, message.value = None, whole
+                yield tp, message
+            elif not self._is_changelog_tp(tp):
+                self._unread.add(tp)
 
     async def _wait_for_room(self) -> None:
         """Begin no fetch whose records would have to wait in their streams.

@@ -136,6 +136,16 @@ class Worker:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE_SECONDS)
 
+    def tell(self) -> str:
+        """Return the log, where it stands last, if it runs."""
+        if self.process.poll() is None:
+            said = self.log.count("asked where it stands")
+            self.process.send_signal(signal.SIGUSR1)
+            wait_until(
+                lambda: self.log.count("asked where it stands") > said, "it does not say where it stands"
+            )
+        return self.log
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -233,7 +243,12 @@ class Stream:
                 assert worker.process.poll() in {None, 0, -signal.SIGKILL}, worker.log
             return wanted <= self.answered()
 
-        wait_until(done, "not every record was answered", 2 * PATIENCE_SECONDS)
+        try:
+            wait_until(done, "not every record was answered", 2 * PATIENCE_SECONDS)
+        except AssertionError as error:
+            logs = [worker.tell() for worker in self.workers]
+            open_now = sorted(wanted - self.answered())[:20]
+            raise AssertionError("\n".join([f"{error}: {open_now} of {len(wanted)}", *logs])) from error
 
     def decisions(self) -> dict[Position, list[dict[str, Any]]]:
         """Return every delivery of every decision, by the source record's position."""

@@ -248,10 +248,19 @@ def test_ours_hands_on_nothing_before_a_rebalance_is_through(run: Any, tmp_path:
     async def main() -> None:
         app = make_app(tmp_path, StreamApp)
         consumer = make_consumer(app, BatchTransport, FETCHED)
+        sought: dict[TP, int] = {}
+
+        async def seek(tp: TP, offset: int) -> None:
+            sought[tp] = offset
+
+        consumer._seek = seek
         app.rebalancing = True
         assert await messages(consumer) == []
+        assert await messages(consumer) == []
+        assert sought == {}
         app.rebalancing = False
         assert [message.value for _, message in await messages(consumer)] == list(FETCHED.values())
+        assert sought == dict.fromkeys(TPS, 0)
 
     run(main())
 
@@ -287,15 +296,17 @@ def test_ours_fetches_again_what_was_handed_to_nobody(run: Any, tmp_path: Path) 
         consumer._next = {}
         assert await offsets() == []  # nobody has said yet where it begins
         consumer._next = {TPS[0]: 1}
+        consumer._unread.clear()
         assert await offsets() == []
-        assert sought == [(TPS[0], 1)]
+        assert sought == []
         # It is fetched again and still begins at 3: the gap is the log's own.
         assert await offsets() == [3, 4, 5]
+        assert sought == [(TPS[0], 1)]
         # Fetched a second time around a seek: each record once.
         assert await offsets() == []
         fetched[TPS[0]] = [record(0, at) for at in range(4, 8)]
         assert await offsets() == [6, 7]
-        assert sought == [(TPS[0], 1)]
+        assert sought == [(TPS[0], 1), (TPS[0], 6)]
 
     run(main())
 
