@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -21,11 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from pydantic import BaseModel
-
     from stream.brokers.base import Broker
 
-__all__ = ["BROKER_SETTINGS", "Cluster", "environment_of", "running"]
+__all__ = ["BROKER_SETTINGS", "Cluster", "running"]
 
 #: Beside the product's own development settings, and shown with the figures. A broker's own thread pools
 #: are left alone; segments are small enough for deletion to give space back between rounds.
@@ -138,22 +135,6 @@ def running(kind: str, folder: Path) -> Iterator[Cluster]:
     )
     with broker:
         yield Cluster(broker)
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    """Return this process's environment with exactly these settings in it."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("RISKSTREAM_")}
-
-    def add(prefix: str, model: BaseModel) -> None:
-        for name in type(model).model_fields:
-            value = getattr(model, name)
-            if hasattr(value, "model_fields"):
-                add(f"{prefix}{name.upper()}__", value)
-            elif value is not None:
-                variables[f"{prefix}{name.upper()}"] = str(value)
-
-    add("RISKSTREAM_", settings)
-    return variables
 
 
 def with_headers(

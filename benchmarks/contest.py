@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from benchmarks.cluster import environment_of
 from stream.errors import RiskStreamError
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
 def worker(settings: Settings, log: Path) -> Iterator[Child]:
     """Run ``riskstream worker`` with these settings and no others."""
     command = [sys.executable, "-c", "from stream.cli import main; main()", "worker"]
-    with spawn(command, environment_of(settings), log) as child:
+    with spawn(command, settings.child_environment(), log) as child:
         yield child
 
 

@@ -32,6 +32,7 @@ import psutil
 
 from benchmarks.environment import describe, environment
 from benchmarks.local_store import LocalStore
+from benchmarks.workload import Memory
 from offline.features import build_features, fit_spec
 from offline.table import TransactionTable
 from stream.features import kernel, layout
@@ -70,20 +71,6 @@ _FLAT_LENGTH: Final = 10_000
 _BYTES_BAR: Final = 2_500
 _OFFLINE_BAR: Final = 500_000
 _MEMORY_BAR_MIB: Final = 1_536
-
-
-class _Memory(dict[bytes, bytes]):
-    """Records in a dictionary."""
-
-    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return [self.get(key) for key in keys]
-
-    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
-        for key, value in writes:
-            if value is None:
-                self.pop(key, None)
-            else:
-                self[key] = value
 
 
 @dataclass(slots=True)
@@ -183,7 +170,7 @@ def _grow(length: int, merchants: int, phases: int = _PHASES) -> list[_Phase]:
         merchants,
         np.random.default_rng(length + merchants),
     )
-    memory = _Memory()
+    memory = Memory()
 
     def go_on(count: int) -> None:
         for begin in range(0, count, 512):
@@ -338,7 +325,7 @@ def bytes_written(*, quick: bool) -> list[dict[str, Any]]:
     for merchants in (_FEW, _MANY):
         for length in _LENGTHS[:4] if quick else _LENGTHS:
             [phase] = _grow(length, merchants, phases=1)
-            memory = _Memory(phase.records)
+            memory = Memory(phase.records)
             users = _Users(
                 [b"grown"],
                 np.array([phase.clock_ms]),
@@ -511,7 +498,7 @@ def memory_child(folder: Path, users: int, steady_seconds: float) -> dict[str, A
     random = np.random.default_rng(1)
     names = [_Names(partition, len(range(partition, users, _PARTITIONS))) for partition in range(_PARTITIONS)]
     parts = [_Users(own, np.full(len(own), _START_MS), _DAY_MS, _MANY, random) for own in names]
-    warm = _Memory()
+    warm = Memory()
     everything = _Users([b"warm"], np.array([_START_MS]), _DAY_MS, _MANY, random)
     for _ in range(3):
         warm.write(_take(everything.events(np.zeros(3 * kernel.CHUNK, np.int64)), warm).writes)

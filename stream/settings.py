@@ -241,6 +241,22 @@ class Settings(BaseSettings):
             }
         return init_settings, env_settings, dotenv_settings, file_secret_settings
 
+    def child_environment(self) -> dict[str, str]:
+        """Return this process's environment with exactly these settings in it, secrets too: for a child."""
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("RISKSTREAM_")}
+
+        def add(prefix: str, model: BaseModel) -> None:
+            for name in type(model).model_fields:
+                value = getattr(model, name)
+                if isinstance(value, BaseModel):
+                    add(f"{prefix}{name.upper()}__", value)
+                elif value is not None:
+                    secret = isinstance(value, SecretStr)
+                    variables[f"{prefix}{name.upper()}"] = value.get_secret_value() if secret else str(value)
+
+        add("RISKSTREAM_", self)
+        return variables
+
     def describe(self) -> str:
         """Return the settings as lines of ``name = value``, secrets hidden."""
         lines: list[str] = []

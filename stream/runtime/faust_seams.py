@@ -8,7 +8,8 @@ holds a test for each that fails when a Faust release no longer needs it.
    told, nothing else: upstream takes an event for processed when the agent moves on from it, be it by an
    exception (#527, #315) or because a rebalance took the partition away meanwhile. And it hands on no
    source records until a rebalance is through: upstream fetches them before it lets the streams flow,
-   which empties their queues.
+   which empties their queues. It follows each partition's offsets, so that whatever was fetched and handed to
+   nobody is fetched again, and nothing is taken before it.
 2. :class:`HistoryStore`: reads and writes by partition from outside a stream's event, one write batch
    with the changelog's offset in it (upstream writes key by key, and the offset on its own: after a
    SIGKILL the two disagree, #193, #502), bounded memory, databases closed when they are given up.

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from helpers import PATIENCE_SECONDS, settings_for
 from kafka import KafkaProducer
-from pydantic import BaseModel
 
 from chaos.checker import Checker
 from chaos.traffic import Traffic
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from stream.brokers.base import Broker
-    from stream.settings import Settings
 
 __all__ = ["ChaosError", "Deployment", "Pump", "Slot"]
 
@@ -260,7 +258,7 @@ class Deployment:
         assert not slot.alive
         if state_dir is not None:
             slot.state_dir = state_dir
-        environment = _environment(self.settings.model_copy(update={"state_dir": slot.state_dir}))
+        environment = self.settings.model_copy(update={"state_dir": slot.state_dir}).child_environment()
         environment |= dict(variables or {})
         if order is not None:
             environment[FAULT_VARIABLE] = order
@@ -333,19 +331,3 @@ class Deployment:
                 )
                 raise ChaosError(f"waited {timeout_seconds:g} s in vain: {what}\n{logs}")
             time.sleep(0.02)
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """Return this process's environment with exactly these settings in it."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("RISKSTREAM_")}
-
-    def add(prefix: str, model: BaseModel) -> None:
-        for name in type(model).model_fields:
-            value = getattr(model, name)
-            if isinstance(value, BaseModel):
-                add(f"{prefix}{name.upper()}__", value)
-            elif value is not None:
-                variables[f"{prefix}{name.upper()}"] = str(value)
-
-    add("RISKSTREAM_", settings)
-    return variables

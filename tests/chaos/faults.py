@@ -154,20 +154,17 @@ def _ends_itself(now: Round) -> None:
     now.wait_dead(now.deployment.slot(0))
 
 
-def _kill(now: Round) -> None:
-    now.wait_for_progress()
-    slot = now.deployment.slot(0)
-    slot.doomed = True
-    slot.signal(signal.SIGKILL)
-    now.wait_dead(slot)
+def _end_one(number: signal.Signals) -> Callable[[Round], None]:
+    """End one of the workers from outside, at any moment."""
 
+    def inject(now: Round) -> None:
+        now.wait_for_progress()
+        slot = now.rng.choice([slot for slot in now.deployment.slots if slot.wanted])
+        slot.doomed = True
+        slot.signal(number)
+        now.wait_dead(slot)
 
-def _terminate(now: Round) -> None:
-    now.wait_for_progress()
-    slot = now.deployment.slot(0)
-    slot.doomed = True
-    slot.signal(signal.SIGTERM)
-    now.wait_dead(slot)
+    return inject
 
 
 def _sleep(now: Round) -> None:
@@ -219,14 +216,6 @@ def _roll(now: Round) -> None:
         now.deployment.stop([slot.number])
         started = now.deployment.start(slot.number)
         now.wait(started.ready, "a restarted worker is not ready")
-
-
-def _kill_one_of_many(now: Round) -> None:
-    now.wait_for_progress()
-    slot = now.rng.choice([slot for slot in now.deployment.slots if slot.wanted])
-    slot.doomed = True
-    slot.signal(signal.SIGKILL)
-    now.wait_dead(slot)
 
 
 # --- state folders -------------------------------------------------------------------------------------
@@ -440,10 +429,10 @@ def _all() -> list[Fault]:
         for step in _SLEEPS
     ]
     found += [
-        Fault("SIGKILL at random", _kill),
-        Fault("SIGTERM at random", _terminate),
+        Fault("SIGKILL at random", _end_one(signal.SIGKILL)),
+        Fault("SIGTERM at random", _end_one(signal.SIGTERM)),
         Fault("SIGSTOP at random", _stop, workers=(2, 3), may_end=True),
-        Fault("SIGKILL of one of several", _kill_one_of_many, workers=(2, 4)),
+        Fault("SIGKILL of one of several", _end_one(signal.SIGKILL), workers=(2, 4)),
         Fault("a worker joins", _join, workers=(1, 3)),
         Fault("a worker leaves", _leave, workers=(2, 4)),
         Fault("rolling restart", _roll, workers=(2, 3)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 from helpers import PATIENCE_SECONDS, settings_for, wait_until
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from pydantic import BaseModel
 
 from stream.brokers import admin
 
@@ -61,31 +59,15 @@ class Found(NamedTuple):
         return value.decode()
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """Return this process's environment with exactly these settings in it."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("RISKSTREAM_")}
-
-    def add(prefix: str, model: BaseModel) -> None:
-        for name in type(model).model_fields:
-            value = getattr(model, name)
-            if isinstance(value, BaseModel):
-                add(f"{prefix}{name.upper()}__", value)
-            elif value is not None:
-                variables[f"{prefix}{name.upper()}"] = str(value)
-
-    add("RISKSTREAM_", settings)
-    return variables
-
-
 class Worker:
     """``riskstream worker`` as a child process."""
 
-    def __init__(self, settings: Settings, log: Path) -> None:
+    def __init__(self, settings: Settings, log: Path, variables: dict[str, str] | None = None) -> None:
         self.log_path = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 COMMAND,
-                env=environment(settings),
+                env=variables or settings.child_environment(),
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=file,

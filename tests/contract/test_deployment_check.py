@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import settings_for
 from kafka import KafkaProducer
-from streams import environment
 
 from stream.brokers import admin
 from stream.brokers.base import free_port
@@ -50,7 +49,7 @@ def test_all_is_well(good: Settings) -> None:
         "topic": "ok",
         "clock": "note",
     }
-    done = subprocess.run(COMMAND, env=environment(good), capture_output=True, text=True, check=False)
+    done = subprocess.run(COMMAND, env=good.child_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ok    topic: {good.topics.transactions}" in done.stdout
     assert not good.state_dir.exists(), "it changes nothing"
@@ -60,7 +59,9 @@ def test_missing_topics_are_a_note_where_a_worker_makes_them(good: Settings) -> 
     assert states(good)["topic"] == "note"
     strict = good.model_copy(update={"topics": good.topics.model_copy(update={"create": False})})
     assert states(strict)["topic"] == "WRONG"
-    done = subprocess.run(COMMAND, env=environment(strict), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        COMMAND, env=strict.child_environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 4
     assert "does not exist" in done.stdout
     assert "Traceback" not in done.stderr

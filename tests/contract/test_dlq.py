@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from streams import Sent, Stream, environment
+from streams import Sent, Stream
 
 from stream.cli.dlq import REPLAYED_FROM, dlq
 from stream.errors import DataError
@@ -38,7 +38,7 @@ def transaction(name: str, *, user: str = "dlq-user", memo: str | None = MEMO, *
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def call(stream: Stream, *arguments: str, error: type[Exception] | None = None) -> Any:
-        for name, value in environment(stream.settings).items():
+        for name, value in stream.settings.child_environment().items():
             monkeypatch.setenv(name, value)
         result = CliRunner().invoke(dlq, arguments)
         if error is None:

@@ -18,7 +18,7 @@ from bundles import made_bundle, model_text, simulated, trained_bundle
 from helpers import is_running, settings_for
 from kafka import KafkaProducer
 from oracle import DAY, Event, User, same
-from streams import Sent, Stream, Worker, children_of, environment, readable_line, until
+from streams import Sent, Stream, Worker, children_of, readable_line, until
 
 from offline.features import build_features
 from stream.brokers import admin
@@ -408,7 +408,6 @@ def test_what_cannot_start_says_so_in_one_line(
     embedded_broker: Broker,
     tmp_path: Path,
     bundle_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bundle = tmp_path / "bundle"
     if what != "no bundle":
@@ -419,7 +418,7 @@ def test_what_cannot_start_says_so_in_one_line(
         state_dir=tmp_path / "state",
         kafka={"request_timeout_seconds": 1.0},
     )
-    variables = environment(settings)
+    variables = settings.child_environment()
     if what == "a damaged bundle":
         with (bundle / "model.txt").open("ab") as file:
             file.write(b"\n")
@@ -431,8 +430,7 @@ def test_what_cannot_start_says_so_in_one_line(
         variables["RISKSTREAM_KAFKA__SESSION_TIMEOUT_SECONDS"] = "soon"
     elif what == "an unknown setting":
         variables["RISKSTREAM_COLOUR"] = "red"
-    monkeypatch.setattr("streams.environment", lambda _: variables)
-    ended(Worker(settings, tmp_path / "log"), says, status)
+    ended(Worker(settings, tmp_path / "log", variables), says, status)
 
 
 def test_an_occupied_metrics_port_is_one_readable_line(make_stream: MakeStream) -> None:

@@ -194,3 +194,19 @@ def test_settings_cannot_be_changed_afterwards() -> None:
     settings = Settings()
     with pytest.raises(ValidationError):
         settings.topics.partitions = 9  # type: ignore[misc]
+
+
+def test_a_child_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this process's environment stay behind, and a secret goes along as it is."""
+    kafka = {"security_protocol": "SASL_SSL", "sasl_username": "u", "sasl_password": "secret"}
+    mine = Settings(app_id="mine", kafka=kafka, metrics={"port": 0})  # type: ignore[arg-type]
+    monkeypatch.setenv("RISKSTREAM_MAX_REASONS", "7")
+    monkeypatch.setenv("UNRELATED", "stays")
+    given = mine.child_environment()
+    assert given["UNRELATED"] == "stays"
+    for name in [name for name in os.environ if name.startswith("RISKSTREAM_")]:
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        if name.startswith("RISKSTREAM_"):
+            monkeypatch.setenv(name, value)
+    assert load_settings() == mine
