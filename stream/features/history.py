@@ -178,17 +178,16 @@ def advance(
     checksums = np.zeros(users, np.int64)
     checksums[sizes > 1] = words[starts[sizes > 1] + 1]
     layout.unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status)
-    for place in np.nonzero(status)[0].tolist():
-        errors[place] = StateError(
-            f"{layout.describe_record(keys[place])} is corrupt: it does not match its checksum"
-        )
+    errors |= {place: _corrupt(keys[place]) for place in status.nonzero()[0].tolist()}
     failed = np.zeros(users, np.bool_)
-    failed[list(errors)] = True
-    busy |= failed
+    if errors:
+        failed[list(errors)] = True
+        busy |= failed
     known = sizes > 0
     other_source = known & (hdrs[:, k.H_SOURCE] != events.source) & ~failed
 
-    outcome = np.full(count, k.DEFERRED, np.uint8)
+    outcome = np.empty(count, np.uint8)
+    outcome.fill(k.DEFERRED)
     if not busy.all():
         k.run_heads(
             hdrs, heads, busy, events.user, events.offset, events.source, events.time_ms,
@@ -198,15 +197,16 @@ def advance(
     writes: list[tuple[bytes, bytes | None]] = []
     owners: list[int] = []
     sealed: SealedUsers | None = None
-    chosen = np.flatnonzero(busy & ~failed)
+    chosen = (busy & ~failed).nonzero()[0]
     if len(chosen):
-        deferred = np.flatnonzero((outcome == k.DEFERRED) & ~failed[events.user])
+        deferred = ((outcome == k.DEFERRED) & ~failed[events.user]).nonzero()[0]
         sealed = SealedUsers(
             events, chosen, (hdrs, heads, pendings), deferred, checksums, residents or Residents(1 << 20)
         )
         sealed.take(config, reader, learn=learn, outcome=outcome, features=features)
-        errors |= sealed.errors
-        failed[list(errors)] = True
+        if sealed.errors:
+            errors |= sealed.errors
+            failed[list(errors)] = True
         if learn:
             writes, owners = sealed.writes()
     if errors:
@@ -214,12 +214,16 @@ def advance(
     if learn:
         touched = np.zeros(users, np.bool_)
         touched[events.user[outcome <= k.LATE]] = True
-        stored = np.flatnonzero(touched & ~failed)
+        stored = (touched & ~failed).nonzero()[0]
         checksums[stored] = _pack_heads((hdrs, heads, pendings), stored, keys, writes)
         owners += stored.tolist()
     if sealed is not None:
         sealed.settle(checksums)
     return HistoryResult(outcome, writes, owners, errors, other_source)
+
+
+def _corrupt(key: bytes) -> StateError:
+    return StateError(f"{layout.describe_record(key)} is corrupt: it does not match its checksum")
 
 
 def _pack_heads(
@@ -233,7 +237,7 @@ def _pack_heads(
     lengths = np.empty(len(chosen), np.int64)
     total = layout.pack_heads(*states, chosen, packed, lengths)
     blob = packed[:total].tobytes()
-    ends = np.cumsum(lengths)
+    ends = lengths.cumsum()
     begin = 0
     for place, end in zip(chosen.tolist(), (8 * ends).tolist(), strict=True):
         writes.append((keys[place], blob[begin:end]))

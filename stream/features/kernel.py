@@ -107,6 +107,8 @@ _MOST_BEHIND: Final = 8
 
 #: Words of 64 bits in a line of the processor's cache.
 _LINE_WORDS: Final = 8
+#: How many events ahead the offline driver asks for a row's memory.
+_AHEAD: Final = 8
 
 _HASH: Final = 0x1E3779B97F4A7C15
 
@@ -1011,6 +1013,7 @@ def run_users(
     pending = np.zeros(CHUNK, np.int64)
     low = np.zeros(_WINDOWS, np.int64)
     acc = np.zeros((_WINDOWS, ACC_SIZE), np.int64)
+    row_words = features.strides[0] // features.itemsize
     for user in range(len(starts) - 1):
         clear_header(hdr)
         chunks = (starts[user + 1] - starts[user]) // CHUNK
@@ -1018,6 +1021,17 @@ def run_users(
         if chunks > 0:
             clear_sealed(sealed, 0, hdr[H_PAGES])
         for place in range(starts[user], starts[user + 1]):
+            # A user's rows lie far apart in the file.
+            if place + _AHEAD < len(order):
+                coming = order[place + _AHEAD]
+                prefetch(t, coming)
+                prefetch(amount, coming)
+                prefetch(merchant, coming)
+                prefetch(ident, coming)
+                prefetch(minor_units, coming)
+                prefetch(outcome, coming)
+                for word in range(0, OUT_SIZE + _LINE_WORDS, _LINE_WORDS):
+                    prefetch(features, coming * row_words + word)
             row = order[place]
             outcome[row] = step(
                 hdr, head, sealed, pending,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from stream.features import kernel as k
-from stream.features.compiled import Flags, Ints, Slots, counted
+from stream.features.compiled import Flags, Ints, Slots, compiled, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,16 +107,10 @@ class Residents:
     ) -> tuple[Ints, Flags] | None:
         names = list(zip(sources, users, strict=True))
         rows = np.fromiter(map(self._users.get, names, repeat(-1)), np.int64, len(names))
-        found = self.table[rows]
-        known: Flags = (
-            (rows >= 0)
-            & (found[:, CHECKSUM] == checksums)
-            & (found[:, BASE] + found[:, PAGES] * k.SEGMENT >= ends)
-        )
-        loaded = self.sealed.frame[found[known, PAGE], k.F_LOADED]
-        if (loaded > _MOST_LOADED).any():
-            self._free_slots += _trim(self.sealed, found[known]).tolist()
-        for index in np.flatnonzero(~known).tolist():
+        known = np.empty(len(names), np.bool_)
+        if _recognise(rows, checksums, ends, self.table, self.sealed, known) > _MOST_LOADED:
+            self._free_slots += _trim(self.sealed, self.table[rows[known]]).tolist()
+        for index in (~known).nonzero()[0].tolist():
             if rows[index] >= 0:
                 self.drop(*names[index])
             pages = _size_class(int(ends[index] - bases[index]))
@@ -195,6 +189,24 @@ def _size_class(chunks: int) -> int:
     while pages * k.SEGMENT < chunks:
         pages *= 2
     return pages
+
+
+@compiled
+def _recognise(
+    rows: Ints, checksums: Ints, ends: Ints, table: Ints, sealed: k.Sealed, known: Flags
+) -> int | np.int64:
+    """Say which users are unpacked already, in a large enough range; returns the most chunks loaded."""
+    most = 0
+    for index in range(len(rows)):
+        row = rows[index]
+        known[index] = (
+            row >= 0
+            and table[row, CHECKSUM] == checksums[index]
+            and table[row, BASE] + table[row, PAGES] * k.SEGMENT >= ends[index]
+        )
+        if known[index]:
+            most = max(most, sealed.frame[table[row, PAGE], k.F_LOADED])
+    return most
 
 
 @counted

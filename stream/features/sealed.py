@@ -79,24 +79,19 @@ class SealedUsers:
         self._hdrs, self._heads, self._pendings = states
         self._taken = taken
         self._residents = residents
-        hdrs = self._hdrs[chosen]
-        self._first = hdrs[:, k.H_FIRST_CHUNK].copy()
-        self._next = hdrs[:, k.H_NEXT_CHUNK].copy()
-        self._local = np.full(len(events.users), -1, np.int64)
-        self._local[chosen] = np.arange(len(chosen))
-        seals = np.bincount(self._local[events.user[taken]], minlength=len(chosen)) // k.CHUNK + 2
+        # Of each user: the first stored chunk and the one behind the last, where its range begins, and where
+        # it may end when all its events are taken; where the range lies is added once it is admitted.
+        self._first, self._next, self._base, self._shift, ends = np.empty((5, len(chosen)), np.int64)
+        self._local = np.empty(len(events.users), np.int64)
+        self._new_slots, self._chunks = _measure(
+            chosen, self._hdrs, events.user, taken, self._local, self._first, self._next, self._base, ends
+        )
         self._users = [events.users[place] for place in chosen.tolist()]
         self._sources = events.source[chosen].tolist()
         self._rows, self._known = residents.admit(
-            self._sources, self._users, checksums[chosen], hdrs[:, k.H_BASE], self._next + seals
+            self._sources, self._users, checksums[chosen], self._base, ends
         )
-        found = residents.table[self._rows]
-        self._base = found[:, BASE]
-        self._shift = found[:, BASE] - found[:, PAGE] * k.SEGMENT
-        self._hdrs[chosen, k.H_BASE] = self._shift
-        self._hdrs[chosen, k.H_PAGE] = found[:, PAGE]
-        self._hdrs[chosen, k.H_PAGES] = found[:, PAGES]
-        self._new_slots = int(seals.sum())
+        _settle_in(chosen, self._rows, residents.table, self._hdrs, self._base, self._shift)
         self._live_changed = np.zeros(len(chosen), np.bool_)
 
     @property
@@ -113,12 +108,11 @@ class SealedUsers:
         self._load(reader)
         events, rooms = self._events, self._residents
         user = self._local[events.user]
-        chunks = int((self._next - self._first).sum())
-        wanted = np.empty((max(1, chunks), 2), np.int64)
+        wanted = np.empty((self._chunks + 1, 2), np.int64)
         spare = rooms.take_slots(self._new_slots)
         counts = np.zeros(3, np.int64)
         # A user's events behind one another: what one brings into the processor's cache the next one finds.
-        left = self._taken[np.argsort(user[self._taken], kind="stable")]
+        left = self._taken[user[self._taken].argsort(kind="stable")]
         while len(left):
             later = np.empty_like(left)
             _take(
@@ -129,7 +123,7 @@ class SealedUsers:
             )  # fmt: skip
             left = later[: counts[_LATER]]
             self._load_chunks(wanted[: counts[_WANTED]], reader)
-        if learn and (self._hdrs[self._chosen, k.H_HEAD] == k.CHUNK).any():
+        if learn and _some_filled(self._chosen, self._hdrs):
             _seal_filled(self._failed, self._chosen, self._hdrs, self._heads, rooms.sealed, spare, counts)
         rooms.give_back(spare[counts[_USED] :])
 
@@ -137,19 +131,19 @@ class SealedUsers:
         """Say which head records the residents now belong to: checksums by the users' places in the batch."""
         self._residents.table[self._rows, CHECKSUM] = checksums[self._chosen]
         unfit = self._failed | (self._hdrs[self._chosen, k.H_BASE] != self._shift)
-        for index in np.flatnonzero(unfit).tolist():
+        for index in unfit.nonzero()[0].tolist():
             self._residents.drop(self._sources[index], self._users[index])
 
     def writes(self) -> tuple[list[tuple[bytes, bytes | None]], list[int]]:
         """Return the records that sealing and forgetting have changed, but no heads, and whose they are."""
+        changed = np.empty(len(self._chosen), np.bool_)
+        if not _changed(
+            self._chosen, self._hdrs, self._first, self._next, self._live_changed, self._failed, changed
+        ):
+            return [], []
         hdrs = self._hdrs[self._chosen]
-        changed = (
-            (hdrs[:, k.H_NEXT_CHUNK] != self._next)
-            | (hdrs[:, k.H_FIRST_CHUNK] != self._first)
-            | self._live_changed
-        ) & ~self._failed
         bounds = (self._first, self._next, hdrs[:, k.H_FIRST_CHUNK], hdrs[:, k.H_NEXT_CHUNK], self._shift)
-        changing = np.flatnonzero(changed).tolist()
+        changing = changed.nonzero()[0].tolist()
         writes: list[tuple[bytes, bytes | None]] = []
         owners: list[int] = []
         packed_owners: list[int] = []
@@ -173,7 +167,7 @@ class SealedUsers:
         """Read and unpack the live bitmaps and segments of all users that have chunks."""
         keys: list[bytes] = []
         owners: list[tuple[int, int]] = []
-        for index in np.flatnonzero((self._next > self._first) & ~self._known).tolist():
+        for index in ((self._next > self._first) & ~self._known).nonzero()[0].tolist():
             user = self._users[index]
             keys.append(layout.live_key(user))
             owners.append((index, _LIVE))
@@ -280,6 +274,51 @@ def _segments(chunks: range) -> range:
     return range(chunks.start // k.SEGMENT, -(-chunks.stop // k.SEGMENT)) if chunks else chunks
 
 
+@compiled
+def _measure(
+    chosen: Ints,
+    hdrs: Ints,
+    users: Ints,
+    taken: Ints,
+    local: Ints,
+    first: Ints,
+    following: Ints,
+    base: Ints,
+    ends: Ints,
+) -> tuple[int, int]:
+    """Say what chunks the users have and may get; returns the slots that these may need, and the chunks."""
+    for place in range(len(local)):
+        local[place] = -1
+    for index in range(len(chosen)):
+        local[chosen[index]] = index
+        ends[index] = 0
+    for number in range(len(taken)):
+        ends[local[users[taken[number]]]] += 1
+    slots = chunks = 0
+    for index in range(len(chosen)):
+        hdr = hdrs[chosen[index]]
+        first[index] = hdr[k.H_FIRST_CHUNK]
+        following[index] = hdr[k.H_NEXT_CHUNK]
+        base[index] = hdr[k.H_BASE]
+        seals = ends[index] // k.CHUNK + 2
+        ends[index] = following[index] + seals
+        slots += seals
+        chunks += following[index] - first[index]
+    return slots, chunks
+
+
+@compiled
+def _settle_in(chosen: Ints, rows: Ints, table: Ints, hdrs: Ints, base: Ints, shift: Ints) -> None:
+    """Let the headers say where in the workspace their users' chunks are."""
+    for index in range(len(chosen)):
+        row, hdr = rows[index], hdrs[chosen[index]]
+        base[index] = table[row, BASE]
+        shift[index] = table[row, BASE] - table[row, PAGE] * k.SEGMENT
+        hdr[k.H_BASE] = shift[index]
+        hdr[k.H_PAGE] = table[row, PAGE]
+        hdr[k.H_PAGES] = table[row, PAGES]
+
+
 @counted
 def _unpack(
     words: Ints,
@@ -370,6 +409,32 @@ def _unpack_chunks(
                 sealed.store[slots[record], row, index] = words[begin + 2 + row * k.CHUNK + index]
         good[record] = True
     return good
+
+
+@compiled
+def _changed(
+    chosen: Ints, hdrs: Ints, first: Ints, following: Ints, live_changed: Flags, failed: Flags, changed: Flags
+) -> bool:
+    """Say of each user whether other records than its head have changed; returns whether of any."""
+    found = False
+    for user in range(len(chosen)):
+        hdr = hdrs[chosen[user]]
+        changed[user] = not failed[user] and (
+            hdr[k.H_NEXT_CHUNK] != following[user]
+            or hdr[k.H_FIRST_CHUNK] != first[user]
+            or live_changed[user]
+        )
+        found = found or changed[user]
+    return found
+
+
+@compiled
+def _some_filled(chosen: Ints, hdrs: Ints) -> bool:
+    """Say whether some head is full."""
+    for user in range(len(chosen)):
+        if hdrs[chosen[user], k.H_HEAD] == k.CHUNK:
+            return True
+    return False
 
 
 @compiled
