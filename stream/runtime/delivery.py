@@ -33,9 +33,12 @@ from aiokafka.structs import TopicPartition
 from stream.errors import BrokerError, FencedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from stream.pipeline import Message
+    from stream.outputs import Headers, Message
+
+    #: Key, value and headers of a record; a :class:`stream.outputs.Message` is one.
+    Sendable = tuple[bytes | None, bytes | None, Headers]
 
 __all__ = ["Delivery"]
 
@@ -51,6 +54,7 @@ _BACKOFF_SECONDS: Final = 0.05
 _TRANSACTION_TIMEOUT_MS: Final = 10_000
 
 _NO_PRODUCER: Final = -1
+_NO_HEADERS: Final[list[tuple[str, bytes]]] = []
 _SEQUENCES: Final = 1 << 31
 _ALL_REPLICAS: Final = -1
 _MAGIC: Final = 2
@@ -207,7 +211,7 @@ class Delivery:
 
     async def deliver(
         self,
-        records: Iterable[tuple[str, int, list[Message]]],
+        records: Iterable[tuple[str, int, Sequence[Sendable]]],
         on_sent: Callable[[], None] | None = None,
     ) -> dict[tuple[str, int], int]:
         """Produce lists of records, each for a topic and partition, and wait until all are acknowledged.
@@ -248,7 +252,7 @@ class Delivery:
             on_sent = None
         return last
 
-    def _build(self, tp: TopicPartition, messages: list[Message], timestamp_ms: int) -> list[_Built]:
+    def _build(self, tp: TopicPartition, messages: Sequence[Sendable], timestamp_ms: int) -> list[_Built]:
         """Return the record batches of one partition, in order, each no larger than a broker takes."""
         producer = self._producers.get(tp)
         if producer is None:
@@ -257,7 +261,7 @@ class Delivery:
         built: list[_Built] = []
         builder, count = self._builder(), 0
         for key, value, own in messages:
-            headers = list(own)
+            headers = list(own) if own else _NO_HEADERS
             if builder.append(count, timestamp_ms, key, value, headers) is None:
                 built.append(self._close(builder, count, producer))
                 builder, count = self._builder(), 0

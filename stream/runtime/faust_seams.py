@@ -23,7 +23,9 @@ holds a test for each that fails when a Faust release no longer needs it.
 6. Commits carry Kafka's id of the source topic. A topic that was deleted and made again keeps the group's
    offsets, and upstream would go on at them in records of another topic; and where offsets go back under a
    running worker it drops records without a word.
-7. A database that cannot be opened because it is damaged is put aside and restored from the changelog;
+7. :class:`_LeanRecords`: aiokafka makes a frozen dataclass of eleven fields of each record, for 3 us; the
+   pipeline's own five are made instead, once.
+8. A database that cannot be opened because it is damaged is put aside and restored from the changelog;
    upstream ends, and again whenever it is started.
 """
 
@@ -37,16 +39,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import faust
 import rocksdict
+from aiokafka.consumer import fetcher
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.serializers.schemas import Schema
 from faust.stores import rocksdb
 from faust.transport.drivers import aiokafka as driver
+from faust.types.tuples import ConsumerMessage
 
 from stream.errors import BrokerError, StateError, TopicMismatchError
+from stream.outputs import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
 __all__ = ["BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema", "StreamApp"]
 
@@ -87,6 +92,19 @@ class PassThroughSchema(Schema):  # type: ignore[misc]
             return create_event(message.key, message.value, message.headers, message)
 
         return decode
+
+
+class _LeanRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """Makes the pipeline's records of what a fetch brought."""
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._records_iterator  # type: ignore[no-any-return]  # without a step in between
+
+    def _consumer_record(self, _tp: Any, record: Any) -> Record:
+        return Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
+
+
+fetcher.PartitionRecords = _LeanRecords
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -293,11 +311,17 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                     whole = self._in_order(tp, batch)
             if whole:
                 self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-                message = self._to_message(tp, whole[-1])
-                message.key, message.value = None, whole
-                yield tp, message
+                yield tp, self._message_of(tp, whole, generation)
             elif not self._is_changelog_tp(tp):
                 self._unread.add(tp)
+
+    @staticmethod
+    def _message_of(tp: Any, records: list[Any], generation: int) -> ConsumerMessage:
+        """Return a message whose value is a list of records, and whose offset is the last one's."""
+        return ConsumerMessage(
+            tp.topic, tp.partition, records[-1].offset, None, 0, (), None, records, None,
+            tp=tp, generation_id=generation,
+        )  # fmt: skip
 
     async def _wait_for_room(self) -> None:
         """Begin no fetch whose records would have to wait in their streams.

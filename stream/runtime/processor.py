@@ -7,10 +7,10 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from stream.features.identity import identity
-from stream.pipeline import Batch, Message, Record
+from stream.pipeline import Batch
 from stream.runtime.faults import no_fault
 from stream.topics import changelog_topic
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from stream.monitoring.metrics import Metrics
+    from stream.outputs import Record
     from stream.pipeline import Pipeline, Plan
+    from stream.runtime.delivery import Sendable
     from stream.settings import Settings
 
     class Store(Protocol):
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
         def __call__(
             self,
-            records: Iterable[tuple[str, int, list[Message]]],
+            records: Iterable[tuple[str, int, Sequence[Sendable]]],
             on_sent: Callable[[], None] | None = ...,
         ) -> Awaitable[Mapping[tuple[str, int], int]]: ...
 
@@ -68,7 +70,7 @@ class Fetched:
 
     topic: str
     partition: int
-    records: Sequence[Any]
+    records: Sequence[Record]
     still_ours: Callable[[], bool]
     done: Callable[[], None]
 
@@ -77,29 +79,24 @@ class _Unstored:
     """State that rounds under way have decided and RocksDB does not have yet; the next round must see it."""
 
     def __init__(self) -> None:
-        self._values: dict[int, dict[bytes, tuple[int, bytes | None]]] = {}
+        self._rounds: dict[int, dict[int, dict[bytes, bytes | None]]] = {}
 
     def add(self, round_number: int, partition: int, writes: list[tuple[bytes, bytes | None]]) -> None:
-        held = self._values.setdefault(partition, {})
-        for key, value in writes:
-            held[key] = (round_number, value)
+        self._rounds.setdefault(partition, {})[round_number] = dict(writes)
 
-    def drop(self, round_number: int, partition: int, writes: list[tuple[bytes, bytes | None]]) -> None:
-        """Forget what a round has stored, except where a later one has written again."""
-        held = self._values[partition]
-        for key, _ in writes:
-            found = held.get(key)
-            if found is not None and found[0] == round_number:
-                del held[key]
+    def drop(self, round_number: int, partition: int) -> None:
+        """Forget what a round has stored."""
+        del self._rounds[partition][round_number]
 
-    def of(self, partition: int) -> dict[bytes, tuple[int, bytes | None]]:
-        return self._values.get(partition, {})
+    def of(self, partition: int) -> list[dict[bytes, bytes | None]]:
+        """Return what each round has decided, the newest first."""
+        return list(self._rounds.get(partition, {}).values())[::-1]
 
 
 class _PartitionReader:
     """Reads the records of one partition: what is not stored yet first, then RocksDB.
 
-    In this order, since a round drops what it held only after it is stored.
+    What a round decided stays here when it is stored meanwhile: it is the same.
     """
 
     def __init__(self, store: Store, partition: int, unstored: _Unstored) -> None:
@@ -112,10 +109,17 @@ class _PartitionReader:
             return []
         if not self._unstored:
             return self._store.read(self._partition, keys)
-        found = [self._unstored.get(key) for key in keys]
-        missing = [key for key, held in zip(keys, found, strict=True) if held is None]
-        stored = iter(self._store.read(self._partition, missing) if missing else ())
-        return [next(stored) if held is None else held[1] for held in found]
+        found: list[bytes | None] = [None] * len(keys)
+        missing = list(range(len(keys)))
+        for held in self._unstored:
+            for place in missing:
+                found[place] = held.get(keys[place])
+            missing = [place for place in missing if found[place] is None and keys[place] not in held]
+        if missing:
+            stored = self._store.read(self._partition, [keys[place] for place in missing])
+            for place, value in zip(missing, stored, strict=True):
+                found[place] = value
+        return found
 
 
 @dataclass(slots=True)
@@ -340,7 +344,7 @@ class Processor:
             await before.logged.wait()
             produced = time.perf_counter()
         changes = (
-            (self._changelog, batch.partition, [Message(key, value) for key, value in plan.writes])
+            (self._changelog, batch.partition, [(key, value, ()) for key, value in plan.writes])
             for batch, plan in zip(one.batches, one.plans, strict=True)
         )
         offsets = await self._deliver(changes, (lambda: step("changelog_sent")) if watched else None)
@@ -382,17 +386,14 @@ class Processor:
                     store.write(batch.partition, plan.writes, offset)
                 else:
                     await asyncio.to_thread(store.write, batch.partition, plan.writes, offset)
-                self._unstored.drop(one.number, batch.partition, plan.writes)
+                self._unstored.drop(one.number, batch.partition)
         self._step("stored")
 
     def _batches(self, fetched: list[Fetched]) -> list[Batch]:
         """Join the fetches of each partition, in their order."""
         records: dict[tuple[str, int], list[Record]] = {}
         for item in fetched:
-            records.setdefault((item.topic, item.partition), []).extend(
-                Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
-                for record in item.records
-            )
+            records.setdefault((item.topic, item.partition), []).extend(item.records)
         return [
             Batch(topic, partition, identity(f"{topic}:{self.topic_id}:{partition}"), part)
             for (topic, partition), part in records.items()
