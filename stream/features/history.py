@@ -1,6 +1,6 @@
 """Users' histories over a store of records: a batch of events in, features and writes out.
 
-Users whose history fits the head (fewer than 32 events within the horizon) go through one compiled
+Users whose history fits the head (fewer than 64 events within the horizon) go through one compiled
 loop for the whole batch. Those with sealed chunks are :mod:`stream.features.sealed`'s.
 
 Nothing here does I/O: records come from the reader that is passed in, and the changed ones go back as
@@ -168,7 +168,7 @@ def advance(
         reader = Partitioned([reader], [users])
     hdrs = np.empty((users, k.HDR_SIZE), np.int64)
     hdrs[:] = k.new_header()
-    heads = np.empty((users, 4, k.CHUNK), np.int64)
+    heads = np.empty((users, 4, k.HEAD), np.int64)
     pendings = np.empty((users, k.CHUNK + 1), np.int64)
     busy = np.zeros(users, np.bool_)
     status = np.zeros(users, np.uint8)

@@ -1,17 +1,18 @@
 """The feature kernel: exact windows over one user's history, compiled by numba.
 
-A user's history is a log of events in arrival order. The newest fewer than 32 lie in the *head*; full
-chunks of 32 are *sealed* and never change. Each sealed chunk has its times, its sums, a bitmap of *live*
-events (an event is live while no later one of the same merchant is known), its merchants, and 32-bit
-fingerprints of its transaction ids. A query for the window ``(t - W, t]`` adds whole chunks by their sums
-and opens only those that straddle an edge. What it added of whole chunks is kept in a *frame* until an
-edge meets another chunk, and ids and merchants are found in hash tables, so an event's cost hardly grows
-with the history; one older than the user's newest event is the exception and reads the whole log.
+A user's history is a log of events in arrival order. The newest fewer than 64 lie in the *head*; once it is
+full, its events are *sealed* as two chunks of 32, which never change. Each sealed chunk has its times, its
+sums, a bitmap of *live* events (an event is live while no later one of the same merchant is known), its
+merchants, and 32-bit fingerprints of its transaction ids. A query for the window ``(t - W, t]`` adds whole
+chunks by their sums and opens only those that straddle an edge. What it added of whole chunks is kept in a
+*frame* until an edge meets another chunk, and ids and merchants are found in hash tables, so an event's cost
+hardly grows with the history; one older than the user's newest event is the exception and reads the whole
+log.
 
 The same functions serve the worker (a few chunks loaded) and training (all of them in memory), and
 every sum is an exact integer until the last division, so both give the same bits.
 
-A user's header is ``hdr : int64[HDR_SIZE]``, see the ``H_`` indices; its head is ``head : int64[4, CHUNK]``
+A user's header is ``hdr : int64[HDR_SIZE]``, see the ``H_`` indices; its head is ``head : int64[4, HEAD]``
 with the rows TIME (ms), AMOUNT (minor units), MERCHANT (hash, 0 unknown), ID (hash of the transaction id).
 The rest is :class:`Sealed`.
 """
@@ -31,6 +32,7 @@ __all__ = [
     "AMOUNT",
     "CHUNK",
     "HDR_SIZE",
+    "HEAD",
     "ID",
     "MERCHANT",
     "NO_TIME",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 CHUNK: Final = 32
+HEAD: Final = 2 * CHUNK  # so that a user of an ordinary month has nothing sealed
 SEGMENT: Final = 32
 TABLE: Final = 1280  # entries that a hash table has for the 1,024 events of a segment
 TIME: Final = 0
@@ -205,6 +208,12 @@ def clear_header(hdr: Ints) -> None:
     hdr[H_NEWEST] = NO_TIME
     hdr[H_FIRST] = NO_TIME
     hdr[H_GONE] = NO_TIME
+
+
+@compiled
+def _bit(index: int | np.int64) -> np.int64:
+    """Return a word with one bit set; the 63rd is the sign."""
+    return np.int64(1) << np.int64(index)
 
 
 @compiled
@@ -542,7 +551,7 @@ def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, ident: int, horizon_ms: 
 def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple[int, int]:
     """Return ``(place, time)`` of the merchant's live event.
 
-    ``place`` is -1 where there is none, the index in the head, or CHUNK plus the place in the sealed log.
+    ``place`` is -1 where there is none, the index in the head, or HEAD plus the place in the sealed log.
     Of an event in a chunk that is not loaded ``time`` is the chunk's latest: no edge lies between the two,
     or :func:`plan` would have named the chunk, and no event taken now is older.
     """
@@ -573,7 +582,7 @@ def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple
             ):
                 place = np.int64(sealed.slot[chunk])
                 time = sealed.store[place, TIME, event] if place >= 0 else sealed.times[chunk, 1]
-                return CHUNK + chunk * CHUNK + event, time
+                return HEAD + chunk * CHUNK + event, time
         at = at + 1 if at + 1 < size else 0
     return -1, NO_TIME
 
@@ -647,7 +656,7 @@ def _query_late(
     first = hdr[H_FIRST_CHUNK] - base
     chunks = hdr[H_NEXT_CHUNK] - base - first
     size = 64
-    while size < 2 * (chunks + 1) * CHUNK:
+    while size < 2 * (chunks * CHUNK + HEAD):
         size *= 2
     keys = np.zeros(size, np.int64)
     rings = np.empty(size, np.int64)
@@ -837,11 +846,11 @@ def apply(
     head[MERCHANT, index] = merchant
     head[ID, index] = ident
     if merchant != 0 and (place < 0 or merchant_time <= t):
-        hdr[H_LIVE] |= 1 << index
-        if 0 <= place < CHUNK:
-            hdr[H_LIVE] &= ~(1 << place)
-        elif place >= CHUNK:
-            chunk, bit = divmod(place - CHUNK, CHUNK)
+        hdr[H_LIVE] |= _bit(index)
+        if 0 <= place < HEAD:
+            hdr[H_LIVE] &= ~_bit(place)
+        elif place >= HEAD:
+            chunk, bit = divmod(place - HEAD, CHUNK)
             _lose(hdr, sealed, chunk, bit)
             pending[hdr[H_PENDING]] = (chunk + hdr[H_BASE]) * CHUNK + bit
             hdr[H_PENDING] += 1
@@ -869,13 +878,13 @@ def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
     """Forget what no window can ask for: gone events of the head, and chunks gone as a whole."""
     gone = hdr[H_NEWEST] - horizon_ms
     kept = 0
-    bits = 0
+    bits = np.int64(0)
     for index in range(hdr[H_HEAD]):
         if head[TIME, index] <= gone:
             hdr[H_GONE] = max(hdr[H_GONE], head[TIME, index])
             continue
         if (hdr[H_LIVE] >> index) & 1:
-            bits |= 1 << kept
+            bits |= _bit(kept)
         if kept != index:
             for row in range(4):
                 head[row, kept] = head[row, index]
@@ -912,31 +921,39 @@ def index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
 
 
 @counted
-def seal(hdr: Ints, head: Ints, sealed: Sealed, target: int) -> None:
-    """Make a sealed chunk of the full head, its events in ``store[target]``; empties the head."""
-    chunk = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
-    earliest = head[TIME, 0]
-    latest = earliest
-    acc = np.zeros((1, ACC_SIZE), np.int64)
-    for event in range(CHUNK):
-        earliest = min(earliest, head[TIME, event])
-        latest = max(latest, head[TIME, event])
-        _add_amount(acc, 0, head[AMOUNT, event])
-        sealed.merchants[chunk, event] = head[MERCHANT, event]
-        sealed.marks[chunk, event] = np.uint32(head[ID, event] & _MARK)
-        for row in range(4):
-            sealed.store[target, row, event] = head[row, event]
-    sealed.times[chunk, 0] = earliest
-    sealed.times[chunk, 1] = latest
-    _write_sums(acc, 0, sealed.sums[chunk])
-    sealed.live[chunk] = np.uint32(hdr[H_LIVE])
-    sealed.slot[chunk] = target
-    sealed.frame[hdr[H_PAGE], F_LOADED] += 1
-    index_chunk(hdr, sealed, chunk)
-    hdr[H_NEXT_CHUNK] += 1
+def seal(hdr: Ints, head: Ints, sealed: Sealed, spare: Slots, used: int) -> int:
+    """Make sealed chunks of the full head, their events in ``store[spare[used:]]``; empties the head.
+
+    Returns how many slots are used then.
+    """
+    for begin in range(0, HEAD, CHUNK):
+        target = spare[used]
+        used += 1
+        chunk = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
+        earliest = head[TIME, begin]
+        latest = earliest
+        acc = np.zeros((1, ACC_SIZE), np.int64)
+        for event in range(CHUNK):
+            index = begin + event
+            earliest = min(earliest, head[TIME, index])
+            latest = max(latest, head[TIME, index])
+            _add_amount(acc, 0, head[AMOUNT, index])
+            sealed.merchants[chunk, event] = head[MERCHANT, index]
+            sealed.marks[chunk, event] = np.uint32(head[ID, index] & _MARK)
+            for row in range(4):
+                sealed.store[target, row, event] = head[row, index]
+        sealed.times[chunk, 0] = earliest
+        sealed.times[chunk, 1] = latest
+        _write_sums(acc, 0, sealed.sums[chunk])
+        sealed.live[chunk] = np.uint32((hdr[H_LIVE] >> begin) & _MARK)
+        sealed.slot[chunk] = target
+        sealed.frame[hdr[H_PAGE], F_LOADED] += 1
+        index_chunk(hdr, sealed, chunk)
+        hdr[H_NEXT_CHUNK] += 1
     hdr[H_HEAD] = 0
     hdr[H_LIVE] = 0
     hdr[H_PENDING] = 0
+    return used
 
 
 @compiled
@@ -1009,7 +1026,8 @@ def run_users(
         Scratch, of whole segments, for the chunks of the user with most events, all of them loaded.
     """
     hdr = np.zeros(HDR_SIZE, np.int64)
-    head = np.zeros((4, CHUNK), np.int64)
+    head = np.zeros((4, HEAD), np.int64)
+    slots = np.arange(len(sealed.store)).astype(np.int32)
     pending = np.zeros(CHUNK, np.int64)
     low = np.zeros(_WINDOWS, np.int64)
     acc = np.zeros((_WINDOWS, ACC_SIZE), np.int64)
@@ -1040,8 +1058,8 @@ def run_users(
             )  # fmt: skip
             if hdr[H_PENDING] == CHUNK:
                 hdr[H_PENDING] = 0
-            if hdr[H_HEAD] == CHUNK:
-                seal(hdr, head, sealed, hdr[H_NEXT_CHUNK])
+            if hdr[H_HEAD] == HEAD:
+                seal(hdr, head, sealed, slots, hdr[H_NEXT_CHUNK])
 
 
 @counted
@@ -1096,5 +1114,5 @@ def run_heads(
             merchant[index], ident[index], minor_units[index],
             horizon_ms, lateness_ms, learn, low, acc, features[index],
         )  # fmt: skip
-        if hdrs[who, H_HEAD] == CHUNK:
+        if hdrs[who, H_HEAD] == HEAD:
             busy[who] = True

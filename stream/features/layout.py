@@ -34,6 +34,7 @@ from stream.features.kernel import (
     H_LIVE,
     H_NEXT_CHUNK,
     H_PENDING,
+    HEAD,
     SEGMENT,
     Sealed,
 )
@@ -62,7 +63,7 @@ __all__ = [
 Words = npt.NDArray[np.int64]
 
 #: Version of every record that this program writes.
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 _MAGIC: Final = 0x5253 << 16  # "RS", then kind and version, a byte each
 HEAD_KIND: Final = ord("H")
@@ -72,8 +73,8 @@ LIVE_KIND: Final = ord("L")
 
 _SUFFIX: Final = struct.Struct(">BBI")
 _STORED: Final = H_GONE + 1  # header words stored as they are
-_FIXED: Final = 2 + _STORED + 1  # and one that packs head, pending and live
-MAX_HEAD_WORDS: Final = _FIXED + 4 * CHUNK + (CHUNK + 1) // 2
+_FIXED: Final = 2 + _STORED + 2  # and one that packs the numbers of head and pending, and one of live bits
+MAX_HEAD_WORDS: Final = _FIXED + 4 * HEAD + (CHUNK + 1) // 2
 
 #: Most chunks of a user: two million events within the horizon. A head that names more is not believed,
 #: since room is made for its chunks before any of them is read.
@@ -96,9 +97,8 @@ OK: Final = 0
 CORRUPT: Final = 1
 OTHER_VERSION: Final = 2
 
-#: From an older version of the head record to the next one: words in, words out. There has been one
-#: version so far; a newer one adds its step here and old state is migrated when it is read.
-MIGRATIONS: dict[int, Callable[[Words], Words]] = {}
+#: The oldest version that is still read.
+OLDEST_VERSION: Final = 1
 
 
 def head_key(user: bytes) -> bytes:
@@ -152,7 +152,8 @@ def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
     words[0] = _MAGIC | (HEAD_KIND << 8) | FORMAT_VERSION
     for index in range(_STORED):
         words[2 + index] = hdr[index]
-    words[2 + _STORED] = count | (lost << 8) | (hdr[H_LIVE] << 16)
+    words[2 + _STORED] = count | (lost << 8)
+    words[3 + _STORED] = hdr[H_LIVE]
     place = _FIXED
     for row in range(4):
         for index in range(count):
@@ -193,13 +194,13 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
     packed = words[start + 2 + _STORED]
     count = packed & 0xFF
     lost = (packed >> 8) & 0xFF
-    if count >= CHUNK or lost >= CHUNK or size != _FIXED + 4 * count + (lost + 1) // 2:
+    if count >= HEAD or lost >= CHUNK or size != _FIXED + 4 * count + (lost + 1) // 2:
         return CORRUPT
     if not _can_be(hdr, count):
         return CORRUPT
     hdr[H_HEAD] = count
     hdr[H_PENDING] = lost
-    hdr[H_LIVE] = (packed >> 16) & 0xFFFFFFFF
+    hdr[H_LIVE] = words[start + 3 + _STORED]
     hdr[H_BASE] = hdr[H_FIRST_CHUNK] // SEGMENT * SEGMENT
     place = start + _FIXED
     for row in range(4):
@@ -254,6 +255,7 @@ def read_words(record: bytes, kind: int, key: bytes) -> Words:
         raise StateError(f"{describe_record(key)} is corrupt: {len(record)} bytes")
     words = np.frombuffer(record, np.int64)
     first = int(words[0])
+    body: Words = words[2:]
     if first >> 16 != _MAGIC >> 16 or (first >> 8) & 0xFF != kind:
         raise StateError(f"{describe_record(key)} is corrupt: it does not begin like such a record")
     version = first & 0xFF
@@ -262,16 +264,30 @@ def read_words(record: bytes, kind: int, key: bytes) -> Words:
             f"{describe_record(key)} has format {version}, newer than the {FORMAT_VERSION} of this program; "
             "upgrade it"
         )
-    while version < FORMAT_VERSION:
-        if version not in MIGRATIONS:
-            raise StateError(
-                f"{describe_record(key)} has format {version}, which this program no longer reads"
-            )
-        words = MIGRATIONS[version](words)
-        version += 1
+    if version < OLDEST_VERSION:
+        raise StateError(f"{describe_record(key)} has format {version}, which this program no longer reads")
     if int(words[1]) != checksum(words, 2, len(words)):
         raise StateError(f"{describe_record(key)} is corrupt: its checksum does not match")
-    return words[2:]
+    for older in range(version, FORMAT_VERSION):
+        change = MIGRATIONS.get((older, kind))
+        if change is not None:
+            try:
+                body = change(body)
+            except (IndexError, ValueError) as error:
+                raise StateError(f"{describe_record(key)} is corrupt: it is too short") from error
+    return body
+
+
+def _with_live_word(body: Words) -> Words:
+    """Return a head of version 1, which had 32 live bits beside its counts, with a word of their own."""
+    packed = int(body[_STORED])
+    counts = np.array([packed & 0xFFFF, (packed >> 16) & 0xFFFFFFFF], np.int64)
+    return np.concatenate([body[:_STORED], counts, body[_STORED + 1 :]])
+
+
+#: What a record of a version (and kind) becomes in the next one: its words in and out, without the first two.
+#: Kinds that are not here have not changed.
+MIGRATIONS: dict[tuple[int, int], Callable[[Words], Words]] = {(1, HEAD_KIND): _with_live_word}
 
 
 def _record(kind: int, *parts: npt.NDArray[np.int64] | npt.NDArray[np.uint32]) -> bytes:

@@ -432,7 +432,7 @@ def _changed(
 def _some_filled(chosen: Ints, hdrs: Ints) -> bool:
     """Say whether some head is full."""
     for user in range(len(chosen)):
-        if hdrs[chosen[user], k.H_HEAD] == k.CHUNK:
+        if hdrs[chosen[user], k.H_HEAD] == k.HEAD:
             return True
     return False
 
@@ -444,9 +444,8 @@ def _seal_filled(
     """Seal every full head."""
     for user in range(len(chosen)):
         place = chosen[user]
-        if not failed[user] and hdrs[place, k.H_HEAD] == k.CHUNK:
-            k.seal(hdrs[place], heads[place], sealed, spare[counts[_USED]])
-            counts[_USED] += 1
+        if not failed[user] and hdrs[place, k.H_HEAD] == k.HEAD:
+            counts[_USED] = k.seal(hdrs[place], heads[place], sealed, spare, counts[_USED])
 
 
 @counted
@@ -509,9 +508,8 @@ def _take(
             continue
         place = chosen[user]
         hdr, head, pending = hdrs[place], heads[place], pendings[place]
-        if hdr[k.H_HEAD] == k.CHUNK:
-            k.seal(hdr, head, sealed, spare[counts[_USED]])
-            counts[_USED] += 1
+        if hdr[k.H_HEAD] == k.HEAD:
+            counts[_USED] = k.seal(hdr, head, sealed, spare, counts[_USED])
         # As of the events before it: an event older than one that waits will be late, too.
         before = hdr[k.H_NEWEST]
         if waiting[user]:

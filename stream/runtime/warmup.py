@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from stream.features.kernel import CHUNK
+from stream.features.kernel import HEAD
 from stream.pipeline import Batch, Record
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def warm_up(pipeline: Pipeline) -> None:
     memory = _Memory()
     day_ms = 86_400_000
     start_ms = 1_700_000_000_000
-    for number in range(2 * CHUNK + 2):
-        late = number == 2 * CHUNK + 1
+    for number in range(2 * HEAD + 2):
+        late = number == 2 * HEAD + 1
         time_ms = start_ms + (0 if late else number * day_ms // 2)
         value = orjson.dumps(
             {

@@ -566,7 +566,7 @@ class _Stored(NamedTuple):
 def _decode(user: bytes, records: dict[bytes, bytes]) -> _Stored:
     head_record = records[layout.head_key(user)]
     hdr = np.array(kernel.new_header(), np.int64)
-    head = np.zeros((4, kernel.CHUNK), np.int64)
+    head = np.zeros((4, kernel.HEAD), np.int64)
     pending = np.zeros(kernel.CHUNK + 1, np.int64)
     words = np.frombuffer(head_record, np.int64)
     assert layout.unpack_head(words, 0, len(words), hdr, head, pending) == 0, f"{user!r}: a damaged head"

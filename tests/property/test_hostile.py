@@ -126,7 +126,7 @@ def test_any_words_with_a_right_checksum_are_read_or_refused(values: list[int], 
     words = np.array(values, np.int64)
     words[0] = layout._MAGIC | (ord(kind) << 8) | layout.FORMAT_VERSION
     words[1] = layout.checksum(words, 2, len(words))
-    hdr, head = np.zeros(kernel.HDR_SIZE, np.int64), np.zeros((4, kernel.CHUNK), np.int64)
+    hdr, head = np.zeros(kernel.HDR_SIZE, np.int64), np.zeros((4, kernel.HEAD), np.int64)
     pending = np.zeros(kernel.CHUNK + 1, np.int64)
     status = layout.unpack_head(words, 0, len(words), hdr, head, pending)
     assert status in {layout.OK, layout.CORRUPT}

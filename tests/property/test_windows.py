@@ -153,7 +153,7 @@ def parts(engine: Engine, user: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArr
     """Return the header, the head's events and the lost live bits of a stored head."""
     hdr, head, pending = (
         kernel.new_header(),
-        np.zeros((4, kernel.CHUNK), np.int64),
+        np.zeros((4, kernel.HEAD), np.int64),
         np.zeros(kernel.CHUNK + 1, np.int64),
     )
     words = np.frombuffer(engine.memory[layout.head_key(user)], np.int64)
@@ -243,7 +243,7 @@ def test_a_user_goes_from_chunks_back_to_none() -> None:
     engine = Engine()
     kinds: list[tuple[int, int, int]] = []
     oracle = User(engine.lateness)
-    for count, step in ((1_100, 10 * 60_000), (1, 100 * DAY), (31, HOUR), (33, HOUR), (1, 300 * DAY)):
+    for count, step in ((1_100, 10 * 60_000), (1, 100 * DAY), (63, HOUR), (65, HOUR), (1, 300 * DAY)):
         time = (oracle.applied[-1].time if oracle.applied else START) + step
         taken = [
             ("u", Event(f"{len(oracle.applied) + at}", time + at * step, at, f"m{at % 5}"))
@@ -255,7 +255,7 @@ def test_a_user_goes_from_chunks_back_to_none() -> None:
                 assert disagreements(row, oracle.take(event)[1] or {}) == {}
         kinds.append((*(len(engine.memory.numbers("u", kind)) for kind in "CSL"),))
         check_no_orphans(engine)
-    assert kinds == [(34, 2, 1), (0, 0, 0), (1, 1, 1), (2, 1, 1), (0, 0, 0)]
+    assert kinds == [(34, 2, 1), (0, 0, 0), (2, 1, 1), (4, 1, 1), (0, 0, 0)]
     assert list(engine.memory) == [layout.head_key(b"u")]
 
 
