@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import faust
@@ -327,17 +328,16 @@ def build_runtime(settings: Settings) -> Runtime:
 
 async def _score(runtime: Runtime, stream: Any) -> None:
     """Hand fetched batches to the processor, which takes all that waits at once."""
-    app, consumer = runtime.app, runtime.app.consumer
+    app, consumer, processor = runtime.app, runtime.app.consumer, runtime.processor
     async for event in stream.events():
-        message = event.message
+        generation = event.message.generation_id
 
-        def still_ours(generation: int = message.generation_id) -> bool:
+        def still_ours(generation: int = generation) -> bool:
             return bool(generation == app.consumer_generation_id)
 
-        def done(message: Any = message) -> None:
-            consumer.done(message)
-
-        runtime.processor.put(Fetched(message.topic, message.partition, message.value, still_ours, done))
+        for tp, records in event.value.items():
+            done = partial(consumer.done, tp, records[-1].offset, generation)
+            processor.put(Fetched(tp.topic, tp.partition, records, still_ours, done))
 
 
 def build_app(settings: Settings) -> StreamApp:

@@ -3,13 +3,13 @@
 Each piece says what upstream does and why that does not serve here; ``tests/unit/test_faust_seams.py``
 holds a test for each that fails when a Faust release no longer needs it.
 
-1. :class:`BatchConsumer`: one event per fetched partition batch. Upstream pays several asyncio tasks per
-   message; a batch of two thousand pays them once. And it commits what :meth:`BatchConsumer.done` was
-   told, nothing else: upstream takes an event for processed when the agent moves on from it, be it by an
-   exception (#527, #315) or because a rebalance took the partition away meanwhile. And it hands on no
-   source records until a rebalance is through: upstream fetches them before it lets the streams flow,
-   which empties their queues. It follows each partition's offsets, so that whatever was fetched and handed to
-   nobody is fetched again, and nothing is taken before it.
+1. :class:`BatchConsumer`: one event per fetch. Upstream pays several asyncio tasks per message; a fetch of
+   two thousand pays them once. And it commits what :meth:`BatchConsumer.done` was told, nothing else:
+   upstream takes an event for processed when the agent moves on from it, be it by an exception (#527, #315)
+   or because a rebalance took the partition away meanwhile. And it hands on no source records until a
+   rebalance is through: upstream fetches them before it lets the streams flow, which empties their queues.
+   It follows each partition's offsets, so that whatever was fetched and handed to nobody is fetched again,
+   and nothing is taken before it.
 2. :class:`HistoryStore`: reads and writes by partition from outside a stream's event, one write batch
    with the changelog's offset in it (upstream writes key by key, and the offset on its own: after a
    SIGKILL the two disagree, #193, #502), bounded memory, databases closed when they are given up.
@@ -146,7 +146,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
-    """Yields one message per topic partition and fetch, its value the list of records."""
+    """Yields one message per fetch, its value the records of each partition."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -161,10 +161,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    def done(self, message: Any) -> None:
-        """Let the offset behind a fully processed batch be committed."""
-        if message.generation_id == self.app.consumer_generation_id:
-            self._done[message.tp] = message.offset + 1
+    def done(self, tp: Any, offset: int, generation: int) -> None:
+        """Let the offset behind a fully processed batch be committed: its last record's, and one."""
+        if generation == self.app.consumer_generation_id:
+            self._done[tp] = offset + 1
 
     def ack(self, message: Any) -> bool:
         """Do nothing of what upstream does: the end of an event says nothing of its effects."""
@@ -291,7 +291,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 await self._seek(tp, self._next[tp])
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
-        """Fetch once and yield a message per partition."""
+        """Fetch once; yield a message for each changelog partition, its value the list of records, and one.
+
+        That one has all of the source, its value the records by partition.
+        """
         await self._wait_for_room()
         if self._unread and not self.app.rebalancing:
             await self._fetch_again()
@@ -300,28 +303,38 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        for tp, batch in sorted(records.items(), key=lambda item: not self._is_changelog_tp(item[0])):
-            whole: list[Any] = []
+
+        def wanted(tp: Any) -> bool:
             flows = self.flow_active and self.app.consumer_generation_id == generation
-            wanted = active is None or tp in active or tp in self._buffered_partitions
-            if batch and flows and wanted and not self.should_stop:
-                if self._is_changelog_tp(tp):
-                    whole = batch + await self._rest(tp)
-                elif not self.app.rebalancing:
-                    whole = self._in_order(tp, batch)
-            if whole:
+            asked = active is None or tp in active or tp in self._buffered_partitions
+            return flows and asked and not self.should_stop
+
+        for tp in filter(self._is_changelog_tp, records):
+            if records[tp] and wanted(tp):
+                whole = records[tp] + await self._rest(tp)
                 self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-                yield tp, self._message_of(tp, whole, generation)
-            elif not self._is_changelog_tp(tp):
+                yield tp, self._message_of(tp, whole[-1].offset, whole, generation)
+        source: dict[Any, list[Any]] = {}
+        for tp, batch in records.items():
+            if self._is_changelog_tp(tp):
+                continue
+            if batch and wanted(tp) and not self.app.rebalancing and (whole := self._in_order(tp, batch)):
+                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                source[tp] = whole
+            else:
                 self._unread.add(tp)
+        if source:
+            # One carries all: each message costs Faust several tasks, whatever is in it. Upstream drops one
+            # from before the last it saw of that partition, and would drop the others' with it.
+            carrier, whole = next(iter(source.items()))
+            self._read_offset[carrier] = None
+            yield carrier, self._message_of(carrier, whole[-1].offset, source, generation)
 
     @staticmethod
-    def _message_of(tp: Any, records: list[Any], generation: int) -> ConsumerMessage:
-        """Return a message whose value is a list of records, and whose offset is the last one's."""
+    def _message_of(tp: Any, offset: int, value: Any, generation: int) -> ConsumerMessage:
         return ConsumerMessage(
-            tp.topic, tp.partition, records[-1].offset, None, 0, (), None, records, None,
-            tp=tp, generation_id=generation,
-        )  # fmt: skip
+            tp.topic, tp.partition, offset, None, 0, (), None, value, None, tp=tp, generation_id=generation
+        )
 
     async def _wait_for_room(self) -> None:
         """Begin no fetch whose records would have to wait in their streams.

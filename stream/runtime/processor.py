@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -54,6 +55,9 @@ _MOST_UNDER_WAY: Final = 2
 #: Rounds of at most so many records are decided on the event loop: a thread's handover costs more than
 #: they do.
 _INLINE_RECORDS: Final = 64
+
+#: Longest pause between two fetches while a round is decided in a thread.
+_FETCH_PAUSE_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,9 @@ class Processor:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
+        #: Clear while a round is decided in a thread.
+        self._decided = asyncio.Event()
+        self._decided.set()
         self._room.set()
         self._idle.set()
         self._open = True
@@ -196,8 +203,16 @@ class Processor:
         self._warned: set[int] = set()
 
     async def room(self) -> None:
-        """Wait while two rounds' records are waiting: memory does not grow with the lag."""
+        """Wait while two rounds' records are waiting: memory does not grow with the lag.
+
+        And a little while a large round is decided and something waits for the next one: a fetch costs the
+        same for one record as for a hundred, and takes the interpreter from the round.
+        """
         await self._room.wait()
+        if self._waiting and not self._decided.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FETCH_PAUSE_SECONDS):
+                    await self._decided.wait()
 
     def put(self, fetched: Fetched) -> None:
         """Let a batch wait for the next round."""
@@ -312,7 +327,11 @@ class Processor:
         if records <= _INLINE_RECORDS:
             plans = self.pipeline.process_all(batches, readers, now_ms)
         else:
-            plans = await asyncio.to_thread(self.pipeline.process_all, batches, readers, now_ms)
+            self._decided.clear()
+            try:
+                plans = await asyncio.to_thread(self.pipeline.process_all, batches, readers, now_ms)
+            finally:
+                self._decided.set()
         self._metrics.stages["decide"].observe(time.perf_counter() - started)
         self._step("decided")
         self._numbers += 1
