@@ -44,6 +44,8 @@ class Order:
         Which of the workload's transactions.
     rate:
         Transactions a second on average; gaps are exponential, as those of independent senders are.
+    linger_ms:
+        How long the producer waits for more to send with them.
     """
 
     bootstrap_servers: str
@@ -52,6 +54,7 @@ class Order:
     first: int
     count: int
     rate: float
+    linger_ms: float = 1.0
 
     def due_seconds(self) -> npt.NDArray[np.float64]:
         """Return when each is due, in seconds after the start."""
@@ -72,7 +75,7 @@ def main() -> None:
         {
             "bootstrap.servers": order.bootstrap_servers,
             "acks": "all",
-            "linger.ms": 1,
+            "linger.ms": order.linger_ms,
             "queue.buffering.max.messages": 1_000_000,
         }
     )

@@ -108,11 +108,19 @@ class _Listener:
 
 
 def open_loop(
-    cluster: Cluster, workload: Workload, settings: Settings, first: int, rate: float, seconds: float
+    cluster: Cluster,
+    workload: Workload,
+    settings: Settings,
+    first: int,
+    rate: float,
+    seconds: float,
+    linger_ms: float = 1.0,
 ) -> dict[str, Any]:
     """Send ``rate`` transactions a second for ``seconds``; returns the latencies in ms."""
     count = min(int(rate * seconds), workload.spec.transactions - first)
-    order = Order(cluster.address, settings.topics.transactions, str(workload.folder), first, count, rate)
+    order = Order(
+        cluster.address, settings.topics.transactions, str(workload.folder), first, count, rate, linger_ms
+    )
     listener = _Listener(cluster, settings.topics.alerts)
     decisions = cluster.ends(settings.topics.decisions)
     command = [sys.executable, "-m", "benchmarks.generator", order.to_argument()]

@@ -142,6 +142,7 @@ def parse_event_time(value: object) -> int:
     return milliseconds
 
 
+@lru_cache(maxsize=1024)  # records that reach Kafka together have one time
 def format_event_time(milliseconds: int) -> str:
     """Return ``milliseconds`` since the epoch as RFC 3339 in UTC with three decimals."""
     minute, rest = divmod(milliseconds, 60_000)

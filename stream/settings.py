@@ -176,7 +176,7 @@ class HistorySettings(_Section):
         default=300, ge=0, description="A later event time than this is a dead letter"
     )
     resident_mib: int = Field(
-        default=256, ge=1, description="Memory for long histories that stay unpacked between rounds"
+        default=512, ge=1, description="Memory for long histories that stay unpacked between rounds"
     )
 
 

@@ -318,10 +318,12 @@ def _connect(kafka: KafkaSettings, timeout_seconds: float, log: _Collector) -> K
     slice_seconds = _FIRST_SLICE_SECONDS
     while True:
         left = deadline - time.monotonic()
+        if left < 2 * slice_seconds:
+            slice_seconds = left  # what would be over has no time for a handshake
         try:
             return KafkaAdminClient(
                 **config,
-                bootstrap_timeout_ms=int(max(min(left, slice_seconds), 0.05) * 1000),
+                bootstrap_timeout_ms=int(max(slice_seconds, 0.05) * 1000),
                 request_timeout_ms=int(timeout_seconds * 1000),
                 reconnect_backoff_ms=_BACKOFF_MS[0],
                 reconnect_backoff_max_ms=_BACKOFF_MS[1],

@@ -184,10 +184,10 @@ class Residents:
 
 
 def _size_class(chunks: int) -> int:
-    """Return the pages for so many chunks, as a power of two, so that freed ranges fit again."""
+    """Return the pages for so many chunks: 1, 2, 3, 4, 6, 8, 12 and so on, so that freed ranges fit again."""
     pages = 1
     while pages * k.SEGMENT < chunks:
-        pages *= 2
+        pages = max(pages + 1, pages * 3 // 2 if pages & (pages - 1) == 0 else pages * 4 // 3)
     return pages
 
 

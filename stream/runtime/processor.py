@@ -57,7 +57,7 @@ _MOST_UNDER_WAY: Final = 2
 _INLINE_RECORDS: Final = 64
 
 #: Longest pause between two fetches while a round is decided in a thread.
-_FETCH_PAUSE_SECONDS: Final = 0.01
+_FETCH_PAUSE_SECONDS: Final = 0.025
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def make(secured: Secured, bundle_folder: Path, tmp_path: Path) -> Iterator[Call
     def call(kafka: dict[str, Any]) -> Stream:
         made.append(Stream(secured.broker, tmp_path, bundle_folder))
         stream = made[-1]
-        sections = stream.settings.kafka.model_copy(update={**kafka, "request_timeout_seconds": 3.0})
+        sections = stream.settings.kafka.model_copy(update={"request_timeout_seconds": 3.0, **kafka})
         stream.settings = stream.settings.model_copy(
             update={"kafka": type(sections)(**sections.model_dump())}
         )
@@ -163,7 +163,13 @@ def test_what_does_not_fit_is_one_readable_line(
     if what in MECHANISMS:
         word = tmp_path / "password"
         word.write_text(wrong, "ascii")
-        kafka = {**secured.password, "sasl_mechanism": what, "sasl_password_file": word}
+        # A refusal ends the wait; a machine with too much to do may take seconds to shake hands.
+        kafka = {
+            **secured.password,
+            "sasl_mechanism": what,
+            "sasl_password_file": word,
+            "request_timeout_seconds": 20.0,
+        }
     elif what == "another host's certificate":
         kafka = secured.elsewhere
     elif what == "an unknown authority":
