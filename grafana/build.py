@@ -499,7 +499,6 @@ def variable(name: str, label: str, metric: str) -> dict[str, Any]:
         "label": label,
         "type": "query",
         "datasource": DATASOURCE,
-        "definition": query,
         "query": {"query": query, "refId": name},
         "refresh": 2,
         "sort": 1,
@@ -540,7 +539,7 @@ def options(panel: Panel) -> dict[str, Any]:
             "filterValues": {"le": 1e-9},
             "legend": {"show": True},
             "rowsFrame": {"layout": "auto"},
-            "tooltip": {"mode": "single", "showColorScale": False, "yHistogram": False},
+            "tooltip": {"show": True, "yHistogram": False},
             "yAxis": {"axisPlacement": "left", "reverse": False, "unit": "none"},
             "exemplars": {"color": "rgba(255,0,255,0.7)"},
         }
