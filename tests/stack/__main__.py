@@ -137,11 +137,17 @@ def check_rights(stack: Stack) -> None:
 
 def check_monitoring(stack: Stack, workers: int) -> None:
     stack.wait_healthy("prometheus")
-    wait_until(lambda: ask('up{job="riskstream"}') == [1.0] * workers, "Prometheus does not see all workers")
     wait_until(
-        lambda: sum(ask("riskstream_assigned_partitions")) == PARTITIONS, "not all partitions are assigned"
+        lambda: ask('up{job="riskstream"}') == [1.0] * workers,
+        "Prometheus does not see all workers",
+        PATIENCE_SECONDS,
     )
-    assert all(held > 0 for held in ask("riskstream_assigned_partitions"))
+
+    def shared_out() -> bool:
+        held = ask("riskstream_assigned_partitions")
+        return len(held) == workers and all(held) and sum(held) == PARTITIONS
+
+    wait_until(shared_out, "not every worker has its share of the partitions", PATIENCE_SECONDS)
     with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/rules", timeout=10) as answer:
         rules = [rule for group in json.load(answer)["data"]["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
