@@ -1,7 +1,6 @@
-# syntax=docker/dockerfile:1
 # The worker and every other verb of `riskstream`, as a user without rights and without build tools.
 
-ARG PYTHON_IMAGE=python:3.12-slim
+ARG PYTHON_IMAGE=python:3.12.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS base
 # LightGBM's parallel loops, though one thread is all it gets here.
@@ -17,8 +16,8 @@ ENV PATH=/opt/riskstream/bin:$PATH
 WORKDIR /build
 
 # What changes seldom first: the packages, every file checked against the lock.
-COPY requirements.lock ./
-RUN pip install --require-hashes --requirement requirements.lock
+COPY requirements.image.lock ./
+RUN pip install --require-hashes --requirement requirements.image.lock
 
 COPY pyproject.toml README.md ./
 COPY stream stream
@@ -46,7 +45,8 @@ warm_up(Pipeline(Bundle.load(Path('bundle')), PipelineConfig()))"
 FROM base
 RUN groupadd --gid 10001 riskstream \
     && useradd --uid 10001 --gid riskstream --no-create-home --home-dir /var/lib/riskstream riskstream \
-    && install --directory --owner=riskstream --group=riskstream /var/lib/riskstream /var/lib/riskstream/state
+    && install --directory --owner=riskstream --group=riskstream \
+        /var/lib/riskstream /var/lib/riskstream/state /var/lib/riskstream/bundle
 COPY --from=build /opt/riskstream /opt/riskstream
 # The compiled kernels must be writable: another kind of processor compiles its own.
 COPY --from=build --chown=riskstream:riskstream /var/cache/riskstream/numba /var/cache/riskstream/numba

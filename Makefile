@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos fuzz bench guard-baseline clean lock
+.PHONY: help setup demo test check chaos fuzz compose-test bench guard-baseline clean lock
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ fuzz: setup ## A million hostile inputs for the decoder and the state reader
 	@PYTHONPATH=tests NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=var/fuzz/compiled \
 	  $(BIN)/python -m fuzz --guided-runs 200000 $(FUZZ)
 
+compose-test: setup ## Bring docker-compose.yml up with local base images, break it, scale it (as root, Debian)
+	@PYTHONPATH=tests $(BIN)/python -m stack
+
 bench: setup ## Measure everything on Apache Kafka, peers beside it (15 minutes)
 	@mkdir -p var
 	@$(BIN)/riskstream bench --json var/bench.json --markdown var/bench.md
@@ -49,9 +52,11 @@ bench: setup ## Measure everything on Apache Kafka, peers beside it (15 minutes)
 guard-baseline: setup ## Take today's calls and bytes of a transaction for the most that is allowed
 	@$(BIN)/python tests/unit/test_call_counts.py
 
-lock: ## Write requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url \
-	  --no-annotate --custom-compile-command "make lock" --output-file requirements.lock
+LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate \
+  --custom-compile-command "make lock"
+lock: ## Write requirements.lock and the image's anew from pyproject.toml (needs uv)
+	$(LOCK) --extra dev --output-file requirements.lock
+	$(LOCK) --extra image --constraints requirements.lock --output-file requirements.image.lock
 
 clean: ## Remove what the other verbs made
 	rm -rf $(VENV) var build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,6 @@
 """The dashboards, written down once: ``python grafana/build.py`` writes ``dashboards/*.json``.
 
+And the rules of ``prometheus/*.yml`` once more, as the Prometheus operator wants them, into ``deploy/k8s``.
 Grafana's own format says everything twenty times over; here a panel is its title, what it means, its unit
 and its queries. A test holds the files to this module.
 """
@@ -10,6 +11,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 FOLDER = Path(__file__).parent / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "riskstream-prometheus"}
@@ -499,7 +502,6 @@ def variable(name: str, label: str, metric: str) -> dict[str, Any]:
         "label": label,
         "type": "query",
         "datasource": DATASOURCE,
-        "definition": query,
         "query": {"query": query, "refId": name},
         "refresh": 2,
         "sort": 1,
@@ -540,7 +542,7 @@ def options(panel: Panel) -> dict[str, Any]:
             "filterValues": {"le": 1e-9},
             "legend": {"show": True},
             "rowsFrame": {"layout": "auto"},
-            "tooltip": {"mode": "single", "showColorScale": False, "yHistogram": False},
+            "tooltip": {"show": True, "yHistogram": False},
             "yAxis": {"axisPlacement": "left", "reverse": False, "unit": "none"},
             "exemplars": {"color": "rgba(255,0,255,0.7)"},
         }
@@ -679,6 +681,28 @@ def to_text(name: str) -> str:
     return json.dumps(build(name), indent=1, ensure_ascii=False) + "\n"
 
 
+RULES = Path(__file__).parent / "prometheus"
+OPERATOR_RULES = Path(__file__).parents[1] / "deploy/k8s/prometheus-rule.yaml"
+
+
+def operator_rules() -> str:
+    """Return the recording and alert rules as a PrometheusRule."""
+    groups = [
+        group
+        for name in ("recording.yml", "alerts.yml")
+        for group in yaml.safe_load((RULES / name).read_text(encoding="utf-8"))["groups"]
+    ]
+    made = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "riskstream"},
+        "spec": {"groups": groups},
+    }
+    head = "# For the Prometheus operator; written by grafana/build.py from grafana/prometheus.\n"
+    return head + yaml.safe_dump(made, sort_keys=False, width=110, allow_unicode=True)
+
+
 if __name__ == "__main__":
+    OPERATOR_RULES.write_text(operator_rules(), encoding="utf-8")
     for chosen in DASHBOARDS:
         (FOLDER / f"{chosen}.json").write_text(to_text(chosen), encoding="utf-8")

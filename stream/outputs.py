@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stream.errors import RiskStreamError
     from stream.intake import Row
 
-__all__ = ["Encoder", "Headers", "Message", "Record", "dead_letter"]
+__all__ = ["TRACEPARENT", "Encoder", "Headers", "Message", "Record", "dead_letter", "trace_context"]
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -23,6 +23,13 @@ Headers = tuple[tuple[str, bytes], ...]
 #: after compression, so that with its headers more a record that came in may not go out again.
 MAX_DEAD_LETTER_BYTES: Final = 1_000_000
 _MAX_CUT_KEY_BYTES: Final = 1_000
+
+
+#: W3C Trace Context: which trace a record belongs to, and what tracing systems add to it.
+TRACEPARENT: Final = "traceparent"
+_TRACE_HEADERS: Final = (TRACEPARENT, "tracestate")
+#: The longest that tracing systems must hand on of ``tracestate``; a ``traceparent`` has 55.
+_MAX_TRACE_HEADER_BYTES: Final = 512
 
 
 class Record(NamedTuple):
@@ -41,6 +48,15 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+
+def trace_context(headers: Headers) -> Headers:
+    """Return what of a record's headers goes on with what is made of it: the trace that it belongs to."""
+    found: dict[str, bytes] = {}
+    for name, value in headers:
+        if name in _TRACE_HEADERS and value is not None and len(value) <= _MAX_TRACE_HEADER_BYTES:
+            found.setdefault(name, value)
+    return tuple(found.items()) if TRACEPARENT in found else ()
 
 
 class Encoder:
@@ -72,7 +88,7 @@ class Encoder:
                 body += b',"alert_id":"%b"' % alert_id(row.user_id, row.transaction_id).encode()
         if features is not None:
             body += b',"features":' + orjson.dumps(features)
-        return Message(record.key, body + b"}")
+        return Message(record.key, body + b"}", record.headers and trace_context(record.headers))
 
     def alert(self, record: Record, row: Row, verdict: Verdict, reasons: Sequence[dict[str, Any]]) -> Message:
         """Return the alert on one transaction."""
@@ -82,7 +98,7 @@ class Encoder:
             verdict.members,
             orjson.dumps(reasons),
         )
-        return Message(record.key, body)
+        return Message(record.key, body, record.headers and trace_context(record.headers))
 
     def _head(self, record: Record, row: Row) -> bytes:
         """Return the JSON that alerts and decisions begin with; to dump it all costs thrice."""
@@ -112,14 +128,14 @@ def dead_letter(
 ) -> Message:
     """Return a record that could not be taken: its own key, bytes and headers, and why in more headers.
 
-    One too large to be sent again is cut, without its own headers, and the reason says so.
+    One too large to be sent again is cut, without its own headers but the trace's, and the reason says so.
     """
     key, value, own = record.key, record.value, record.headers
     size = len(key or b"") + len(value or b"") + sum(len(name) + len(text or b"") for name, text in own)
     if size > MAX_DEAD_LETTER_BYTES:
         key = key and key[:_MAX_CUT_KEY_BYTES]
         value = value and value[: MAX_DEAD_LETTER_BYTES - _MAX_CUT_KEY_BYTES]
-        own = ()
+        own = trace_context(own)
         reason += (
             f"; cut to {len(key or b'') + len(value or b'')} of {size} bytes, the whole is at the source"
         )

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stream.features.spec import FeatureSpec
     from stream.scoring.bundle import Bundle
 
-__all__ = ["Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record"]
+__all__ = ["Alerted", "Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record"]
 
 #: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
@@ -87,6 +87,16 @@ class PipelineConfig:
     resident_bytes: int = 128 << 20
 
 
+class Alerted(NamedTuple):
+    """Which transaction an alert is about: its level, and the source record's time, both times in ms."""
+
+    level: RiskLevel
+    timestamp_ms: int
+    event_time_ms: int
+    offset: int
+    transaction_id: str
+
+
 @dataclass(slots=True)
 class Plan:
     """What must happen for one batch.
@@ -99,10 +109,12 @@ class Plan:
         State records, None to delete.
     outcomes:
         How many records had each outcome; records that a replay skipped are in ``replayed``.
-    alert_times:
-        For each alert, the source record's timestamp and the event time, in ms.
-    alert_levels, scores, features:
-        Of the alerts, and of every scored transaction (float64[n] and float64[n, k]).
+    alerted:
+        What the alerts are about, in their order.
+    rejected:
+        The offending field and the source offset of each dead letter, in their order.
+    scores, features:
+        Of every scored transaction (float64[n] and float64[n, k]).
     """
 
     alerts: list[Message] = field(default_factory=list)
@@ -110,14 +122,13 @@ class Plan:
     dead_letters: list[Message] = field(default_factory=list)
     writes: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     outcomes: dict[Outcome, int] = field(default_factory=dict)
-    alert_times: list[tuple[int, int]] = field(default_factory=list)
-    alert_levels: list[RiskLevel] = field(default_factory=list)
+    alerted: list[Alerted] = field(default_factory=list)
     scores: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     features: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     replayed: int = 0
     unknown_fields: int = 0
     other_source: int = 0
-    rejected_fields: list[str] = field(default_factory=list)
+    rejected: list[tuple[str, int]] = field(default_factory=list)
 
 
 class _Decoded(NamedTuple):
@@ -281,8 +292,11 @@ class Pipeline:
                 verdict = verdicts[place]
                 reasons = self._explainer.reasons(matrix[place], moved)
                 plan.alerts.append(encoder.alert(record, row, verdict, reasons))
-                plan.alert_times.append((record.timestamp_ms, row.event_time))
-                plan.alert_levels.append(verdict.level)
+                plan.alerted.append(
+                    Alerted(
+                        verdict.level, record.timestamp_ms, row.event_time, record.offset, row.transaction_id
+                    )
+                )
                 place, moved = next(explained, (-1, None))
 
     def _encoder(self, batch: Batch) -> Encoder:
@@ -292,7 +306,7 @@ class Pipeline:
 def _reject(part: _Part, record: Record, error: RiskStreamError, field_name: str, reason: str) -> None:
     plan, batch = part.plan, part.batch
     plan.outcomes[Outcome.REJECTED] = plan.outcomes.get(Outcome.REJECTED, 0) + 1
-    plan.rejected_fields.append(field_name)
+    plan.rejected.append((field_name, record.offset))
     plan.dead_letters.append(
         dead_letter(batch.topic, batch.partition, record, error, field_name, reason, part.now_ms)
     )

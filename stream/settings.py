@@ -30,6 +30,7 @@ __all__ = [
     "RocksDBSettings",
     "Settings",
     "TopicSettings",
+    "TracingSettings",
     "WatchdogSettings",
     "load_settings",
 ]
@@ -157,6 +158,16 @@ class MetricsSettings(_Section):
         return None
 
 
+class TracingSettings(_Section):
+    """Spans of the transactions that a producer traces; needs the extra ``tracing``."""
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+",
+        description="An OTLP collector, such as http://127.0.0.1:4318; without it no spans are made",
+    )
+
+
 class DriftSettings(_Section):
     """How what is scored is compared with what the model was trained on."""
 
@@ -209,6 +220,9 @@ class Settings(BaseSettings):
     state_dir: Path = Path("var/state")
     bundle: Path = Field(default=Path("var/bundle"), description="Folder of the model bundle to serve")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Lines for people, or a JSON object a line"
+    )
     max_record_bytes: int = Field(default=65_536, ge=1024, le=16 * 1024 * 1024)
     alert_level: Literal["HIGH", "MEDIUM", "LOW"] = Field(
         default="MEDIUM", description="Alerts are sent for this level and above"
@@ -218,6 +232,7 @@ class Settings(BaseSettings):
     topics: TopicSettings = Field(default_factory=TopicSettings)
     decisions: DecisionSettings = Field(default_factory=DecisionSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
     rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)

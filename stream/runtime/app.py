@@ -24,6 +24,7 @@ from stream.runtime.faust_seams import HistoryStore, HistoryTable, PassThroughSc
 from stream.runtime.ownership import Ownership
 from stream.runtime.processor import Fetched, Processor
 from stream.runtime.readings import drift_of, read
+from stream.runtime.tracing import Tracer, build_tracer
 from stream.runtime.warmup import warm_up
 from stream.runtime.watchdog import Watchdog
 from stream.scoring.bundle import Bundle
@@ -62,6 +63,7 @@ class Runtime:
     delivery: Delivery
     metrics: Metrics
     ownership: Ownership
+    tracer: Tracer | None = None
     endpoint: Endpoint = field(init=False)
     watchdog: Watchdog = field(init=False)
     recovered: int = 0
@@ -138,6 +140,8 @@ class Runtime:
             task.cancel()
         await self.endpoint.stop()
         await self.delivery.stop()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
 
     async def take_over(self, assigned: set[Any]) -> None:
         """Become the one writer of the assigned changelog partitions.
@@ -162,6 +166,13 @@ class Runtime:
         mine = [tp for tp in assigned if tp.topic == self.settings.topics.transactions]
         self.metrics.assigned.set(len(mine))
         self.metrics.lag.clear()  # what is left of partitions that have gone
+        logger.info(
+            "partitions assigned",
+            extra={
+                "topic": self.settings.topics.transactions,
+                "partitions": sorted(tp.partition for tp in mine),
+            },
+        )
         self.processor.resume()
 
     def count_recovered(self, records: int) -> None:
@@ -304,9 +315,10 @@ def build_runtime(settings: Settings) -> Runtime:
         # In fetched batches; 1 would make Faust keep reading the changelog after recovery.
         recovery_buffer_size=2,
     )
-    processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics, step)
+    tracer = build_tracer(settings)
+    processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics, step, tracer)
     ownership = Ownership(settings, delivery, lambda: table.data)
-    runtime = Runtime(settings, app, pipeline, processor, delivery, metrics, ownership)
+    runtime = Runtime(settings, app, pipeline, processor, delivery, metrics, ownership, tracer)
     metrics.measure_with(lambda: read(runtime, table.data))
     app.fetch_max_wait_ms = settings.kafka.fetch_max_wait_ms
     app.prepare = runtime.begin

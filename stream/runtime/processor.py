@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 from stream.features.identity import identity
 from stream.pipeline import Batch
 from stream.runtime.faults import no_fault
+from stream.runtime.logs import LineBudget
+from stream.runtime.tracing import RoundTimes
 from stream.topics import changelog_topic
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from stream.outputs import Record
     from stream.pipeline import Pipeline, Plan
     from stream.runtime.delivery import Sendable
+    from stream.runtime.tracing import Tracer
     from stream.settings import Settings
 
     class Store(Protocol):
@@ -135,6 +138,9 @@ class _Round:
     batches: list[Batch]
     plans: list[Plan]
     records: int
+    #: When it was taken and when it was decided, in ns since 1970.
+    taken_ns: int
+    decided_ns: int
     #: Set once the changelog, and once everything, is safe; the next round's wait for them.
     logged: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)
@@ -172,8 +178,10 @@ class Processor:
         settings: Settings,
         metrics: Metrics,
         step: Callable[[str], None] = no_fault,
+        tracer: Tracer | None = None,
     ) -> None:
         self._step = step
+        self._tracer = tracer
         self.pipeline = pipeline
         self._deliver = deliver
         self._store = store
@@ -201,6 +209,7 @@ class Processor:
         self._unstored = _Unstored()
         self._producing = asyncio.Lock()
         self._warned: set[int] = set()
+        self._alert_lines, self._refusal_lines = LineBudget(), LineBudget()
 
     async def room(self) -> None:
         """Wait while two rounds' records are waiting: memory does not grow with the lag.
@@ -323,7 +332,8 @@ class Processor:
         readers = [_PartitionReader(store, batch.partition, self._unstored) for batch in batches]
         records = sum(len(batch.records) for batch in batches)
         started = time.perf_counter()
-        now_ms = time.time_ns() // 1_000_000
+        taken_ns = time.time_ns()
+        now_ms = taken_ns // 1_000_000
         if records <= _INLINE_RECORDS:
             plans = self.pipeline.process_all(batches, readers, now_ms)
         else:
@@ -338,7 +348,7 @@ class Processor:
         for batch, plan in zip(batches, plans, strict=True):
             if plan.writes:
                 self._unstored.add(self._numbers, batch.partition, plan.writes)
-        return _Round(self._numbers, fetched, batches, plans, records)
+        return _Round(self._numbers, fetched, batches, plans, records, taken_ns, time.time_ns())
 
     async def _carry_out(self, one: _Round, before: _Round | None) -> None:
         """Make a decided round's effects real, in turn behind the round before it."""
@@ -355,9 +365,11 @@ class Processor:
         )
         async with self._producing:
             begun = time.perf_counter()
+            producing_ns = time.time_ns()
             await self._deliver(outputs, (lambda: step("outputs_sent")) if watched else None)
         step("outputs_acked")
         produced = time.perf_counter()
+        produced_ns = time.time_ns()
         metrics.stages["produce"].observe(produced - begun)
         if before is not None:
             await before.logged.wait()
@@ -382,8 +394,12 @@ class Processor:
         self.progress += one.records
         one.finished.set()
         metrics.batch_size.observe(one.records)
+        if self._tracer is not None:
+            times = RoundTimes(one.taken_ns, one.decided_ns, producing_ns, produced_ns, time.time_ns())
+            self._tracer.trace(one.batches, one.plans, times)
         for batch, plan in zip(one.batches, one.plans, strict=True):
             self._count(plan)
+            self._tell(batch, plan)
             if plan.other_source and batch.partition not in self._warned:
                 self._warned.add(batch.partition)
                 logger.warning(
@@ -422,7 +438,7 @@ class Processor:
         metrics = self._metrics
         for outcome, count in plan.outcomes.items():
             metrics.transactions[outcome].inc(count)
-        for name in plan.rejected_fields:
+        for name, _ in plan.rejected:
             metrics.dead_letters.labels(name.split(".", 1)[0]).inc()
         metrics.replayed.inc(plan.replayed)
         metrics.unknown_fields.inc(plan.unknown_fields)
@@ -431,7 +447,39 @@ class Processor:
             metrics.score.observe(score)
         metrics.see(plan.features, plan.scores)
         now_ms = time.time() * 1000
-        for level, (taken_ms, event_ms) in zip(plan.alert_levels, plan.alert_times, strict=True):
+        for level, taken_ms, event_ms, _, _ in plan.alerted:
             metrics.alerts[level].inc()
             metrics.alert_latency.observe(max(0.0, now_ms - taken_ms) / 1000)
             metrics.event_to_alert.observe(max(0.0, now_ms - event_ms) / 1000)
+
+    def _tell(self, batch: Batch, plan: Plan) -> None:
+        """Log what was sent and is not everyday, as far as the log's budget goes."""
+        now = time.monotonic()
+        if plan.alerted:
+            for alerted in plan.alerted[: self._alert_lines.take(len(plan.alerted), now)]:
+                said: dict[str, object] = {
+                    "transaction_id": alerted.transaction_id,
+                    "risk_level": alerted.level.value,
+                    "topic": batch.topic,
+                    "partition": batch.partition,
+                    "offset": alerted.offset,
+                }
+                logger.info("alert sent", extra=said | _suppressed(self._alert_lines))
+        if plan.rejected:
+            for name, offset in plan.rejected[: self._refusal_lines.take(len(plan.rejected), now)]:
+                said = {
+                    # What a producer calls an attribute is a part of its data.
+                    "field": name.split(".", 1)[0],
+                    "topic": batch.topic,
+                    "partition": batch.partition,
+                    "offset": offset,
+                }
+                logger.warning(
+                    "record refused, its dead letter sent", extra=said | _suppressed(self._refusal_lines)
+                )
+
+
+def _suppressed(lines: LineBudget) -> dict[str, object]:
+    """Return what a line says of the events before it that had none."""
+    count = lines.told()
+    return {"suppressed": count} if count else {}

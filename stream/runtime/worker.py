@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ import uvloop
 
 from stream.errors import RiskStreamError
 from stream.runtime.app import Runtime, build_runtime, prepare
+from stream.runtime.logs import configure_logging
 
 if TYPE_CHECKING:
     from stream.settings import Settings
@@ -39,7 +39,7 @@ def run_worker(settings: Settings) -> int:
     RiskStreamError
         It could not start.
     """
-    _configure_logging(settings)
+    configure_logging(settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
     for line in settings.describe().splitlines():
         logger.info("setting %s", line)
@@ -88,7 +88,7 @@ async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
         ready = runtime.ready
         runtime.metrics.ready.set(ready)
         if ready and not announced:
-            logger.info("ready: taking transactions")
+            logger.info("ready: taking transactions, state restored", extra={"records": runtime.recovered})
             announced = True
         if runtime.app.crashed:
             runtime.fatal = runtime.app.crash_reason or RuntimeError("the Faust app crashed")
@@ -159,53 +159,3 @@ def _spare_the_collector() -> None:
 #: the many short turns of the event loop and the consumer may wait while a large round is decided; a tenth of
 #: that spends a third of the processor on handing it to and fro.
 _SWITCH_SECONDS: Final = 0.002
-
-#: Faust's services log under the module that defines the class.
-_FAUST_SERVICES: Final = "stream.runtime.faust_seams"
-
-
-class _Sparingly(logging.Filter):
-    """Lets a library repeat itself only once in a while: that a broker is away is news once.
-
-    And without stack traces, unless debugging: what ends the worker is said in one line, by the worker.
-    """
-
-    _SECONDS: Final = 30.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[tuple[str, str], float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.startswith("stream.") and record.name != _FAUST_SERVICES:
-            return True
-        if record.exc_info and not logging.getLogger().isEnabledFor(logging.DEBUG):
-            record.exc_info = record.exc_text = None
-        key = (record.name, str(record.msg))
-        now = time.monotonic()
-        if now - self._said.get(key, -self._SECONDS) < self._SECONDS:
-            return False
-        if len(self._said) > 1000:  # noqa: PLR2004 - messages with figures in them; forgetting is harmless
-            self._said.clear()
-        self._said[key] = now
-        return True
-
-
-def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
-    """Say in a line what ended a library's thread; a fetch under way when the worker ends does that."""
-    logger.warning("a thread ended: %r", failure.exc_value)
-
-
-def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    # Faust, mode and aiokafka tell each step of a rebalance; their warnings are enough.
-    for name in ("faust", "mode", "aiokafka", "kafka", "asyncio"):
-        logging.getLogger(name).setLevel(logging.WARNING if settings.log_level != "debug" else logging.DEBUG)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Sparingly())
-    threading.excepthook = _tell_of_thread
-    logging.getLogger(_FAUST_SERVICES).setLevel(logging.WARNING)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stream.settings import Settings
 
 COMMAND = [sys.executable, "-c", "from stream.cli import main; main()", "worker"]
-_ADDRESS = re.compile(r"metrics, health and readiness on (http://\S+)")
+_ADDRESS = re.compile(r"metrics, health and readiness on (http://[\w.:]+)")
 
 #: A source record's partition and offset.
 Position = tuple[int, int]

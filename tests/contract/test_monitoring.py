@@ -96,7 +96,8 @@ def test_every_panel_shows_something(prometheus: Prometheus, name: str) -> None:
 def test_every_variable_has_values(prometheus: Prometheus, name: str) -> None:
     for variable in DASHBOARDS[name]["templating"]["list"]:
         label = variable["name"]
-        metric = variable["definition"].removeprefix("label_values(").rpartition(",")[0].replace("$job", ".*")
+        query = variable["query"]["query"]
+        metric = query.removeprefix("label_values(").rpartition(",")[0].replace("$job", ".*")
         assert all(label in series["metric"] for series in prometheus.query(metric))
         assert prometheus.query(metric)
 

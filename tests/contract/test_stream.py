@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -52,7 +53,9 @@ def sent(user: str, event: Event) -> Sent:
         "transaction_type": "purchase",
         "merchant_id": event.merchant,
     }
-    return Sent(user.encode(), json.dumps(body).encode())
+    trace = hashlib.blake2b(event.transaction_id.encode(), digest_size=16).hexdigest()
+    headers = [("traceparent", f"00-{trace}-00f067aa0ba902b7-01".encode()), ("mine", b"stays here")]
+    return Sent(user.encode(), json.dumps(body).encode(), headers)
 
 
 def event_of(record: Sent) -> tuple[str, Event]:
@@ -121,13 +124,17 @@ def check_alerts(stream: Stream) -> int:
         if "alert_id" in body
     }
     alerts: dict[str, dict[str, Any]] = {}
+    deliveries: dict[str, bytes | None] = {}
     for found in stream.read("alerts"):
         Alert.model_validate_json(found.value or b"")
         body = found.json
+        source = stream.sent[body["source_partition"], body["source_offset"]]
+        assert found.headers == tuple(pair for pair in source.headers if pair[0] == "traceparent")
         assert found.key == body["user_id"].encode()
         assert found.partition == body["source_partition"]
         assert body["alert_id"] == alert_id(body["user_id"], body["transaction_id"])
-        assert alerts.setdefault(body["alert_id"], body) == body
+        assert deliveries.setdefault(body["alert_id"], found.value) == found.value
+        alerts[body["alert_id"]] = body
     assert alerts.keys() == asked.keys()
     for name, body in alerts.items():
         same_names = body.keys() & asked[name].keys()

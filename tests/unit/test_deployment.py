@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from click import Context
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.brokers.kafka import KAFKA_VERSION
+from stream.cli import _cli
 from stream.monitoring.metrics import Metrics, Readings
+from stream.scoring.bundle import _META_FILE
 from stream.settings import _known_variables, load_settings
 
 if TYPE_CHECKING:
@@ -29,10 +32,27 @@ DATASOURCES = yaml.safe_load(
 DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 
 #: Variables that the compose file may ask for; its head says what each is.
-VARIABLES = {"GRAFANA_ADMIN_PASSWORD", "PYTHON_IMAGE", "BUNDLE_DIR", "ALERT_WEBHOOK_URL"}
+VARIABLES = {
+    "GRAFANA_ADMIN_PASSWORD",
+    "BUNDLE_DIR",
+    "ALERT_WEBHOOK_URL",
+    "PYTHON_IMAGE",
+    "KAFKA_IMAGE",
+    "PROMETHEUS_IMAGE",
+    "GRAFANA_IMAGE",
+}
+OWN = ("topics-init", "model-init", "worker", "demo")
+CONFIGURED = ("topics-init", "worker", "demo")
 #: Ports that are not the product's to choose, by service: the images' own, and what the compose file
 #: itself gives Kafka to listen on.
 IMAGE_PORTS = {"kafka": {"9092", "9093", "29092"}, "prometheus": {"9090"}, "grafana": {"3000"}}
+
+#: Of the Compose Specification, and of docker-compose 1.29 as Debian has it.
+COMPOSE_KEYS = {
+    *("build", "cap_drop", "command", "cpus", "depends_on", "entrypoint", "environment", "healthcheck"),
+    *("hostname", "image", "init", "mem_limit", "networks", "pids_limit", "ports", "profiles", "read_only"),
+    *("restart", "security_opt", "stop_grace_period", "tmpfs", "volumes"),
+}
 
 PROMQL_WORDS = {
     "by",
@@ -108,36 +128,105 @@ def names_in(query: str) -> set[str]:
 
 
 def test_services() -> None:
-    assert set(SERVICES) == {"kafka", "topics-init", "worker", "prometheus", "grafana"}
+    assert set(SERVICES) == {"kafka", *OWN, "prometheus", "grafana"}
+    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["demo"]
+
+
+def image_of(name: str) -> str:
+    """Return a service's image where no variable says otherwise."""
+    image: str = SERVICES[name]["image"]
+    return re.sub(r"^\$\{\w+_IMAGE:-(.*)\}$", r"\1", image)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_are_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"mem_limit", "cpus", "pids_limit"} <= set(service)
+    assert "container_name" not in service
+
+
+@pytest.mark.parametrize("name", ["kafka", "worker", "prometheus", "grafana"])
+def test_what_goes_on_is_looked_after(name: str) -> None:
+    assert SERVICES[name]["restart"] == "unless-stopped"
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
+
+
+def test_a_stop_is_longer_than_the_drain() -> None:
+    drain = re.search(r"_STOP_SECONDS: Final = ([\d.]+)", (ROOT / "stream/runtime/worker.py").read_text())
+    assert drain is not None
+    assert int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > 2 * float(drain[1])
+
+
+def test_workers_can_be_scaled() -> None:
+    """No port of the host, and a volume of its own for what two workers cannot share."""
+    service = SERVICES["worker"]
+    assert not {"ports", "hostname", "container_name"} & set(service)
+    chosen = environment(service)
+    assert chosen["RISKSTREAM_STATE_DIR"] in service["volumes"]
+    assert "RISKSTREAM_KAFKA__GROUP_INSTANCE_ID" not in chosen
+    made = re.search(r"install --directory --owner=riskstream[^&]*", (ROOT / "Dockerfile").read_text())
+    assert made is not None
+    for name in ("RISKSTREAM_STATE_DIR", "RISKSTREAM_BUNDLE"):
+        assert chosen[name] in made[0].split(), "the user could not write there"
+
+
+def test_the_model_is_where_the_worker_looks() -> None:
+    [mount] = [mount for mount in SERVICES["model-init"]["volumes"] if mount.startswith("$")]
+    assert f"{mount}:ro" in SERVICES["worker"]["volumes"]
+    assert mount == f"${{BUNDLE_DIR:-bundle}}:{environment(SERVICES['worker'])['RISKSTREAM_BUNDLE']}"
+    assert environment(SERVICES["model-init"])["RISKSTREAM_BUNDLE"] in mount
+    script = SERVICES["model-init"]["command"][0]
+    assert f"$$RISKSTREAM_BUNDLE/{_META_FILE}" in script
+
+
+@pytest.mark.parametrize("name", ["model-init", "demo"])
+def test_scripts_use_verbs_and_options_that_exist(name: str) -> None:
+    lines = re.findall(r"riskstream (\w+)(.*)", SERVICES[name]["command"][0])
+    assert lines
+    for verb, rest in lines:
+        command = _cli.get_command(Context(_cli), verb)
+        assert command is not None
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[\w-]+", rest)) <= known
+
+
+def test_is_what_the_compose_specification_allows() -> None:
+    """Every key of a service is one that the oldest compose knows that is still packaged, or newer ones do."""
+    keys = {key for service in SERVICES.values() for key in service}
+    assert keys <= COMPOSE_KEYS
+    assert set(COMPOSE) == {"services", "networks", "volumes", "x-confined", "x-riskstream"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned(name: str) -> None:
-    _, _, tag = SERVICES[name]["image"].rpartition(":")
+    _, _, tag = image_of(name).rpartition(":")
     assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), SERVICES[name]["image"]
 
 
 def test_broker_is_the_version_that_the_tests_run_on() -> None:
-    assert SERVICES["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
+    assert image_of("kafka") == f"apache/kafka:{KAFKA_VERSION}"
 
 
 def test_base_image_is_pinned_alike() -> None:
     default = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert default is not None
-    assert re.fullmatch(r"python:3\.\d+-slim", default[1])
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", default[1])
     assert SERVICES["worker"]["build"]["args"]["PYTHON_IMAGE"] == f"${{PYTHON_IMAGE:-{default[1]}}}"
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_mounts_exist(name: str) -> None:
     for mount in SERVICES[name].get("volumes", []):
-        if isinstance(mount, dict):
-            source = mount["source"]
-            assert mount["bind"]["create_host_path"] is False, "a missing folder must be an error"
-        else:
-            source = mount.split(":")[0]
+        source = mount.partition(":/")[0]
+        if mount.startswith("/"):
+            continue  # a volume without a name
         if source.startswith("${"):
-            assert source[2:].split(":")[0] in VARIABLES
+            variable, _, default = source.strip("${}").partition(":-")
+            assert variable in VARIABLES
+            assert default in COMPOSE["volumes"]
         elif source.startswith("."):
             assert (ROOT / source).exists()
             assert mount.endswith(":ro")
@@ -145,23 +234,16 @@ def test_mounts_exist(name: str) -> None:
             assert source in COMPOSE["volumes"]
 
 
-def test_bundle_is_read_only() -> None:
-    [bundle] = [mount for mount in SERVICES["worker"]["volumes"] if isinstance(mount, dict)]
-    assert bundle["read_only"] is True
-    assert bundle["source"] == "${BUNDLE_DIR:-./var/bundle}"
-    assert bundle["target"] == environment(SERVICES["worker"])["RISKSTREAM_BUNDLE"]
-
-
 def test_variables_are_documented() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     asked = set(re.findall(r"\$\{(\w+)", text))
     assert asked == VARIABLES
-    head = text.partition("\nname:")[0]
+    head = text.partition("\nx-confined:")[0]
     for name in asked:
         assert re.search(rf"^#   {name}\s", head, re.MULTILINE), f"{name} is not in the file's head"
 
 
-@pytest.mark.parametrize("name", ["topics-init", "worker"])
+@pytest.mark.parametrize("name", CONFIGURED)
 def test_settings_are_known_and_valid(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # no .env
     chosen = environment(SERVICES[name])
@@ -212,12 +294,7 @@ def test_worker_is_checked_where_it_listens() -> None:
     assert "ports" not in SERVICES["worker"]
 
 
-@pytest.mark.parametrize("name", ["topics-init", "worker"])
-def test_own_containers_have_no_rights(name: str) -> None:
-    service = SERVICES[name]
-    assert service["read_only"] is True
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
+def test_the_image_runs_as_a_user_without_rights() -> None:
     users = re.findall(r"^USER (\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert users == ["riskstream"]
 
@@ -226,14 +303,16 @@ def test_everything_starts_after_what_it_needs() -> None:
     assert SERVICES["topics-init"]["command"] == ["topics", "create"]
     assert SERVICES["topics-init"]["depends_on"] == {"kafka": {"condition": "service_healthy"}}
     assert SERVICES["worker"]["depends_on"] == {
-        "topics-init": {"condition": "service_completed_successfully"}
+        "topics-init": {"condition": "service_completed_successfully"},
+        "model-init": {"condition": "service_completed_successfully"},
     }
 
 
 def test_compiled_code_has_a_writable_place() -> None:
     cache = re.findall(r"NUMBA_CACHE_DIR=(\S+)", (ROOT / "Dockerfile").read_text())
     assert len(set(cache)) == 1
-    assert f"numba-cache:{cache[0]}" in SERVICES["worker"]["volumes"]
+    for name in ("model-init", "worker", "demo"):
+        assert cache[0] in SERVICES[name]["volumes"]
 
 
 def test_grafana_needs_a_password_from_the_environment() -> None:
@@ -246,7 +325,7 @@ def test_build_context_has_what_the_image_copies() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for line in copied for name in line.split()}
-    assert names == {"requirements.lock", "pyproject.toml", "README.md", "stream", "offline"}
+    assert names == {"requirements.image.lock", "pyproject.toml", "README.md", "stream", "offline"}
     assert {f"!{name}" for name in names} <= set(ignored)
 
 

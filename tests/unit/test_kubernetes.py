@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import runpy
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import kubernetes_validate
+import pytest
 import yaml
+from prometheus_tools import tool
 
 from stream.settings import _known_variables, load_settings
-
-if TYPE_CHECKING:
-    import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/k8s"
@@ -25,6 +28,48 @@ SET = OBJECTS["StatefulSet"]["spec"]
 POD = SET["template"]["spec"]
 [WORKER] = POD["containers"]
 CONFIG = dict(line.split("=", 1) for line in (FOLDER / "config.env").read_text().split())
+
+
+#: The oldest and the newest Kubernetes that this is held to; what lies between them as well.
+VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
+#: Not Kubernetes' own but the Prometheus operator's.
+OPERATORS = ("ServiceMonitor", "PrometheusRule")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_what_the_api_says(version: str) -> None:
+    for kind, found in OBJECTS.items():
+        if kind not in OPERATORS:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_what_the_api_does_not_know_is_found() -> None:
+    wrong = copy.deepcopy(OBJECTS["StatefulSet"])
+    wrong["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
+
+
+def test_the_operators_rules_are_the_rules() -> None:
+    source: dict[str, Any] = runpy.run_path(str(ROOT / "grafana/build.py"))
+    written = (FOLDER / "prometheus-rule.yaml").read_text(encoding="utf-8")
+    assert written == source["operator_rules"](), "write it anew with 'python grafana/build.py'"
+    groups = [
+        group
+        for name in ("recording.yml", "alerts.yml")
+        for group in yaml.safe_load((ROOT / "grafana/prometheus" / name).read_text())["groups"]
+    ]
+    assert OBJECTS["PrometheusRule"]["spec"] == {"groups": groups}
+
+
+def test_prometheus_takes_the_operators_rules(tmp_path: Path) -> None:
+    """The operator hands the groups on as they are."""
+    rules = tmp_path / "rules.yml"
+    rules.write_text(yaml.safe_dump(OBJECTS["PrometheusRule"]["spec"]), encoding="utf-8")
+    done = subprocess.run(
+        [tool("promtool"), "check", "rules", str(rules)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def pods() -> list[dict[str, Any]]:

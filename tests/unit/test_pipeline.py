@@ -110,7 +110,7 @@ def test_everything_that_goes_out_is_what_the_schemas_promise(bundle: Bundle) ->
     assert len(plan.decisions) == 2_002
     assert plan.outcomes == {Outcome.SCORED: 2_001, Outcome.DUPLICATE: 1}
     assert len(plan.scores) == 2_001
-    assert len(plan.alerts) == len(plan.alert_levels) == len(plan.alert_times) == 2_001
+    assert len(plan.alerts) == len(plan.alerted) == 2_001
     for name, model, messages in (("decision", Decision, plan.decisions), ("alert", Alert, plan.alerts)):
         check = validator(name)
         for message, source in zip(messages, records, strict=False):
@@ -239,7 +239,7 @@ def test_a_bad_record_is_a_dead_letter_and_harms_nobody(name: str, bundle: Bundl
     assert plan.alerts == alone.alerts
     assert memory == twin
     assert plan.outcomes == {Outcome.SCORED: 2, Outcome.REJECTED: 1}
-    assert plan.rejected_fields == [field]
+    assert [name for name, _ in plan.rejected] == [field]
 
 
 @pytest.mark.parametrize("part", ["key", "value", "header"])
@@ -649,3 +649,51 @@ def test_partitions_taken_together_are_as_if_each_was_taken_alone(bundle: Bundle
             for memory in (apart_memory[2], joint_memory[2]):
                 memory[head] = memory[head][:-8] + bytes(8)
     assert apart_memory == joint_memory
+
+
+# --- traces ---
+
+TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+STATE = ("tracestate", b"congo=t61rcWkgMzE")
+
+
+def trace_of(headers: Any) -> Any:
+    """Return the headers of the decision and the alert on a transaction with these headers."""
+    bundle = made_bundle(thresholds=Thresholds(high=0.0, medium=0.0, prediction=0.0))
+    made = record(1, transaction(1), headers=headers)
+    plan = Pipeline(bundle, FEATURES).process(Batch("transactions", 0, 1, [made]), Memory(), NOW)
+    [alert], [decision] = plan.alerts, plan.decisions
+    assert alert.headers == decision.headers
+    return alert.headers
+
+
+def test_a_trace_goes_on_with_the_alert_and_the_decision() -> None:
+    assert trace_of((("mine", b"x"), TRACE, STATE)) == (TRACE, STATE)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        (("mine", b"x"),),
+        (STATE,),
+        (("traceparent", None),),
+        (("traceparent", b"0" * 513),),
+    ],
+    ids=["none", "others", "state alone", "null", "endless"],
+)
+def test_what_is_no_trace_stays_behind(headers: Any) -> None:
+    assert trace_of(headers) == ()
+
+
+def test_of_two_traces_the_first_goes_on() -> None:
+    assert trace_of((TRACE, ("traceparent", b"another"), ("tracestate", b"0" * 513))) == (TRACE,)
+
+
+def test_a_cut_dead_letter_keeps_its_trace() -> None:
+    bundle = made_bundle()
+    huge = record(1, b"x" * 2_000_000, headers=(("mine", b"x"), TRACE))
+    plan = Pipeline(bundle, FEATURES).process(Batch("transactions", 0, 1, [huge]), Memory(), NOW)
+    [letter] = plan.dead_letters
+    assert letter.headers[0] == TRACE
+    assert "mine" not in dict(letter.headers)

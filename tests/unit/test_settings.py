@@ -186,7 +186,17 @@ def test_describe_has_a_line_for_every_setting() -> None:
     assert "topics.partitions = 4" in lines
     names = [line.split(" = ")[0] for line in lines]
     assert len(names) == len(set(names))
-    sections = {"kafka", "topics", "decisions", "metrics", "drift", "history", "rocksdb", "watchdog"}
+    sections = {
+        "kafka",
+        "topics",
+        "decisions",
+        "metrics",
+        "drift",
+        "history",
+        "rocksdb",
+        "watchdog",
+        "tracing",
+    }
     assert {name.partition(".")[0] for name in names if "." in name} == sections
 
 

@@ -1,0 +1,272 @@
+"""Pictures of the dashboards: what their own queries find in a Prometheus, drawn without a browser.
+
+``python grafana/picture.py --prometheus http://127.0.0.1:9090`` draws what is there. With ``--live`` a
+broker, a worker, Prometheus and transactions are started first (needs a checkout, and Debian's
+``prometheus``); so the pictures in the docs were made. They show the content in Grafana's layout, not
+Grafana's looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.dates import DateFormatter, date2num
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+DASHBOARDS = ("overview", "stream", "model")
+#: Grafana's grid: columns, and inches of one column and one row here.
+COLUMNS, COLUMN_INCHES, ROW_INCHES = 24, 0.62, 0.33
+POINTS = 120
+MOST_LEGENDS = 6
+VARIABLES = {"$job": ".*", "$instance": ".*", "$feature": ".*"}
+COLORS = {"green": "#3a9a3a", "orange": "#d98200", "red": "#c4162a", "blue": "#3274d9"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Prometheus, and the time that is looked at."""
+
+    address: str
+    start: float
+    end: float
+
+    @property
+    def step(self) -> float:
+        """Seconds between two points."""
+        return max(1.0, (self.end - self.start) / POINTS)
+
+    def series(self, expression: str, *, instant: bool) -> list[tuple[dict[str, str], np.ndarray]]:
+        """Return each series' labels and points, float64[n, 2] of time in s and value."""
+        rate = f"{max(10, int(4 * self.step))}s"
+        for name, value in {**VARIABLES, "$__rate_interval": rate}.items():
+            expression = expression.replace(name, value)
+        asked: dict[str, Any] = {"query": expression}
+        if instant:
+            path, asked["time"] = "query", self.end
+        else:
+            path = "query_range"
+            asked |= {"start": self.start, "end": self.end, "step": self.step}
+        url = f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(asked)}"
+        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - the operator's own address
+            found = json.load(answer)["data"]["result"]
+        return [
+            (one["metric"], np.array(one.get("values") or [one["value"]], dtype=np.float64)) for one in found
+        ]
+
+
+def human(value: float, unit: str) -> str:
+    """Return a value with its unit, as short as Grafana says it."""
+    if math.isnan(value):
+        return "-"
+    if unit == "percentunit":
+        return f"{100 * value:.3g} %"
+    if unit == "s":
+        for size, name in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"), (1e-3, "ms")):
+            if abs(value) >= size:
+                return f"{value / size:.3g} {name}"
+        return f"{value * 1e6:.3g} µs" if value else "0 s"
+    if unit == "bytes":
+        for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+            if abs(value) >= size:
+                return f"{value / size:.3g} {name}"
+        return f"{value:.3g} B"
+    suffix = {"reqps": "/s", "cps": "/s"}.get(unit, "")
+    thousand = 1_000
+    return f"{value:,.0f}{suffix}" if abs(value) >= thousand else f"{value:.3g}{suffix}"
+
+
+def legend_of(template: str, labels: dict[str, str]) -> str:
+    """Return a legend such as ``{{instance}} files``, filled in."""
+    for name, value in labels.items():
+        template = template.replace("{{" + name + "}}", value)
+    return template
+
+
+def color_of(value: float, steps: list[dict[str, Any]]) -> str:
+    """Return the colour of the threshold that a value has reached."""
+    chosen = steps[0]["color"]
+    for step in steps[1:]:
+        if value >= step["value"]:
+            chosen = step["color"]
+    return COLORS.get(chosen, "#333333")
+
+
+def draw_stat(axes: Axes, panel: dict[str, Any], source: Source) -> None:
+    """Draw the last value, large, in the colour of its threshold."""
+    defaults = panel["fieldConfig"]["defaults"]
+    shown = []
+    for target in panel["targets"]:
+        for labels, points in source.series(target["expr"], instant=True):
+            shown.append((legend_of(target["legendFormat"], labels), points[-1, 1]))
+    axes.axis("off")
+    text = "\n".join(f"{name} {human(value, defaults['unit'])}".strip() for name, value in shown[:4]) or "-"
+    color = color_of(shown[0][1], defaults["thresholds"]["steps"]) if shown else "#333333"
+    axes.text(0.5, 0.45, text, ha="center", va="center", fontsize=17 if len(shown) < 2 else 9, color=color)  # noqa: PLR2004
+
+
+def draw_lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
+    """Draw every series over time, one upon the other where the panel stacks them."""
+    defaults = panel["fieldConfig"]["defaults"]
+    stacked = defaults["custom"]["stacking"]["mode"] != "none"
+    bottom: np.ndarray | float = 0.0
+    for target in panel["targets"]:
+        for labels, points in source.series(target["expr"], instant=False):
+            name = legend_of(target["legendFormat"], labels)
+            times = date2num([np.datetime64(int(1000 * at), "ms") for at in points[:, 0]])
+            values = points[:, 1]
+            if stacked and np.shape(bottom) in {(), values.shape}:
+                axes.fill_between(times, bottom, bottom + values, label=name, alpha=0.6, linewidth=0)
+                bottom = bottom + values
+            else:
+                axes.plot(times, values, label=name, linewidth=1)
+    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))
+    axes.yaxis.set_major_formatter(lambda value, _: human(value, defaults["unit"]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(0.0, low), high if high > 0 else 1.0)
+    handles, names = axes.get_legend_handles_labels()
+    if any(names):
+        axes.legend(handles[:MOST_LEGENDS], names[:MOST_LEGENDS], fontsize=6, loc="upper left", frameon=False)
+
+
+def draw_heatmap(axes: Axes, panel: dict[str, Any], source: Source) -> None:
+    """Draw a histogram's buckets over time."""
+    found = source.series(panel["targets"][0]["expr"], instant=False)
+    rows = sorted(((float(labels["le"]), points) for labels, points in found), key=lambda row: row[0])
+    times = sorted({at for _, points in rows for at in points[:, 0]})
+    cells = np.zeros((len(rows), len(times)))
+    for place, (_, points) in enumerate(rows):
+        cells[place, np.searchsorted(times, points[:, 0])] = points[:, 1]
+    cells = np.diff(cells, axis=0, prepend=0).clip(min=0)
+    axes.pcolormesh(np.sqrt(cells), cmap="Oranges")
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [f"{edge:g}" for edge, _ in rows])
+    axes.set_xticks([])
+
+
+def draw_table(axes: Axes, panel: dict[str, Any], source: Source) -> None:
+    """Draw what the query finds now, a row each."""
+    hidden = {"__name__", "job"}
+    rows = [
+        [*(f"{name}={value}" for name, value in labels.items() if name not in hidden), f"{points[-1, 1]:.3g}"]
+        for labels, points in source.series(panel["targets"][0]["expr"], instant=True)
+    ]
+    axes.axis("off")
+    text = "\n".join("   ".join(row) for row in sorted(rows)[:8])
+    axes.text(
+        0.01, 0.95, text or panel["fieldConfig"]["defaults"].get("noValue", "none"), va="top", fontsize=6
+    )
+
+
+DRAWN = {"stat": draw_stat, "timeseries": draw_lines, "heatmap": draw_heatmap, "table": draw_table}
+
+
+def draw(dashboard: dict[str, Any], source: Source) -> Figure:
+    """Return the picture of a dashboard's content."""
+    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
+    figure = plt.figure(figsize=(COLUMNS * COLUMN_INCHES, (rows + 2) * ROW_INCHES))
+    figure.suptitle(dashboard["title"], fontsize=12, y=1 - 0.6 / (rows + 2))
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        left, width = place["x"] / COLUMNS, place["w"] / COLUMNS
+        top, height = (place["y"] + 2) / (rows + 2), place["h"] / (rows + 2)
+        margin_x, margin_y = 0.9 / COLUMNS, 0.9 / (rows + 2)
+        axes = figure.add_axes(
+            (left + margin_x, 1 - top - height + margin_y, width - 1.25 * margin_x, height - 2.1 * margin_y)
+        )
+        axes.set_title(panel["title"], fontsize=8, pad=3)
+        axes.tick_params(labelsize=6, length=2)
+        DRAWN[panel["type"]](axes, panel, source)
+    return figure
+
+
+@contextlib.contextmanager
+def live(seconds: float) -> Iterator[str]:
+    """Let a worker score transactions for a while, and yield the address of a Prometheus that watched it."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/contract"), str(ROOT)]
+    from helpers import wait_until
+    from prometheus_tools import Prometheus
+    from streams import Sent, Stream
+
+    from offline.simulate import Simulation, simulate
+    from offline.train import TrainingOptions, train
+    from stream.brokers.embedded import EmbeddedBroker
+
+    rate, ticks, before = 400, 4, 40_000
+    table = simulate(Simulation(transactions=before + int(rate * seconds), users=2_000, seed=12))
+    bundle = train(table.slice(0, before), TrainingOptions(trees=60), now=datetime.now(UTC)).bundle
+    records = [Sent(key, value) for key, value in table.to_records()]
+    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        bundle.save(folder / "bundle")
+        stream = Stream(broker, folder, folder / "bundle", drift={"window_transactions": 5_000})
+        stop = threading.Event()
+
+        def feed() -> None:
+            size = rate // ticks
+            for start in range(before, len(records), size):
+                # One in a hundred is not valid, and one in a hundred comes twice.
+                again = records[start : start + size // 100]
+                stream.produce([*records[start : start + size], *again, *[Sent(b"u", b"{}")] * (size // 100)])
+                if stop.wait(1 / ticks):
+                    return
+
+        feeder = threading.Thread(target=feed)
+        try:
+            worker = stream.start()
+            stream.produce(records[:before])  # what the model was trained on is the users' past
+            stream.wait_answered()
+            with Prometheus(folder, [worker.address.removeprefix("http://")]) as prometheus:
+                feeder.start()
+                wait_until(lambda: not feeder.is_alive(), "the transactions do not end", 3 * seconds)
+                yield prometheus.address
+        finally:
+            stop.set()
+            if feeder.is_alive():
+                feeder.join()
+            stream.close()
+
+
+def main() -> None:
+    """Draw every dashboard."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--prometheus", help="the address of a Prometheus that watches workers")
+    where.add_argument("--live", action="store_true", help="start everything, and draw what it did")
+    parser.add_argument("--minutes", type=float, default=5.0, help="the time shown (5)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/dashboards", help="the folder")
+    chosen = parser.parse_args()
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    seconds = 60 * chosen.minutes
+    with live(seconds) if chosen.live else contextlib.nullcontext(chosen.prometheus) as address:
+        end = time.time()
+        for name in DASHBOARDS:
+            dashboard = json.loads((ROOT / f"grafana/dashboards/{name}.json").read_text(encoding="utf-8"))
+            figure = draw(dashboard, Source(address.rstrip("/"), end - seconds, end))
+            path = chosen.output / f"{name}.png"
+            figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
+            plt.close(figure)
+            sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""``make compose-test``: the deployment of ``docker-compose.yml``, really run, broken and scaled."""
