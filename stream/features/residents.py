@@ -8,13 +8,14 @@ A resident is believed only if the head record in the store still has the checks
 resident was last brought up to date. The head changes with every event, so after a rebalance, or under
 another worker's writes, a resident that is out of date is simply unpacked again.
 
-When the workspace is full it is emptied as a whole: users that are still active come back with their next
-event, and nothing needs a list of who was used last.
+When the workspace is full, those who have been resident longest are forgotten: whoever is still active comes
+back with the next event, and nothing needs a list of who was used last. Where that makes no range of the size
+that is needed, or the chunks take too much room, it is emptied as a whole.
 """
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -33,6 +34,9 @@ _PAGE_BYTES: Final = k.SEGMENT * (6 * 8 + 12 * k.CHUNK + 12) + 8 * (7 + k.FRAME_
 #: ones stay, since an edge will come to them soon.
 _MOST_LOADED: Final = 40
 _NEWEST_LOADED: Final = 16
+#: Of the residents, how many are forgotten at once when there is no room: the share, and the least.
+_FORGOTTEN_SHARE: Final = 32
+_FEWEST_FORGOTTEN: Final = 16
 
 # What is known of a resident.
 PAGE: Final = 0  # its range of pages
@@ -116,12 +120,22 @@ class Residents:
             pages = _size_class(int(ends[index] - bases[index]))
             page = self._take_pages(pages)
             if page is None:
+                self._forget_oldest(set(names))
+                page = self._take_pages(pages)
+            if page is None:
                 return None
             k.clear_sealed(self.sealed, page, pages)
             rows[index] = self._take_row()
             self.table[rows[index]] = page, pages, bases[index], checksums[index]
             self._users[names[index]] = int(rows[index])
         return rows, known
+
+    def _forget_oldest(self, kept: set[tuple[int, bytes]]) -> None:
+        """Forget a part of those who have been resident longest, but nobody of ``kept``."""
+        count = max(_FEWEST_FORGOTTEN, len(self._users) // _FORGOTTEN_SHARE)
+        oldest = (name for name in self._users if name not in kept)
+        for name in list(islice(oldest, count)):
+            self.drop(*name)
 
     def drop(self, source: int, user: bytes) -> None:
         """Forget a user, if resident."""
