@@ -164,8 +164,7 @@ class Lane:
                 open_now = [(where, checker.sent_at(where)) for where in checker.unanswered()[:8]]
                 raise ChaosError(f"not answered: {open_now}\n{error}") from error
             findings.join(checker.check())
-            _check_stores(deployment, findings, may_be_damaged=now.may_be_damaged)
-            findings.join(checker.check_whole_changelog())
+            _check_state(deployment, findings, may_be_damaged=now.may_be_damaged)
         except BaseException:
             with contextlib.suppress(Exception):
                 now.restore()
@@ -189,8 +188,12 @@ def _nothing_open(unanswered: Callable[[], list[tuple[int, int]]]) -> Callable[[
     return lambda: not unanswered()
 
 
-def _check_stores(deployment: Deployment, findings: Findings, *, may_be_damaged: bool) -> None:
-    """Compare the stores and the changelog; the last write may be a moment behind the last answer."""
+def _check_state(deployment: Deployment, findings: Findings, *, may_be_damaged: bool) -> None:
+    """Compare stores, changelog and source.
+
+    More than once where need be: the last write may be a moment behind the last answer, and a worker that only
+    now joins the others writes owner records while the changelog is read.
+    """
     checker, found = deployment.checker, Findings()
 
     def right() -> bool:
@@ -201,6 +204,8 @@ def _check_stores(deployment: Deployment, findings: Findings, *, may_be_damaged:
             may_be_damaged=may_be_damaged,
         )
         found.join(checker.check_state())
+        if not found:
+            found.join(checker.check_whole_changelog())
         return not found
 
     with contextlib.suppress(ChaosError):
