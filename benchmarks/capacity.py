@@ -23,11 +23,12 @@ class Figures:
     Attributes
     ----------
     worker_rate
-        Transactions a second of one worker (``riskstream demo --broker kafka``: two cores for everything).
+        Transactions a second of one worker that has the machine to itself and the broker
+        (``riskstream bench throughput``).
     state_bytes
         Of a user on disk (``python -m benchmarks.windows``: bytes written for a user of 100 events).
     changelog_bytes
-        Written for a transaction (the same).
+        Written for a transaction (``riskstream bench cost``: bytes of state a transaction).
     source_bytes, decision_bytes, alert_bytes
         Of a record with its key (``riskstream bench``; an alert from a demo's).
     alert_share
@@ -40,9 +41,9 @@ class Figures:
         Of Kafka's topics.
     """
 
-    worker_rate: float = 7_700
+    worker_rate: float = 30_000
     state_bytes: float = 1_100
-    changelog_bytes: float = 952
+    changelog_bytes: float = 1_146
     source_bytes: float = 252
     decision_bytes: float = 347
     alert_bytes: float = 900
