@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +24,7 @@ import sklearn
 
 from offline.evaluate import best_f1_threshold, binary_metrics, precision_threshold
 from offline.features import build_features, fit_spec
+from offline.recipe import column_names
 from offline.reference import reference_statistics
 from offline.split import split_by_time
 from stream import __version__
@@ -202,7 +202,7 @@ def _fit(
     data = lightgbm.Dataset(
         matrix[split.train],
         labels[split.train].astype(np.float64),
-        feature_name=_column_names(spec),
+        feature_name=column_names(spec),
         categorical_feature=[place for place, name in enumerate(spec.names) if name in spec.categorical],
         params={"verbose": -1},
     )
@@ -220,12 +220,6 @@ def _predict(
     booster: lightgbm.Booster, matrix: npt.NDArray[np.float64], threads: int
 ) -> npt.NDArray[np.float64]:
     return np.asarray(booster.predict(matrix, num_threads=threads), dtype=np.float64)
-
-
-def _column_names(spec: FeatureSpec) -> list[str]:
-    """Return names that LightGBM's text format takes, each once; the spec has the real ones."""
-    names = [re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in spec.names]
-    return [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
 
 
 def _describe(

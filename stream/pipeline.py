@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from stream.errors import InvalidRecordError, RiskStreamError, StateError
+from stream.errors import BundleError, InvalidRecordError, RiskStreamError, StateError
 from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
 from stream.features.history import (
@@ -142,6 +142,12 @@ class Pipeline:
     """Decides batches with one model bundle."""
 
     def __init__(self, bundle: Bundle, config: PipelineConfig) -> None:
+        if bundle.spec.entities:
+            wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
+            raise BundleError(
+                f"model {bundle.model_version} wants profiles of {wanted}, which the stream does not keep yet; "
+                "serve one that was trained without them"
+            )
         self.bundle = bundle
         self.config = config
         self._history = HistoryConfig(config.lateness_ms)

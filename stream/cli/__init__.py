@@ -26,6 +26,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "broker": ("stream.cli.broker", "broker", "Run a broker on this machine, for development."),
     "simulate": ("stream.cli.simulate", "simulate", "Make transactions with known frauds."),
     "train": ("stream.cli.train", "train", "Train a model and write its bundle."),
+    "evaluate": ("stream.cli.evaluate", "evaluate", "Judge a recipe week after week, as labels come."),
     "features": ("stream.cli.features", "features", "Compute every feature of a file of transactions."),
     "replay": ("stream.cli.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.alerts", "alerts", "Watch the alerts."),
