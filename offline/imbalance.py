@@ -21,7 +21,7 @@ __all__ = ["IMBALANCES", "Balanced", "Imbalance", "as_imbalance", "balance"]
 Imbalance: TypeAlias = Literal["none", "class_weight", "smote", "smotenc", "undersample"]
 IMBALANCES: Final[tuple[Imbalance, ...]] = get_args(Imbalance)
 
-#: Frauds for each legitimate row that resampling aims at: enough to matter, not so many that they are invented.
+#: Frauds for each legitimate row that resampling aims at: enough to matter, not most of them made up.
 _RATIO: Final = 0.05
 _NEIGHBOURS: Final = 5
 
@@ -41,7 +41,7 @@ def as_imbalance(name: str) -> Imbalance:
 
 
 class Balanced(NamedTuple):
-    """A training part: float64[n, features], float64[n] of 0 and 1, and float64[n] or None for all the same."""
+    """A training part: float64[n, features], float64[n] of 0 and 1, and float64[n] or None (all the same)."""
 
     matrix: npt.NDArray[np.float64]
     labels: npt.NDArray[np.float64]
@@ -126,7 +126,9 @@ def _made_up(
     frauds = scaled[truth == 1]
     others = scaled[truth == 0]
     wanted = len(frauds) + count
-    stand_ins = others[np.random.default_rng(seed).choice(len(others), min(len(others), wanted), replace=False)]
+    stand_ins = others[
+        np.random.default_rng(seed).choice(len(others), min(len(others), wanted), replace=False)
+    ]
     rows = np.concatenate([frauds, stand_ins])
     kinds = np.r_[np.ones(len(frauds), np.int64), np.zeros(len(stand_ins), np.int64)]
     options: dict[str, Any] = {

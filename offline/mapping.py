@@ -172,7 +172,9 @@ class ColumnMapping(_Part):
     time: TimeFormat = Field(default_factory=TimeFormat)
     label: LabelColumns | None = None
     attributes: AttributeColumns = Field(default_factory=AttributeColumns)
-    never: tuple[_Column, ...] = Field(default=(), strict=False, description="Columns that no feature may read")
+    never: tuple[_Column, ...] = Field(
+        default=(), strict=False, description="Columns that no feature may read"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ColumnMapping:

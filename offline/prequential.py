@@ -1,7 +1,7 @@
 """Prequential evaluation: week after week, a model of what was known then, judged on what came next.
 
-The protocol is the one of the *Reproducible Machine Learning for Credit Card Fraud Detection - Practical
-Handbook* (Le Borgne, Siblini, Lebichot, Bontempi; ULB; chapters 3 to 5), made exact for any file of transactions.
+The protocol is that of the *Reproducible Machine Learning for Credit Card Fraud Detection - Practical
+Handbook* (Le Borgne, Siblini, Lebichot, Bontempi; ULB), made exact for any file of transactions.
 For each test week that begins at ``s``, with the label delay ``d``:
 
 1. The training part are the transactions older than ``s - d`` whose labels were known before ``s``, as far
@@ -118,8 +118,8 @@ def week_fold(
         frauds, rows = int(fraud[mask].sum()), int(mask.sum())
         if frauds in (0, rows):
             raise DataError(
-                f"week {fold.week}: the {name} has {rows:,} rows of which {frauds:,} are fraud; it needs both "
-                "kinds: choose another --first-test-week or fewer --folds"
+                f"week {fold.week}: the {name} has {rows:,} rows of which {frauds:,} are fraud; it needs "
+                "both kinds: choose another --first-test-week or fewer --folds"
             )
     return fold
 
@@ -174,7 +174,7 @@ def fold_metrics(
     card = np.unique(table.user_id[test].astype(str), return_inverse=True)[1]
     by_scenario = {}
     if scenario is not None:
-        false_positives, true_positives, thresholds = roc_curve(fraud, scores, drop_intermediate=False)
+        false_positives, _, thresholds = roc_curve(fraud, scores, drop_intermediate=False)
         place = int(np.searchsorted(false_positives, _FALSE_POSITIVES, side="right")) - 1
         flagged = scores >= thresholds[place]
         kinds = scenario[test]
@@ -261,7 +261,9 @@ def evaluate_weeks(
         fold = Fold(whole.start_ms, whole.train & scored, whole.test & scored)
         if booster is None or protocol.retrain:
             booster = fit_booster(recipe, spec, built.matrix[fold.train], labels[fold.train], threads=threads)
-        figures.append(fold_metrics(table, fold, _scores(booster, built.matrix[fold.test], threads), scenario))
+        figures.append(
+            fold_metrics(table, fold, _scores(booster, built.matrix[fold.test], threads), scenario)
+        )
         if ceiling is not None:
             ceilings.append(fold_metrics(table, fold, ceiling[fold.test]))
         if progress is not None:
@@ -295,7 +297,7 @@ def weekly_features(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[FeatureSpec, FeatureTable]:
-    """Return the features of the whole table, and their spec, its categories of the first training part only."""
+    """Return features of the whole table, and their spec with the first training part's categories."""
     before = table.event_time_ms < protocol.first_week_ms - protocol.label_delay_ms
     wanted = tuple(
         profile for profile in recipe.entities if getattr(table, ENTITIES[profile.entity]) is not None

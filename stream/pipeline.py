@@ -145,8 +145,8 @@ class Pipeline:
         if bundle.spec.entities:
             wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
             raise BundleError(
-                f"model {bundle.model_version} wants profiles of {wanted}, which the stream does not keep yet; "
-                "serve one that was trained without them"
+                f"model {bundle.model_version} wants profiles of {wanted}, which the stream does not keep "
+                "yet; serve one that was trained without them"
             )
         self.bundle = bundle
         self.config = config

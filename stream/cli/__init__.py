@@ -27,6 +27,8 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "simulate": ("stream.cli.simulate", "simulate", "Make transactions with known frauds."),
     "train": ("stream.cli.train", "train", "Train a model and write its bundle."),
     "evaluate": ("stream.cli.evaluate", "evaluate", "Judge a recipe week after week, as labels come."),
+    "tune": ("stream.cli.tune", "tune", "Look for better parameters, by the validation part."),
+    "compare-models": ("stream.cli.compare", "compare_models", "Judge several models on one split, alike."),
     "features": ("stream.cli.features", "features", "Compute every feature of a file of transactions."),
     "replay": ("stream.cli.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.alerts", "alerts", "Watch the alerts."),

@@ -39,7 +39,9 @@ class _Day(click.ParamType):
 )
 @data_options
 @click.option("--first-test-week", required=True, type=_Day(), help="The day on which the first week begins.")
-@click.option("--folds", type=click.IntRange(min=1), default=4, show_default=True, help="Test weeks in a row.")
+@click.option(
+    "--folds", type=click.IntRange(min=1), default=4, show_default=True, help="Test weeks in a row."
+)
 @click.option("--label-delay", type=DURATION, default="7d", show_default=True, help="Until labels are known.")
 @click.option("--user-only", is_flag=True, help="Leave the profiles of merchants and labels out.")
 @click.option(
@@ -66,9 +68,9 @@ def evaluate(
 ) -> None:
     """Judge the shipped recipe week after week, each time with what was known then.
 
-    The protocol is the Fraud Detection Handbook's: a model for a test week learns from transactions whose labels
-    were known before the week began; users whose card was known to be compromised are left out. For its data
-    the ceiling of one who knows the fraud scenarios is printed too.
+    The protocol is the Fraud Detection Handbook's: a model for a test week learns from transactions whose
+    labels were known before the week began; users whose card was known to be compromised are left out. For
+    its data the ceiling of one who knows the fraud scenarios is printed too.
     """
     from dataclasses import replace
 
@@ -119,7 +121,15 @@ def _print_summary(result: dict[str, Any], echo: Callable[[str], None]) -> None:
     from rich.table import Table
 
     shown = Table(title=f"Recipe {result['config']['recipe']['name']}, week after week")
-    for name in ("week", "AUC", "average precision", "card precision@100", "of at most", "frauds", "learnt from"):
+    for name in (
+        "week",
+        "AUC",
+        "average precision",
+        "card precision@100",
+        "of at most",
+        "frauds",
+        "learnt from",
+    ):
         shown.add_column(name, justify="left" if name == "week" else "right")
     keys = ("auc", "average_precision", "card_precision_100", "card_precision_100_ceiling")
     for fold in result["folds"]:

@@ -125,7 +125,9 @@ def test_what_comes_later_changes_nothing(rows, cut, data):
     cut = min(cut, len(rows))
     now = rows[cut - 1][1] if cut else 0
     other = [
-        row if place < cut and row[1] + max(row[5], 6) <= now else (*row[:4], data.draw(st.integers(-1, 1)), row[5])
+        row
+        if place < cut and row[1] + max(row[5], 6) <= now
+        else (*row[:4], data.draw(st.integers(-1, 1)), row[5])
         for place, row in enumerate(rows)
     ]
     other = other[:cut] + [(*row[:2], row[2] + 7, *row[3:]) for row in other[cut:]]
@@ -137,7 +139,9 @@ def test_the_choice_of_aggregates_moves_columns_and_no_value():
     rows = sorted(
         (tuple(rng.integers(0, [3, 60, 400, 3, 2, 9]).tolist()) for _ in range(200)), key=lambda row: row[1]
     )
-    whole = EntityProfile("card", (1.0, 7.0), ACTIVITY_AGGREGATES, (2.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY)
+    whole = EntityProfile(
+        "card", (1.0, 7.0), ACTIVITY_AGGREGATES, (2.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY
+    )
     every = dict(zip(whole.names, compute(whole, rows).T, strict=True))
     part = EntityProfile(
         "card", (7.0, 1.0), ("amount_max", "count"), (7.0, 2.0), ("fraud_share",), ("days_since_last_fraud",)
@@ -167,5 +171,7 @@ def test_a_profile_that_cannot_be_is_refused(profile, message):
 
 
 def test_a_profile_survives_json():
-    profile = EntityProfile("device", (1.0, 30.0), ("count",), (7.0,), ("fraud_count",), ("fraud_amount_min",))
+    profile = EntityProfile(
+        "device", (1.0, 30.0), ("count",), (7.0,), ("fraud_count",), ("fraud_amount_min",)
+    )
     assert EntityProfile.from_json(profile.to_json()) == profile
