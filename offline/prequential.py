@@ -17,7 +17,7 @@ Nothing is chosen here: not a parameter, not a threshold, not when to stop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -300,7 +300,9 @@ def weekly_features(
     """Return features of the whole table, and their spec with the first training part's categories."""
     before = table.event_time_ms < protocol.first_week_ms - protocol.label_delay_ms
     wanted = tuple(
-        profile for profile in recipe.entities if getattr(table, ENTITIES[profile.entity]) is not None
+        replace(profile, label_delay_days=protocol.label_delay_ms / _DAY_MS)
+        for profile in recipe.entities
+        if getattr(table, ENTITIES[profile.entity]) is not None
     )
     spec = fit_spec(table, before, wanted)
     return spec, build_features(

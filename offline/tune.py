@@ -2,7 +2,8 @@
 
 The objective is average precision less a price for what the model costs in service: its leaves. Every
 transaction pays for its path to one of each tree's, and every alert for an explanation over all of them.
-A study in an SQLite file goes on where it was stopped; the same seed and number of trials in one run give the same result.
+A study in an SQLite file goes on where it was stopped; the same seed and number of trials in one run give
+the same result.
 """
 
 from __future__ import annotations
