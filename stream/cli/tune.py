@@ -84,5 +84,5 @@ def tune(
         raise DataError(f"{output} cannot be written: {error}") from error
     click.echo(
         f"{found.trials} trials finished, {found.pruned} given up early. Best on validation: average "
-        f"precision {found.average_precision:.4f} with {found.leaves:,} leaves. Parameters written to {output}"
+        f"precision {found.average_precision:.4f} with {found.leaves:,} leaves. Written to {output}"
     )

@@ -52,6 +52,9 @@ ENTITIES: Final = {
 
 #: One feature of each for every window of an entity. ``amount_to_mean`` and ``amount_to_median`` compare the
 #: transaction's amount with the entity's others in the window; NaN where there are none or they are worth 0.
+#: ``max_to_usual`` compares the largest of the others with the entity's usual amount, the median over
+#: ``usual_days``; ``large_count`` counts those above ``large_factor`` times the usual one: an unusual amount
+#: weighs more where others came just before, long before anybody confirms a fraud. NaN without a usual one.
 ACTIVITY_AGGREGATES: Final = (
     "count",
     "amount_sum",
@@ -61,6 +64,8 @@ ACTIVITY_AGGREGATES: Final = (
     "amount_to_mean",
     "amount_median",
     "amount_to_median",
+    "max_to_usual",
+    "large_count",
 )
 
 #: One feature of each for every label window. ``fraud_share`` is NaN where no label became known.
@@ -87,6 +92,8 @@ class EntityProfile:
         A key of ``ENTITIES``.
     windows_days, aggregates:
         Each aggregate, see ``ACTIVITY_AGGREGATES``, over each window.
+    usual_days, large_factor:
+        See ``ACTIVITY_AGGREGATES``. With ``usual_days`` there is also one feature ``amount_to_usual``.
     label_windows_days, label_aggregates:
         Each of ``LABEL_AGGREGATES`` over each window that ends now; lengths are of the time in which labels
         became known.
@@ -108,6 +115,8 @@ class EntityProfile:
     label_aggregates: tuple[str, ...] = ()
     label_recency: tuple[str, ...] = ()
     label_delay_days: float = 7.0
+    usual_days: float | None = None
+    large_factor: float = 2.5
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -121,6 +130,15 @@ class EntityProfile:
             raise ValueError(msg)
         if bool(self.label_windows_days) != bool(self.label_aggregates or self.label_recency):
             msg = "label_windows_days belong together with label_aggregates or label_recency"
+            raise ValueError(msg)
+        if self.usual_days is None and {"max_to_usual", "large_count"} & set(self.aggregates):
+            msg = "usual_days: is needed for max_to_usual and large_count"
+            raise ValueError(msg)
+        if self.usual_days is not None and not 0 < self.usual_days <= _MOST_DAYS:
+            msg = f"usual_days: must lie above 0 and up to {_MOST_DAYS}, not {self.usual_days}"
+            raise ValueError(msg)
+        if not 0 < self.large_factor < math.inf:
+            msg = f"large_factor: must be above 0, not {self.large_factor}"
             raise ValueError(msg)
         if not 0 <= self.label_delay_days < math.inf:
             msg = f"label_delay_days: must be at least 0, not {self.label_delay_days}"
@@ -161,6 +179,7 @@ class EntityProfile:
                 if name in self.label_aggregates
             ),
             *(f"{self.entity}_{name}" for name in LABEL_RECENCY if name in self.label_recency),
+            *((f"{self.entity}_amount_to_usual",) if self.usual_days is not None else ()),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -208,16 +227,28 @@ def fill_profile(
     out : float64[n, len(profile.names)]
         Is written to.
     """
-    windows = np.array([round(days * _DAY_MS) for days in profile.windows_days], np.int64)
-    columns = _places(profile.windows_days, profile.aggregates, ACTIVITY_AGGREGATES)
     longest = int(np.diff(starts).max()) if len(starts) > 1 else 0
-    if len(windows):
-        in_window = np.zeros(int(user.max()) + 1 if len(user) else 0, np.int64)
-        for window, place in zip(windows.tolist(), columns, strict=True):
-            fill_activity(
-                starts, order, time_ms, amount_minor, minor_units, user, window, place, in_window,
-                np.empty(longest, np.int64), np.empty(longest, np.int64), out,
-            )  # fmt: skip
+    scratch = (
+        np.zeros(int(user.max()) + 1 if len(user) else 0, np.int64),
+        np.empty(longest, np.int64),
+        np.empty(longest, np.int64),
+    )
+    usual = np.full(len(time_ms), np.nan)
+    if profile.usual_days is not None:
+        # The medians, in minor units, of the longer window.
+        wanted = np.full(len(ACTIVITY_AGGREGATES), -1, np.int64)
+        wanted[ACTIVITY_AGGREGATES.index("amount_median")] = 0
+        fill_activity(
+            starts, order, time_ms, amount_minor, np.ones_like(minor_units), user,
+            round(profile.usual_days * _DAY_MS), wanted, usual, profile.large_factor, *scratch, usual[:, None],
+        )  # fmt: skip
+        out[:, -1] = np.divide(amount_minor, usual, out=np.full(len(usual), np.nan), where=usual > 0)
+    columns = _places(profile.windows_days, profile.aggregates, ACTIVITY_AGGREGATES)
+    for days, place in zip(profile.windows_days, columns, strict=True):
+        fill_activity(
+            starts, order, time_ms, amount_minor, minor_units, user, round(days * _DAY_MS), place, usual,
+            profile.large_factor, *scratch, out,
+        )  # fmt: skip
     if not profile.label_windows_days:
         return
     used = len(profile.windows_days) * len(profile.aggregates)

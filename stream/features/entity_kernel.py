@@ -20,6 +20,8 @@ DISTINCT: Final = 4
 TO_MEAN: Final = 5
 MEDIAN: Final = 6
 TO_MEDIAN: Final = 7
+MAX_TO_USUAL: Final = 8
+LARGE_COUNT: Final = 9
 
 
 @compiled
@@ -32,6 +34,19 @@ def _lower(values: Ints, count: int, value: int) -> int:
             low = middle + 1
         else:
             high = middle
+    return low
+
+
+@compiled
+def _above(values: Ints, count: int, value: float) -> int:
+    """Return the first place among ``count`` ascending values that is above ``value``, ``count`` for NaN."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] > value:
+            high = middle
+        else:
+            low = middle + 1
     return low
 
 
@@ -59,6 +74,8 @@ def fill_activity(
     user: Ints,
     window: int,
     place: Ints,
+    usual: Floats,
+    large_factor: float,
     in_window: Ints,
     queue: Ints,
     ranked: Ints,
@@ -66,10 +83,12 @@ def fill_activity(
 ) -> None:
     """Fill one window's aggregates; scratch arrays ``queue`` and ``ranked`` hold the longest entity.
 
+    ``usual`` is the amount in minor units that each row's is compared with, NaN where there is none.
+
     Entities whose rows are in the order of time are walked once with two ends of a window; the others, whose
     late rows see less than their neighbours, are looked at row by row.
     """
-    need_median = place[MEDIAN] >= 0 or place[TO_MEDIAN] >= 0
+    need_median = place[MEDIAN] >= 0 or place[TO_MEDIAN] >= 0 or place[LARGE_COUNT] >= 0
     for entity in range(len(starts) - 1):
         first, end = starts[entity], starts[entity + 1]
         ordered = True
@@ -101,6 +120,8 @@ def fill_activity(
                 count = at - oldest  # of the others
                 middle = _median(ranked, count) if need_median and count > 0 else math.nan
                 others = total
+                before_largest = amount_minor[order[queue[head]]] if head < tail else 0
+                large = count - _above(ranked, count, large_factor * usual[row]) if need_median else 0
                 while head < tail and amount_minor[order[queue[tail - 1]]] <= amount:
                     tail -= 1
                 queue[tail] = at
@@ -115,6 +136,7 @@ def fill_activity(
             else:
                 others = 0
                 count = 0
+                before_largest = 0
                 distinct = 1
                 in_window[user[row]] = 1
                 for before in range(first, at):
@@ -124,11 +146,13 @@ def fill_activity(
                             _insert(ranked, count, amount_minor[other])
                         others += amount_minor[other]
                         count += 1
-                        largest = max(largest, amount_minor[other])
+                        before_largest = max(before_largest, amount_minor[other])
                         if in_window[user[other]] == 0:
                             distinct += 1
                             in_window[user[other]] = 1
+                largest = max(largest, before_largest)
                 middle = _median(ranked, count) if need_median and count > 0 else math.nan
+                large = count - _above(ranked, count, large_factor * usual[row]) if need_median else 0
                 for before in range(first, at + 1):
                     in_window[user[order[before]]] = 0
             units = float(minor_units[row])
@@ -148,6 +172,11 @@ def fill_activity(
                 out[row, place[MEDIAN]] = middle / units
             if place[TO_MEDIAN] >= 0:
                 out[row, place[TO_MEDIAN]] = amount / middle if middle > 0 else math.nan
+            if place[MAX_TO_USUAL] >= 0:
+                known = usual[row] > 0 and count > 0
+                out[row, place[MAX_TO_USUAL]] = before_largest / usual[row] if known else math.nan
+            if place[LARGE_COUNT] >= 0:
+                out[row, place[LARGE_COUNT]] = large if usual[row] > 0 else math.nan
         if ordered:
             for at in range(oldest, end):
                 in_window[user[order[at]]] = 0

@@ -38,6 +38,9 @@ def oracle(profile, rows, at):
     """Return the features of ``rows[at]`` by looking at every row that arrived before."""
     entity, now, amount, user, _, _ = rows[at]
     earlier = [row for row in rows[:at] if row[0] == entity]
+    before = [row[2] for row in earlier if now - profile.usual_days * 6 < row[1] <= now]
+    usual = median(before) if before else math.nan
+    to_usual = amount / usual if usual > 0 else math.nan
     features = []
     for days in profile.windows_days:
         others = [row for row in earlier if now - days * 6 < row[1] <= now]
@@ -53,6 +56,8 @@ def oracle(profile, rows, at):
             amount / (sum(amounts) / len(amounts)) if sum(amounts) > 0 else math.nan,
             middle / 100,
             amount / middle if middle > 0 else math.nan,
+            max(amounts) / usual if usual > 0 and amounts else math.nan,
+            sum(value > 2.5 * usual for value in amounts) if usual > 0 else math.nan,
         ]
     labels = []
     for place, (_, time, value, _, label, own_delay) in enumerate(earlier):
@@ -66,13 +71,14 @@ def oracle(profile, rows, at):
     horizon = max(profile.label_windows_days)
     frauds = [row for row in labels if row[4] == 1 and row[0] > now - horizon * 6]
     if not frauds:
-        return features + [math.nan] * 4
+        return [*features, math.nan, math.nan, math.nan, math.nan, to_usual]
     return [
         *features,
         (now - min(row[2] for row in frauds)) / 6,
         (now - max(row[2] for row in frauds)) / 6,
         len(labels) - 1 - labels.index(frauds[-1]),
         min(row[3] for row in frauds) / 100,
+        to_usual,
     ]
 
 
@@ -102,10 +108,11 @@ def compute(profile, rows):
     activity=windows,
     labels=windows,
     delay=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    usual=st.sampled_from([1.0, 9.0]),
 )
-def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, delay):
+def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, delay, usual):
     profile = EntityProfile(
-        "merchant", activity, ACTIVITY_AGGREGATES, labels, LABEL_AGGREGATES, LABEL_RECENCY, delay
+        "merchant", activity, ACTIVITY_AGGREGATES, labels, LABEL_AGGREGATES, LABEL_RECENCY, delay, usual
     )
     if in_order:
         rows = sorted(rows, key=lambda row: row[1])
@@ -119,7 +126,7 @@ def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, dela
 def test_what_comes_later_changes_nothing(rows, cut, data):
     """Nothing of a row's features depends on later arrivals, nor on labels that are not known yet."""
     profile = EntityProfile(
-        "user", (2.5,), ACTIVITY_AGGREGATES, (1.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY, 1.0
+        "user", (2.5,), ACTIVITY_AGGREGATES, (1.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY, 1.0, 9.0
     )
     rows = sorted(rows, key=lambda row: row[1])
     cut = min(cut, len(rows))
@@ -140,7 +147,7 @@ def test_the_choice_of_aggregates_moves_columns_and_no_value():
         (tuple(rng.integers(0, [3, 60, 400, 3, 2, 9]).tolist()) for _ in range(200)), key=lambda row: row[1]
     )
     whole = EntityProfile(
-        "card", (1.0, 7.0), ACTIVITY_AGGREGATES, (2.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY
+        "card", (1.0, 7.0), ACTIVITY_AGGREGATES, (2.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY, usual_days=3.0
     )
     every = dict(zip(whole.names, compute(whole, rows).T, strict=True))
     part = EntityProfile(
@@ -162,6 +169,7 @@ def test_the_choice_of_aggregates_moves_columns_and_no_value():
         ({"entity": "card", "windows_days": (0.0,), "aggregates": ("count",)}, "windows_days: must be"),
         ({"entity": "card", "windows_days": (1.0,)}, "belong together"),
         ({"entity": "card", "label_windows_days": (1.0,)}, "belong together"),
+        ({"entity": "card", "windows_days": (1.0,), "aggregates": ("large_count",)}, "usual_days: is needed"),
         ({"entity": "card", "label_delay_days": -1.0}, "label_delay_days: must be at least 0"),
     ],
 )
