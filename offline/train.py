@@ -146,11 +146,14 @@ class TrainingResult:
         Which rows were used for what.
     gains:
         Features and the loss they took away in training, largest first.
+    matrix:
+        float64[n, features], of the whole table.
     """
 
     bundle: Bundle
     split: TimeSplit
     gains: list[tuple[str, float]]
+    matrix: npt.NDArray[np.float64]
 
 
 def train(
@@ -216,7 +219,7 @@ def train(
         | {"trained_at": now.isoformat(timespec="seconds")}
         | {"gains": [[name, gain] for name, gain in gains]},
     )
-    return TrainingResult(bundle=bundle, split=split, gains=gains)
+    return TrainingResult(bundle=bundle, split=split, gains=gains, matrix=features.matrix)
 
 
 def fit(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stream.features.spec import FeatureSpec
     from stream.scoring.bundle import Bundle
 
-__all__ = ["Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record"]
+__all__ = ["Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record", "columns_of"]
 
 #: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
@@ -186,7 +186,8 @@ class Pipeline:
         if everything:
             events, ends = _events(parts, everything)
             self._advance(parts, events, Partitioned(readers, ends), matrix)
-            self._builder.fill(_columns(everything, events, self.bundle.spec), matrix)
+            rows = [row for _, row in everything]
+            self._builder.fill(columns_of(rows, events, self.bundle.spec), matrix)
         verdicts = self._judge(parts, matrix)
         for part in parts:
             self._decide(part, verdicts, matrix)
@@ -336,8 +337,8 @@ def _events(parts: list[_Part], everything: list[_Decoded]) -> tuple[HistoryEven
     return events, ends
 
 
-def _columns(decoded: list[_Decoded], events: HistoryEvents, spec: FeatureSpec) -> Columns:
-    rows = [row for _, row in decoded]
+def columns_of(rows: Sequence[Row], events: HistoryEvents, spec: FeatureSpec) -> Columns:
+    """Return what transactions say of themselves; ``events`` are theirs."""
 
     def balances(values: list[int | None]) -> npt.NDArray[np.int64]:
         return np.array([MISSING if value is None else value for value in values], np.int64)

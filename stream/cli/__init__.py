@@ -29,6 +29,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "evaluate": ("stream.cli.evaluate", "evaluate", "Judge a recipe week after week, as labels come."),
     "tune": ("stream.cli.tune", "tune", "Look for better parameters, by the validation part."),
     "compare-models": ("stream.cli.compare", "compare_models", "Judge several models on one split, alike."),
+    "serve": ("stream.cli.serve", "serve", "Score transactions on request over HTTP."),
     "features": ("stream.cli.features", "features", "Compute every feature of a file of transactions."),
     "replay": ("stream.cli.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.alerts", "alerts", "Watch the alerts."),

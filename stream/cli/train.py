@@ -62,6 +62,9 @@ _PARTS: Final = ("train", "validation", "test")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--allowed-lateness", type=DURATION, default="3d", show_default=True)
 @click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page about the run."
+)
+@click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
 )
 def train(
@@ -82,6 +85,7 @@ def train(
     seed: int,
     threads: int,
     allowed_lateness: int,
+    report: Path | None,
     json_path: Path | None,
 ) -> None:
     """Train a model and write its bundle.
@@ -118,6 +122,11 @@ def train(
         result = fit(table, options, now=datetime.now(UTC), progress=advance)
     try:
         result.bundle.save(output)
+        if report is not None:
+            from offline.report import model_card, render_report
+
+            (output / "model-card.md").write_text(model_card(result), encoding="utf-8")
+            report.write_text(render_report(table, result), encoding="utf-8")
         if json_path is not None:
             _write_json(json_path, result)
     except OSError as error:

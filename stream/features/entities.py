@@ -240,7 +240,8 @@ def fill_profile(
         wanted[ACTIVITY_AGGREGATES.index("amount_median")] = 0
         fill_activity(
             starts, order, time_ms, amount_minor, np.ones_like(minor_units), user,
-            round(profile.usual_days * _DAY_MS), wanted, usual, profile.large_factor, *scratch, usual[:, None],
+            round(profile.usual_days * _DAY_MS), wanted, usual, profile.large_factor, *scratch,
+            usual[:, None],
         )  # fmt: skip
         out[:, -1] = np.divide(amount_minor, usual, out=np.full(len(usual), np.nan), where=usual > 0)
     columns = _places(profile.windows_days, profile.aggregates, ACTIVITY_AGGREGATES)
