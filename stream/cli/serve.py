@@ -39,9 +39,9 @@ def serve(
 ) -> None:
     """Answer POST /predict with scores and reasons, against the histories of a file.
 
-    The body is a transaction as on the topic, or a list of them; each is scored as if it came now, and nothing
-    is learnt from it. GET /openapi.json describes it. Users that the file does not have are new users. The
-    histories are those of the file and stay so: a worker's live ones are not asked.
+    The body is a transaction as on the topic, or a list of them; each is scored as if it came now, and
+    nothing is learnt from it. GET /openapi.json describes it. Users that the file does not have
+    are new users. The histories are those of the file and stay so: a worker's live ones are not asked.
     """
     from stream.preview import Preview
     from stream.runtime.scoring_service import ScoringService
