@@ -137,7 +137,7 @@ def _made_up(
         "random_state": seed,
     }
     if kind == "smotenc" and codes.any():
-        sampler = SMOTENC(categorical_features=np.flatnonzero(codes), **options)
+        sampler = SMOTENC(categorical_features=np.flatnonzero(codes).tolist(), **options)
     else:
         sampler = SMOTE(**options)
     found, _ = sampler.fit_resample(rows, kinds)

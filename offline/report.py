@@ -32,7 +32,7 @@ __all__ = ["model_card", "render_report"]
 
 _BINS: Final = 10
 _TOP: Final = 15
-_EXPLAINED_ROWS: Final = 2_000
+_EXPLAINED_ROWS: Final = 1_000
 _DECISIONS: Final = 3
 _STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -87,13 +87,7 @@ def render_report(table: TransactionTable, result: TrainingResult) -> str:
                 lambda axes: _draw_bars(axes, [names[place] for place in top], strength[top]),
                 height=5.0,
             ),
-            *(
-                _figure(
-                    f"Dependence on {names[place]}",
-                    lambda axes, place=place: _draw_dependence(axes, test[shown, place], moved[:, place]),
-                )
-                for place in top[:4]
-            ),
+            *(_dependence(names[place], test[shown, place], moved[:, place]) for place in top[:4].tolist()),
         ),
         _section(
             "Single decisions",
@@ -265,9 +259,12 @@ def _draw_bars(axes: Axes, names: Sequence[str], values: npt.NDArray[np.float64]
     axes.barh(list(names)[::-1], values[::-1])
 
 
-def _draw_dependence(axes: Axes, values: npt.NDArray[np.float64], moved: npt.NDArray[np.float64]) -> None:
-    axes.scatter(values, moved, s=3, alpha=0.4, rasterized=True)
-    axes.set(xlabel="value", ylabel="SHAP value (log-odds)")
+def _dependence(name: str, values: npt.NDArray[np.float64], moved: npt.NDArray[np.float64]) -> str:
+    def draw(axes: Axes) -> None:
+        axes.scatter(values, moved, s=3, alpha=0.4)
+        axes.set(xlabel="value", ylabel="SHAP value (log-odds)")
+
+    return _figure(f"Dependence on {name}", draw)
 
 
 def _decision(

@@ -143,10 +143,10 @@ def tune_matrix(
         booster = fit(matrix, labels, split, spec, chosen, callbacks=[report])
         scores = np.asarray(booster.predict(matrix[validation], num_threads=options.threads))
         precision = float(average_precision_score(truth, scores))
-        leaves = sum(tree["num_leaves"] for tree in booster.dump_model()["tree_info"])
+        leaves = sum(int(tree["num_leaves"]) for tree in booster.dump_model()["tree_info"])
         trial.set_user_attr("average_precision", precision)
         trial.set_user_attr("leaves", int(leaves))
-        return precision - tuning.size_price * leaves / 10_000
+        return precision - tuning.size_price * float(leaves) / 10_000
 
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     left = tuning.trials - len(study.get_trials(deepcopy=False, states=ended))

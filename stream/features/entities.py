@@ -197,7 +197,14 @@ class EntityProfile:
         ValueError
             See the class.
         """
-        return cls(**{name: tuple(item) if isinstance(item, list) else item for name, item in value.items()})
+        known: dict[str, Any] = {
+            name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
+        }
+        try:
+            return cls(**known)
+        except TypeError as error:
+            msg = f"entities: {error}"
+            raise ValueError(msg) from error
 
 
 def fill_profile(

@@ -187,7 +187,7 @@ def _median(ranked: Ints, count: int) -> float:
     half = count // 2
     if count % 2:
         return float(ranked[half])
-    return (ranked[half - 1] + ranked[half]) / 2.0
+    return float(ranked[half - 1] + ranked[half]) / 2.0
 
 
 @counted

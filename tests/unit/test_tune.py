@@ -39,7 +39,7 @@ def test_tuning_is_reproducible_and_never_sees_the_test_part(table, tuned):
     assert tuned.average_precision > 0.2
 
 
-def test_a_study_goes_on_where_it_was_stopped(tmp_path, table, tuned):
+def test_a_study_goes_on_where_it_was_stopped(tmp_path, table):
     study = tmp_path / "study.db"
     done = []
     tune(table, OPTIONS, Tuning(trials=2, study=study), progress=done.append)
@@ -57,10 +57,12 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, table, tuned):
         )
 
 
-def test_a_model_that_costs_more_must_bring_more(table, tuned):
-    dear = tune(table, OPTIONS, Tuning(trials=4, size_price=10.0))
-    assert dear.leaves < tuned.leaves
-    assert dear.objective == pytest.approx(dear.average_precision - 10.0 * dear.leaves / 10_000)
+def test_a_model_that_costs_more_must_bring_more(table):
+    cheap = tune(table, OPTIONS, Tuning(trials=4, size_price=0.0))
+    dear = tune(table, OPTIONS, Tuning(trials=4, size_price=50.0))
+    assert dear.leaves < cheap.leaves
+    assert dear.average_precision < cheap.average_precision
+    assert dear.objective == pytest.approx(dear.average_precision - 50.0 * dear.leaves / 10_000)
 
 
 def test_the_command_writes_parameters_that_training_takes(tmp_path, table):
