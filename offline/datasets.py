@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["read_transactions"]
+__all__ = ["read_scenarios", "read_transactions"]
 
 _JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _PARQUET_SUFFIXES: Final = (".parquet", ".pq")
@@ -103,14 +103,40 @@ def read_transactions(
     return table
 
 
+def read_scenarios(
+    path: Path, *, dataset: str | None = None, mapping: Path | None = None
+) -> npt.NDArray[np.object_] | None:
+    """Return the kind of fraud of each row as a text, for reports: object[n], None where the file has none.
+
+    It is kept apart from the table, so that no feature can be made of it. Parameters and errors are those of
+    :func:`read_transactions`; a column that is not in the file is no error, since only reports miss it.
+    """
+    chosen = shipped_mapping(dataset) if dataset is not None else load_mapping(mapping) if mapping else None
+    column = None if chosen is None or chosen.label is None else chosen.label.scenario_column
+    if column is None or path.suffix.lower() not in (*_PARQUET_SUFFIXES, ".csv"):
+        return None
+    parquet = path.suffix.lower() in _PARQUET_SUFFIXES
+    if column not in (pa_parquet.read_schema(path).names if parquet else _csv_header(path)):
+        return None
+    values, codes = distinct(_read_arrow(path, (column,))[column])
+    return np.array([*values, None], dtype=np.object_)[codes]
+
+
 def _read_columns(path: Path, mapping: ColumnMapping | None) -> TransactionTable:
+    arrow = _read_arrow(path, None if mapping is None else mapping.used_columns())
+    if mapping is None:
+        mapping = _plain_mapping(path, arrow)
+    return _to_table(path, arrow, mapping)
+
+
+def _read_arrow(path: Path, wanted: tuple[str, ...] | None) -> pa.Table:
+    """Return the columns asked for, or all of them."""
     parquet = path.suffix.lower() in _PARQUET_SUFFIXES
     try:
         names = pa_parquet.read_schema(path).names if parquet else _csv_header(path)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"{path}: column {twice[0]} is there more than once")
-        wanted = None if mapping is None else mapping.used_columns()
         for column in wanted or ():
             if column not in names:
                 raise DataError(f"{path}: column {column} is missing; the file has {', '.join(names)}")
@@ -129,10 +155,7 @@ def _read_columns(path: Path, mapping: ColumnMapping | None) -> TransactionTable
             )
     except (pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    arrow = _plain_texts(arrow)
-    if mapping is None:
-        mapping = _plain_mapping(path, arrow)
-    return _to_table(path, arrow, mapping)
+    return _plain_texts(arrow)
 
 
 def _plain_texts(arrow: pa.Table) -> pa.Table:

@@ -10,6 +10,7 @@ import numpy as np
 
 from stream.errors import DataError
 from stream.features import kernel
+from stream.features.entities import ENTITIES, fill_profile
 from stream.features.history import HistoryConfig
 from stream.features.identity import identities
 from stream.features.spec import CATEGORY_COLUMNS, FeatureSpec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from offline.table import TransactionTable
+    from stream.features.entities import EntityProfile
 
 __all__ = ["DUPLICATE", "LATE", "REJECTED", "SCORED", "FeatureTable", "build_features", "fit_spec"]
 
@@ -49,7 +51,9 @@ class FeatureTable:
     matrix: npt.NDArray[np.float64]
 
 
-def fit_spec(table: TransactionTable, rows: npt.NDArray[np.bool_]) -> FeatureSpec:
+def fit_spec(
+    table: TransactionTable, rows: npt.NDArray[np.bool_], entities: tuple[EntityProfile, ...] = ()
+) -> FeatureSpec:
     """Return the spec for a table, its categories those of the given rows only.
 
     Raises
@@ -61,6 +65,8 @@ def fit_spec(table: TransactionTable, rows: npt.NDArray[np.bool_]) -> FeatureSpe
     ----------
     rows : bool[n]
         The training rows. A value that occurs only elsewhere gets the code of unseen values.
+    entities
+        Profiles whose features the spec has too.
     """
     chosen = np.flatnonzero(rows & table.valid)
     numeric = tuple(sorted(name for name, column in table.attributes.items() if column.dtype != np.object_))
@@ -69,7 +75,7 @@ def fit_spec(table: TransactionTable, rows: npt.NDArray[np.bool_]) -> FeatureSpe
     columns |= {name: table.attributes[name] for name in categorical}
     categories = {name: _by_frequency(column[chosen]) for name, column in columns.items()}
     try:
-        return FeatureSpec(categories, numeric, categorical)
+        return FeatureSpec(categories, numeric, categorical, entities)
     except ValueError as error:
         raise DataError(f"the columns cannot be features together: {error}") from error
 
@@ -120,8 +126,38 @@ def build_features(
         if progress is not None:
             progress(int(part[-1] - part[0]))
     builder.fill(_columns(table, spec), matrix)
+    for place, profile in enumerate(spec.entities):
+        _fill_entity(table, profile, outcome == SCORED, builder.entities(matrix, place))
     matrix[outcome >= DUPLICATE] = np.nan
     return FeatureTable(outcome, matrix)
+
+
+def _fill_entity(
+    table: TransactionTable,
+    profile: EntityProfile,
+    applied: npt.NDArray[np.bool_],
+    out: npt.NDArray[np.float64],
+) -> None:
+    """Write a profile's features of the rows that a worker would have applied."""
+    names = getattr(table, ENTITIES[profile.entity])
+    if names is None:
+        return
+    rows = np.flatnonzero(applied)
+    if profile.entity != "user":
+        rows = rows[[name is not None for name in names[rows].tolist()]]
+    entity_of = _numbered(names[rows].tolist())
+    fill_profile(
+        profile,
+        starts=np.concatenate([[0], np.cumsum(np.bincount(entity_of))]).astype(np.int64),
+        order=rows[np.argsort(entity_of, kind="stable")],
+        time_ms=table.event_time_ms,
+        amount_minor=table.amount_minor,
+        minor_units=np.maximum(table.minor_units, 1),
+        user=_numbered(table.user_id.tolist()),
+        is_fraud=None if table.is_fraud is None else table.is_fraud.astype(np.int64),
+        label_time_ms=table.label_time_ms,
+        out=out,
+    )
 
 
 def _columns(table: TransactionTable, spec: FeatureSpec) -> Columns:

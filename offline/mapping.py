@@ -2,7 +2,7 @@
 
 A mapping is a TOML file. Every key is checked, an unknown one is an error that names it::
 
-    never = ["SCENARIO"]                # columns that nothing may ever read
+    never = ["SCENARIO"]                # columns that no feature may ever read
 
     [columns]                           # Transaction field = the file's column
     transaction_id = "ID"
@@ -26,6 +26,7 @@ A mapping is a TOML file. Every key is checked, an unknown one is an error that 
     fraud = ["1"]
     legitimate = ["0"]
     delay_days = 7.0                    # or time_column = "KNOWN_AT"
+    scenario_column = "SCENARIO"        # the kind of fraud, for reports only: no feature is made of it
 
     [attributes]                        # further features: name = the file's column
     numeric = { velocity = "VELOCITY" }
@@ -136,6 +137,9 @@ class LabelColumns(_Part):
         default=None, ge=0, strict=False, description="Known this long after the event"
     )
     time_column: _Column | None = Field(default=None, description="Column with the time at which it is known")
+    scenario_column: _Column | None = Field(
+        default=None, description="Column with the kind of fraud, for reports only"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> LabelColumns:
@@ -168,7 +172,9 @@ class ColumnMapping(_Part):
     time: TimeFormat = Field(default_factory=TimeFormat)
     label: LabelColumns | None = None
     attributes: AttributeColumns = Field(default_factory=AttributeColumns)
-    never: tuple[_Column, ...] = Field(default=(), strict=False, description="Columns that nothing may read")
+    never: tuple[_Column, ...] = Field(
+        default=(), strict=False, description="Columns that no feature may read"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ColumnMapping:
@@ -191,7 +197,7 @@ class ColumnMapping(_Part):
             **{column: f"attribute {name}" for name, column in self.attributes.categorical.items()},
         }
         labels = [] if self.label is None else [self.label.column, self.label.time_column]
-        for column in labels:
+        for column in [*labels, None if self.label is None else self.label.scenario_column]:
             if column in inputs:
                 msg = f"column {column} is of the label and cannot also be the {inputs[column]}"
                 raise ValueError(msg)

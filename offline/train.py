@@ -14,8 +14,8 @@ SHAP values and the thresholds all speak of the same number.
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,8 @@ import sklearn
 
 from offline.evaluate import best_f1_threshold, binary_metrics, precision_threshold
 from offline.features import build_features, fit_spec
+from offline.imbalance import balance
+from offline.recipe import column_names
 from offline.reference import reference_statistics
 from offline.split import split_by_time
 from stream import __version__
@@ -33,16 +35,19 @@ from stream.events import format_event_time
 from stream.scoring.bundle import Bundle, Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     import numpy.typing as npt
 
+    from offline.imbalance import Imbalance
     from offline.split import TimeSplit
     from offline.table import TransactionTable
+    from stream.features.entities import EntityProfile
     from stream.features.spec import FeatureSpec
 
-__all__ = ["TrainingOptions", "TrainingResult", "reference_statistics", "train"]
+__all__ = ["TrainingOptions", "TrainingResult", "fit", "load_parameters", "reference_statistics", "train"]
 
 _DAY_MS: Final = 86_400_000
 _SCORED: Final = 0
@@ -60,6 +65,10 @@ class TrainingOptions:
         Most trees; early stopping may end with fewer.
     precision_target:
         Choose the lowest threshold that reaches this precision on validation, not the best F1.
+    imbalance:
+        What is done to the training part, see :mod:`offline.imbalance`.
+    entities:
+        Profiles beside the user's own windows; the stream does not serve a model that has some yet.
     """
 
     train_until_ms: int | None = None
@@ -75,6 +84,11 @@ class TrainingOptions:
     seed: int = 7
     threads: int = 1
     precision_target: float | None = None
+    feature_fraction: float = 0.8
+    bagging_fraction: float = 0.8
+    lambda_l2: float = 1.0
+    imbalance: Imbalance = "none"
+    entities: tuple[EntityProfile, ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 < self.test_fraction < 1 and 0 < self.validation_fraction < 1):
@@ -85,6 +99,39 @@ class TrainingOptions:
             raise ConfigError("trees and threads must be at least 1, leaves at least 2")
         if self.label_delay_ms < 0 or self.allowed_lateness_ms < 0:
             raise ConfigError("label delay and allowed lateness must not be negative")
+
+
+#: Options that tuning chooses, with the range that each may have.
+_TUNABLE: Final[dict[str, tuple[type, float, float]]] = {
+    "leaves": (int, 2, 1024),
+    "learning_rate": (float, 1e-4, 1.0),
+    "min_leaf_rows": (int, 1, 1_000_000),
+    "feature_fraction": (float, 0.01, 1.0),
+    "bagging_fraction": (float, 0.01, 1.0),
+    "lambda_l2": (float, 0.0, 1e6),
+}
+
+
+def load_parameters(path: Path) -> dict[str, Any]:
+    """Return the options in a JSON file that ``riskstream tune`` wrote.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, or a parameter is unknown or out of range; the text names it.
+    """
+    try:
+        found = json.loads(path.read_bytes())["parameters"]
+        items = dict(found).items()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"parameters {path} cannot be read: {error!r}") from error
+    for name, value in items:
+        if name not in _TUNABLE:
+            raise ConfigError(f"parameters {path}: {name} is none of {', '.join(_TUNABLE)}")
+        kind, least, most = _TUNABLE[name]
+        if type(value) not in (int, kind) or not least <= value <= most:
+            raise ConfigError(f"parameters {path}: {name} must lie in {least:g} to {most:g}, not {value!r}")
+    return dict(items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +146,14 @@ class TrainingResult:
         Which rows were used for what.
     gains:
         Features and the loss they took away in training, largest first.
+    matrix:
+        float64[n, features], of the whole table.
     """
 
     bundle: Bundle
     split: TimeSplit
     gains: list[tuple[str, float]]
+    matrix: npt.NDArray[np.float64]
 
 
 def train(
@@ -130,12 +180,12 @@ def train(
         validation_fraction=options.validation_fraction,
         label_delay_ms=options.label_delay_ms,
     )
-    spec = fit_spec(table, split.train)
+    spec = fit_spec(table, split.train, options.entities)
     features = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms, progress=progress)
     # Late and duplicate rows get no score in the stream, so they teach and judge nothing here.
     split = split.restricted_to(features.outcome == _SCORED, np.asarray(table.is_fraud))
     labels = np.asarray(table.is_fraud)
-    booster = _fit(features.matrix, labels, split, spec, options)
+    booster = fit(features.matrix, labels, split, spec, options)
     model_text: str = booster.model_to_string()
     scores = {
         part: _predict(booster, features.matrix[getattr(split, part)], options.threads)
@@ -169,26 +219,38 @@ def train(
         | {"trained_at": now.isoformat(timespec="seconds")}
         | {"gains": [[name, gain] for name, gain in gains]},
     )
-    return TrainingResult(bundle=bundle, split=split, gains=gains)
+    return TrainingResult(bundle=bundle, split=split, gains=gains, matrix=features.matrix)
 
 
-def _fit(
+def fit(
     matrix: npt.NDArray[np.float64],
     labels: npt.NDArray[Any],
     split: TimeSplit,
     spec: FeatureSpec,
     options: TrainingOptions,
+    *,
+    callbacks: Sequence[Callable[..., Any]] = (),
 ) -> lightgbm.Booster:
+    """Return a booster that learnt from the training part and stopped early on the validation part.
+
+    Parameters
+    ----------
+    matrix : float64[n, features], labels : 0 and 1 of shape ``(n,)``
+        Of the whole table.
+    callbacks
+        LightGBM's, called after each round.
+    """
     parameters = {
         "objective": "binary",
-        "metric": "binary_logloss",
+        # Weights and made-up frauds move the probabilities, for which the log loss would stop at once.
+        "metric": "binary_logloss" if options.imbalance == "none" else "average_precision",
         "learning_rate": options.learning_rate,
         "num_leaves": options.leaves,
         "min_data_in_leaf": options.min_leaf_rows,
-        "feature_fraction": 0.8,
-        "bagging_fraction": 0.8,
+        "feature_fraction": options.feature_fraction,
+        "bagging_fraction": options.bagging_fraction,
         "bagging_freq": 1,
-        "lambda_l2": 1.0,
+        "lambda_l2": options.lambda_l2,
         # With rare frauds the average is an extreme start (log-odds near -4) from which the first trees'
         # leaves overshoot; from 0 early stopping finds a better place.
         "boost_from_average": False,
@@ -199,11 +261,16 @@ def _fit(
         "verbose": -1,
     }
     # LightGBM takes a negative category, the code of unseen values, as missing: in training and serving.
+    codes = [place for place, name in enumerate(spec.names) if name in spec.categorical]
+    part = balance(
+        options.imbalance, matrix[split.train], labels[split.train], categorical=codes, seed=options.seed
+    )
     data = lightgbm.Dataset(
-        matrix[split.train],
-        labels[split.train].astype(np.float64),
-        feature_name=_column_names(spec),
-        categorical_feature=[place for place, name in enumerate(spec.names) if name in spec.categorical],
+        part.matrix,
+        part.labels,
+        weight=part.weights,
+        feature_name=column_names(spec),
+        categorical_feature=codes,
         params={"verbose": -1},
     )
     validation = data.create_valid(matrix[split.validation], labels[split.validation].astype(np.float64))
@@ -212,7 +279,7 @@ def _fit(
         data,
         num_boost_round=options.trees,
         valid_sets=[validation],
-        callbacks=[lightgbm.early_stopping(options.early_stopping_rounds, verbose=False)],
+        callbacks=[lightgbm.early_stopping(options.early_stopping_rounds, verbose=False), *callbacks],
     )
 
 
@@ -220,12 +287,6 @@ def _predict(
     booster: lightgbm.Booster, matrix: npt.NDArray[np.float64], threads: int
 ) -> npt.NDArray[np.float64]:
     return np.asarray(booster.predict(matrix, num_threads=threads), dtype=np.float64)
-
-
-def _column_names(spec: FeatureSpec) -> list[str]:
-    """Return names that LightGBM's text format takes, each once; the spec has the real ones."""
-    names = [re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in spec.names]
-    return [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
 
 
 def _describe(
@@ -253,6 +314,10 @@ def _describe(
         "leaves": options.leaves,
         "learning_rate": options.learning_rate,
         "min_leaf_rows": options.min_leaf_rows,
+        "feature_fraction": options.feature_fraction,
+        "bagging_fraction": options.bagging_fraction,
+        "lambda_l2": options.lambda_l2,
+        "imbalance": options.imbalance,
         "trees": int(booster.num_trees()),
         "trees_at_most": options.trees,
         "rows": len(table),

@@ -35,7 +35,7 @@ from stream.events import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Row", "decode_row", "row_of"]
+__all__ = ["Row", "decode_row", "row_of", "row_of_object"]
 
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _IPV4: Final = re.compile(
@@ -74,10 +74,20 @@ def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Ro
         With the offending field and the reason.
     """
     parsed = _texts(raw, max_bytes) or parse_object(raw, max_bytes)
-    row = _plain_row(parsed)
-    if row is None:
-        row = row_of(validate_transaction(parsed))
+    row = row_of_object(parsed)
     return row, 0 if parsed.keys() <= TRANSACTION_FIELDS else len(parsed.keys() - TRANSACTION_FIELDS)
+
+
+def row_of_object(parsed: dict[str, Any]) -> Row:
+    """Return the row of a parsed JSON object, see :func:`stream.events.parse_object`.
+
+    Raises
+    ------
+    InvalidRecordError
+        With the offending field and the reason.
+    """
+    row = _plain_row(parsed)
+    return row_of(validate_transaction(parsed)) if row is None else row
 
 
 def _texts(raw: bytes | None, max_bytes: int) -> dict[str, Any] | None:

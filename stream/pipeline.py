@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from stream.errors import InvalidRecordError, RiskStreamError, StateError
+from stream.errors import BundleError, InvalidRecordError, RiskStreamError, StateError
 from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
 from stream.features.history import (
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stream.features.spec import FeatureSpec
     from stream.scoring.bundle import Bundle
 
-__all__ = ["Alerted", "Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record"]
+__all__ = ["Alerted", "Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record", "columns_of"]
 
 #: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
@@ -153,6 +153,12 @@ class Pipeline:
     """Decides batches with one model bundle."""
 
     def __init__(self, bundle: Bundle, config: PipelineConfig) -> None:
+        if bundle.spec.entities:
+            wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
+            raise BundleError(
+                f"model {bundle.model_version} wants profiles of {wanted}, which the stream does not keep "
+                "yet; serve one that was trained without them"
+            )
         self.bundle = bundle
         self.config = config
         self._history = HistoryConfig(config.lateness_ms)
@@ -191,7 +197,8 @@ class Pipeline:
         if everything:
             events, ends = _events(parts, everything)
             self._advance(parts, events, Partitioned(readers, ends), matrix)
-            self._builder.fill(_columns(everything, events, self.bundle.spec), matrix)
+            rows = [row for _, row in everything]
+            self._builder.fill(columns_of(rows, events, self.bundle.spec), matrix)
         verdicts = self._judge(parts, matrix)
         for part in parts:
             self._decide(part, verdicts, matrix)
@@ -344,8 +351,8 @@ def _events(parts: list[_Part], everything: list[_Decoded]) -> tuple[HistoryEven
     return events, ends
 
 
-def _columns(decoded: list[_Decoded], events: HistoryEvents, spec: FeatureSpec) -> Columns:
-    rows = [row for _, row in decoded]
+def columns_of(rows: Sequence[Row], events: HistoryEvents, spec: FeatureSpec) -> Columns:
+    """Return what transactions say of themselves; ``events`` are theirs."""
 
     def balances(values: list[int | None]) -> npt.NDArray[np.int64]:
         return np.array([MISSING if value is None else value for value in values], np.int64)

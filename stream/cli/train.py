@@ -52,9 +52,18 @@ _PARTS: Final = ("train", "validation", "test")
 @click.option(
     "--precision", type=click.FloatRange(0, 1), help="Choose the threshold for this precision, not for F1."
 )
+@click.option("--imbalance", default="none", show_default=True, help="What to do to the training part.")
+@click.option(
+    "--parameters",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What 'riskstream tune' wrote; --leaves is then not heeded.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--allowed-lateness", type=DURATION, default="3d", show_default=True)
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page about the run."
+)
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
 )
@@ -71,9 +80,12 @@ def train(
     trees: int,
     leaves: int,
     precision: float | None,
+    imbalance: str,
+    parameters: Path | None,
     seed: int,
     threads: int,
     allowed_lateness: int,
+    report: Path | None,
     json_path: Path | None,
 ) -> None:
     """Train a model and write its bundle.
@@ -83,7 +95,10 @@ def train(
     """
     if train_until is not None and test_fraction is not None:
         raise click.UsageError("--train-until and --test-fraction exclude each other")
-    from offline.train import TrainingOptions
+    from dataclasses import replace
+
+    from offline.imbalance import as_imbalance
+    from offline.train import TrainingOptions, load_parameters
     from offline.train import train as fit
     from stream.cli.progress import progress_bar
 
@@ -96,14 +111,22 @@ def train(
         trees=trees,
         leaves=leaves,
         precision_target=precision,
+        imbalance=as_imbalance(imbalance),
         seed=seed,
         threads=threads,
     )
+    if parameters is not None:
+        options = replace(options, **load_parameters(parameters))
     table = read_table(data, dataset, mapping)
     with progress_bar("Features", len(table)) as advance:
         result = fit(table, options, now=datetime.now(UTC), progress=advance)
     try:
         result.bundle.save(output)
+        if report is not None:
+            from offline.report import model_card, render_report
+
+            (output / "model-card.md").write_text(model_card(result), encoding="utf-8")
+            report.write_text(render_report(table, result), encoding="utf-8")
         if json_path is not None:
             _write_json(json_path, result)
     except OSError as error:

@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from stream.features.entities import EntityProfile
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -89,11 +91,14 @@ class FeatureSpec:
         Members of a transaction's ``attributes`` that are numbers and become features.
     categorical_attributes:
         Members of ``attributes`` that are texts; each has its values in ``categories``.
+    entities:
+        Profiles of further entities, whose features come last.
     """
 
     categories: Mapping[str, tuple[str, ...]]
     numeric_attributes: tuple[str, ...] = ()
     categorical_attributes: tuple[str, ...] = ()
+    entities: tuple[EntityProfile, ...] = ()
     version: int = SPEC_VERSION
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
@@ -106,6 +111,7 @@ class FeatureSpec:
             *HISTORY_FEATURES,
             *(f"attributes.{name}" for name in self.numeric_attributes),
             *(f"attributes.{name}_code" for name in self.categorical_attributes),
+            *(name for profile in self.entities for name in profile.names),
         )
         object.__setattr__(self, "_names", names)
         wanted = {*CATEGORY_COLUMNS, *self.categorical_attributes}
@@ -137,13 +143,16 @@ class FeatureSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON values."""
-        return {
+        value = {
             "version": self.version,
             "features": list(self._names),
             "categories": {name: list(values) for name, values in self.categories.items()},
             "numeric_attributes": list(self.numeric_attributes),
             "categorical_attributes": list(self.categorical_attributes),
         }
+        if self.entities:
+            value["entities"] = [profile.to_json() for profile in self.entities]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
@@ -163,6 +172,7 @@ class FeatureSpec:
             categories={name: tuple(values) for name, values in value["categories"].items()},
             numeric_attributes=tuple(value["numeric_attributes"]),
             categorical_attributes=tuple(value["categorical_attributes"]),
+            entities=tuple(EntityProfile.from_json(profile) for profile in value.get("entities", ())),
         )
         if list(spec.names) != list(value["features"]):
             msg = "the spec's features are not the ones that this program makes"

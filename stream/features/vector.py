@@ -76,6 +76,12 @@ class VectorBuilder:
         """Return float64[rows, features] of NaN."""
         return np.full((rows, len(self.spec.names)), np.nan)
 
+    def entities(self, matrix: npt.NDArray[np.float64], place: int) -> npt.NDArray[np.float64]:
+        """Return the columns of the spec's entity profile number ``place``, a view."""
+        profiles = self.spec.entities
+        end = len(self.spec.names) - sum(len(profile.names) for profile in profiles[place + 1 :])
+        return matrix[:, end - len(profiles[place].names) : end]
+
     @staticmethod
     def history(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the columns of a matrix that the history's kernel fills: float64[n, 35], a view."""

@@ -1,0 +1,70 @@
+"""The users' histories of a file, in memory, in the very records that a worker keeps in RocksDB."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from stream.features.history import HistoryConfig, HistoryEvents, advance
+from stream.features.identity import identities
+from stream.features.kernel import OUT_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from offline.table import TransactionTable
+
+__all__ = ["MemoryHistories", "load_histories"]
+
+_BATCH: Final = 5_000
+
+
+class MemoryHistories:
+    """State records by key."""
+
+    def __init__(self) -> None:
+        self._records: dict[bytes, bytes] = {}
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return each key's record, None where there is none."""
+        return [self._records.get(key) for key in keys]
+
+    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Store records; None deletes."""
+        for key, value in writes:
+            if value is None:
+                self._records.pop(key, None)
+            else:
+                self._records[key] = value
+
+
+def load_histories(
+    table: TransactionTable, *, lateness_ms: int, progress: Callable[[int], None] | None = None
+) -> MemoryHistories:
+    """Return the histories after all valid rows of a table, in their order."""
+    store = MemoryHistories()
+    config = HistoryConfig(lateness_ms)
+    rows = np.flatnonzero(table.valid)
+    for begin in range(0, len(rows), _BATCH):
+        part = rows[begin : begin + _BATCH]
+        names = table.user_id[part].tolist()
+        users = list(dict.fromkeys(names))
+        places = {name: place for place, name in enumerate(users)}
+        events = HistoryEvents(
+            users=[name.encode() for name in users],
+            user=np.array([places[name] for name in names], np.int64),
+            time_ms=table.event_time_ms[part],
+            amount_minor=table.amount_minor[part],
+            merchant=identities(
+                [None] * len(part) if table.merchant_id is None else table.merchant_id[part].tolist()
+            ),
+            ident=identities(table.transaction_id[part].tolist()),
+            minor_units=table.minor_units[part],
+            offset=part.astype(np.int64),
+            source=np.zeros(len(users), np.int64),
+        )
+        store.write(advance(events, config, store, np.empty((len(part), OUT_SIZE))).writes)
+        if progress is not None:
+            progress(len(part))
+    return store

@@ -1,0 +1,220 @@
+"""Tuning: Optuna looks for parameters by the validation part; the test part is never seen.
+
+The objective is average precision less a price for what the model costs in service: its leaves. Every
+transaction pays for its path to one of each tree's, and every alert for an explanation over all of them.
+A study in an SQLite file goes on where it was stopped; the same seed and number of trials in one run give
+the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import optuna
+from sklearn.metrics import average_precision_score
+
+from offline.features import SCORED, build_features, fit_spec
+from offline.split import split_by_time
+from offline.train import fit
+from stream.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from offline.split import TimeSplit
+    from offline.table import TransactionTable
+    from offline.train import TrainingOptions
+    from stream.features.spec import FeatureSpec
+
+__all__ = ["Tuned", "Tuning", "tune", "tune_matrix"]
+
+#: Rounds between two looks at a trial's validation score.
+_REPORT_EVERY: Final = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How long and where to look.
+
+    Attributes
+    ----------
+    trials:
+        To be finished in all, those of a study that goes on among them.
+    study:
+        SQLite file that keeps the study; in memory where None.
+    size_price:
+        Average precision that 10,000 leaves (say 400 trees of 25) must bring to be worth it.
+    """
+
+    trials: int = 30
+    study: Path | None = None
+    size_price: float = 0.005
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ConfigError(f"trials: must be at least 1, not {self.trials}")
+        if not self.size_price >= 0:
+            raise ConfigError(f"size price: must be at least 0, not {self.size_price}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a tuning found.
+
+    Attributes
+    ----------
+    options:
+        The given ones with the best trial's parameters.
+    objective, average_precision, leaves:
+        The best trial's, on validation; ``leaves`` are of all its trees.
+    trials, pruned:
+        Finished and given up early.
+    """
+
+    options: TrainingOptions
+    objective: float
+    average_precision: float
+    leaves: int
+    trials: int
+    pruned: int
+
+
+def tune(
+    table: TransactionTable,
+    options: TrainingOptions,
+    tuning: Tuning,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Tuned:
+    """Return the best parameters for a table, by the validation part of its split in time.
+
+    ``progress`` is called with the number of trials ended since its last call.
+
+    Raises
+    ------
+    DataError
+        The file has no labels, too few rows for the split, or the study was of something else.
+    """
+    split = split_by_time(
+        table,
+        train_until_ms=options.train_until_ms,
+        test_fraction=options.test_fraction,
+        validation_fraction=options.validation_fraction,
+        label_delay_ms=options.label_delay_ms,
+    )
+    spec = fit_spec(table, split.train, options.entities)
+    built = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms)
+    labels = np.asarray(table.is_fraud)
+    split = split.restricted_to(built.outcome == SCORED, labels)
+    return tune_matrix(built.matrix, labels, split, spec, options, tuning, progress=progress)
+
+
+def tune_matrix(
+    matrix: npt.NDArray[np.float64],
+    labels: npt.NDArray[Any],
+    split: TimeSplit,
+    spec: FeatureSpec,
+    options: TrainingOptions,
+    tuning: Tuning,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Tuned:
+    """Return the best parameters for features of a whole table; see :func:`tune`."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = _open_study(tuning, _subject(split, spec, labels, options, tuning), options.seed)
+    validation = split.validation
+    truth = labels[validation]
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen = replace(options, **_suggest(trial))
+
+        def report(env: Any) -> None:
+            if (env.iteration + 1) % _REPORT_EVERY == 0:
+                scores = env.model.predict(matrix[validation], num_threads=options.threads)
+                trial.report(float(average_precision_score(truth, scores)), env.iteration)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+        booster = fit(matrix, labels, split, spec, chosen, callbacks=[report])
+        scores = np.asarray(booster.predict(matrix[validation], num_threads=options.threads))
+        precision = float(average_precision_score(truth, scores))
+        leaves = sum(int(tree["num_leaves"]) for tree in booster.dump_model()["tree_info"])
+        trial.set_user_attr("average_precision", precision)
+        trial.set_user_attr("leaves", int(leaves))
+        return precision - tuning.size_price * float(leaves) / 10_000
+
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    left = tuning.trials - len(study.get_trials(deepcopy=False, states=ended))
+    if left > 0:
+        study.optimize(
+            objective,
+            n_trials=left,
+            callbacks=[] if progress is None else [lambda _study, _trial: progress(1)],
+        )
+    best = study.best_trial
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return Tuned(
+        options=replace(options, **best.params),
+        objective=float(best.value or 0.0),
+        average_precision=float(best.user_attrs["average_precision"]),
+        leaves=int(best.user_attrs["leaves"]),
+        trials=states.count(optuna.trial.TrialState.COMPLETE),
+        pruned=states.count(optuna.trial.TrialState.PRUNED),
+    )
+
+
+def _suggest(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "leaves": trial.suggest_int("leaves", 4, 64, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.2, log=True),
+        "min_leaf_rows": trial.suggest_int("min_leaf_rows", 5, 300, log=True),
+        "feature_fraction": trial.suggest_float("feature_fraction", 0.2, 1.0),
+        "bagging_fraction": trial.suggest_float("bagging_fraction", 0.4, 1.0),
+        "lambda_l2": trial.suggest_float("lambda_l2", 1e-3, 50.0, log=True),
+    }
+
+
+def _subject(
+    split: TimeSplit, spec: FeatureSpec, labels: npt.NDArray[Any], options: TrainingOptions, tuning: Tuning
+) -> dict[str, Any]:
+    """Return what a study is about; one of something else is not to be gone on with."""
+    return {
+        "feature_spec": spec.hash,
+        "rows": [int(split.train.sum()), int(split.validation.sum())],
+        "frauds": [int(labels[split.train].sum()), int(labels[split.validation].sum())],
+        "validation_start_ms": split.validation_start_ms,
+        "imbalance": options.imbalance,
+        "trees": options.trees,
+        "size_price": tuning.size_price,
+    }
+
+
+def _open_study(tuning: Tuning, subject: dict[str, Any], seed: int) -> optuna.Study:
+    storage = None
+    if tuning.study is not None:
+        if not tuning.study.parent.is_dir():
+            raise ConfigError(f"study: there is no folder {tuning.study.parent}")
+        storage = f"sqlite:///{tuning.study}"
+    try:
+        study = optuna.create_study(
+            study_name="riskstream",
+            storage=storage,
+            load_if_exists=True,
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2 * _REPORT_EVERY),
+        )
+    except Exception as error:  # SQLAlchemy's, of which Optuna lets many kinds through
+        raise DataError(f"study {tuning.study} cannot be opened: {error}") from error
+    # A study that goes on must not draw its first trials again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
+    known = study.user_attrs.get("subject")
+    if known is not None and known != subject:
+        changed = ", ".join(name for name, value in subject.items() if known.get(name) != value)
+        raise DataError(f"study {tuning.study} is of something else ({changed} differ): name another file")
+    study.set_user_attr("subject", subject)
+    return study

@@ -1,0 +1,88 @@
+"""``riskstream tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stream.cli.data_options import data_options, read_table
+from stream.cli.split_options import split_options, training_options
+from stream.errors import DataError
+
+__all__ = ["tune"]
+
+
+@click.command()
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Labelled transactions."
+)
+@data_options
+@split_options
+@click.option("--trials", type=click.IntRange(min=1), default=30, show_default=True, help="In all.")
+@click.option(
+    "--study",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="An SQLite file that keeps the study; run again to go on with it.",
+)
+@click.option(
+    "--size-price",
+    type=click.FloatRange(min=0),
+    default=0.005,
+    show_default=True,
+    help="Average precision that 10,000 leaves must bring.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The parameters, as JSON.",
+)
+def tune(
+    *,
+    data: Path,
+    dataset: str | None,
+    mapping: Path | None,
+    trials: int,
+    study: Path | None,
+    size_price: float,
+    output: Path,
+    **split: Any,
+) -> None:
+    """Look for better parameters than the shipped ones, by average precision on the validation part.
+
+    The test part is not looked at. Give what is found to 'riskstream train --parameters', with the same
+    options for the split.
+    """
+    options = training_options(**split)
+    from dataclasses import fields
+
+    import orjson
+
+    from offline.tune import Tuning
+    from offline.tune import tune as look
+    from stream.cli.progress import progress_bar
+
+    table = read_table(data, dataset, mapping)
+    with progress_bar("Trials", trials) as advance:
+        found = look(table, options, Tuning(trials, study, size_price), progress=advance)
+    chosen = {
+        item.name: getattr(found.options, item.name)
+        for item in fields(found.options)
+        if getattr(found.options, item.name) != getattr(options, item.name)
+    }
+    value = {
+        "parameters": chosen,
+        "validation": {"average_precision": found.average_precision, "leaves": found.leaves},
+        "trials": {"finished": found.trials, "pruned": found.pruned},
+        "seed": options.seed,
+    }
+    try:
+        output.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+    except OSError as error:
+        raise DataError(f"{output} cannot be written: {error}") from error
+    click.echo(
+        f"{found.trials} trials finished, {found.pruned} given up early. Best on validation: average "
+        f"precision {found.average_precision:.4f} with {found.leaves:,} leaves. Written to {output}"
+    )

@@ -1,0 +1,294 @@
+"""Profiles of entities: windows and delayed labels of users, merchants, cards, devices and addresses.
+
+What is wanted is declared as data, in the feature spec: :class:`EntityProfile` names the entity, its windows
+and aggregates, and for what is known of labels the windows and the delay. The features of a transaction i at
+time t are point-in-time:
+
+* activity: the transactions of the same entity that had arrived by then, itself among them, with times in
+  ``(t - window, t]``; ratios and medians leave itself out;
+* labels: those of *earlier arrived* transactions of the same entity that had become known at a time in
+  ``(t - window, t]``. A label becomes known at its own time, but never before ``label_delay_days`` after
+  its transaction, so a feature means the same for a file whose labels are old and for a stream whose labels
+  are not. Its own label can never be among them.
+
+A transaction whose entity is not known has NaN in all of its features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from stream.features.entity_kernel import fill_activity, fill_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stream.features.compiled import Floats, Ints
+
+__all__ = [
+    "ACTIVITY_AGGREGATES",
+    "ENTITIES",
+    "LABEL_AGGREGATES",
+    "LABEL_RECENCY",
+    "EntityProfile",
+    "fill_profile",
+]
+
+_DAY_MS: Final = 86_400_000
+_MOST_DAYS: Final = 3650
+
+#: Entities, and the transaction's field that names each.
+ENTITIES: Final = {
+    "user": "user_id",
+    "merchant": "merchant_id",
+    "card": "card_id",
+    "device": "device_id",
+    "ip": "ip",
+}
+
+#: One feature of each for every window of an entity. ``amount_to_mean`` and ``amount_to_median`` compare the
+#: transaction's amount with the entity's others in the window; NaN where there are none or they are worth 0.
+#: ``max_to_usual`` compares the largest of the others with the entity's usual amount, the median over
+#: ``usual_days``; ``large_count`` counts those above ``large_factor`` times the usual one: an unusual amount
+#: weighs more where others came just before, long before anybody confirms a fraud. NaN without a usual one.
+ACTIVITY_AGGREGATES: Final = (
+    "count",
+    "amount_sum",
+    "amount_mean",
+    "amount_max",
+    "user_distinct",
+    "amount_to_mean",
+    "amount_median",
+    "amount_to_median",
+    "max_to_usual",
+    "large_count",
+)
+
+#: One feature of each for every label window. ``fraud_share`` is NaN where no label became known.
+LABEL_AGGREGATES: Final = ("fraud_count", "label_count", "fraud_share")
+
+#: One feature of each, over the longest label window. Days are from the fraud itself, not from its label;
+#: ``legitimate_since_fraud`` counts the labels that became known after the last fraud's; all are NaN where
+#: no fraud became known.
+LABEL_RECENCY: Final = (
+    "days_since_first_fraud",
+    "days_since_last_fraud",
+    "legitimate_since_fraud",
+    "fraud_amount_min",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EntityProfile:
+    """What is kept of one kind of entity, and becomes features.
+
+    Attributes
+    ----------
+    entity:
+        A key of ``ENTITIES``.
+    windows_days, aggregates:
+        Each aggregate, see ``ACTIVITY_AGGREGATES``, over each window.
+    usual_days, large_factor:
+        See ``ACTIVITY_AGGREGATES``. With ``usual_days`` there is also one feature ``amount_to_usual``.
+    label_windows_days, label_aggregates:
+        Each of ``LABEL_AGGREGATES`` over each window that ends now; lengths are of the time in which labels
+        became known.
+    label_recency:
+        Members of ``LABEL_RECENCY``.
+    label_delay_days:
+        No label is known sooner than this after its transaction.
+
+    Raises
+    ------
+    ValueError
+        A name is unknown or twice there, or a length is not positive.
+    """
+
+    entity: str
+    windows_days: tuple[float, ...] = ()
+    aggregates: tuple[str, ...] = ()
+    label_windows_days: tuple[float, ...] = ()
+    label_aggregates: tuple[str, ...] = ()
+    label_recency: tuple[str, ...] = ()
+    label_delay_days: float = 7.0
+    usual_days: float | None = None
+    large_factor: float = 2.5
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        for name in ("windows_days", "label_windows_days"):
+            lengths: tuple[float, ...] = getattr(self, name)
+            if not all(0 < days <= _MOST_DAYS for days in lengths) or len(set(lengths)) != len(lengths):
+                msg = f"{name}: must be different numbers above 0 and up to {_MOST_DAYS}, not {lengths}"
+                raise ValueError(msg)
+        if bool(self.aggregates) != bool(self.windows_days):
+            msg = "aggregates and windows_days belong together"
+            raise ValueError(msg)
+        if bool(self.label_windows_days) != bool(self.label_aggregates or self.label_recency):
+            msg = "label_windows_days belong together with label_aggregates or label_recency"
+            raise ValueError(msg)
+        if self.usual_days is None and {"max_to_usual", "large_count"} & set(self.aggregates):
+            msg = "usual_days: is needed for max_to_usual and large_count"
+            raise ValueError(msg)
+        if self.usual_days is not None and not 0 < self.usual_days <= _MOST_DAYS:
+            msg = f"usual_days: must lie above 0 and up to {_MOST_DAYS}, not {self.usual_days}"
+            raise ValueError(msg)
+        if not 0 < self.large_factor < math.inf:
+            msg = f"large_factor: must be above 0, not {self.large_factor}"
+            raise ValueError(msg)
+        if not 0 <= self.label_delay_days < math.inf:
+            msg = f"label_delay_days: must be at least 0, not {self.label_delay_days}"
+            raise ValueError(msg)
+
+    def _check_names(self) -> None:
+        if self.entity not in ENTITIES:
+            msg = f"entity {self.entity!r} is none of {', '.join(ENTITIES)}"
+            raise ValueError(msg)
+        for name, known in (
+            ("aggregates", ACTIVITY_AGGREGATES),
+            ("label_aggregates", LABEL_AGGREGATES),
+            ("label_recency", LABEL_RECENCY),
+        ):
+            given: tuple[str, ...] = getattr(self, name)
+            for value in given:
+                if value not in known:
+                    msg = f"{name}: {value!r} is none of {', '.join(known)}"
+                    raise ValueError(msg)
+            if len(set(given)) != len(given):
+                msg = f"{name}: a name is there twice"
+                raise ValueError(msg)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features, in the order of the columns."""
+        return (
+            *(
+                f"{self.entity}_{name}_{days:g}d"
+                for days in self.windows_days
+                for name in ACTIVITY_AGGREGATES
+                if name in self.aggregates
+            ),
+            *(
+                f"{self.entity}_{name}_{days:g}d"
+                for days in self.label_windows_days
+                for name in LABEL_AGGREGATES
+                if name in self.label_aggregates
+            ),
+            *(f"{self.entity}_{name}" for name in LABEL_RECENCY if name in self.label_recency),
+            *((f"{self.entity}_amount_to_usual",) if self.usual_days is not None else ()),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the profile as JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Return the profile that :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            See the class.
+        """
+        known: dict[str, Any] = {
+            name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
+        }
+        try:
+            return cls(**known)
+        except TypeError as error:
+            msg = f"entities: {error}"
+            raise ValueError(msg) from error
+
+
+def fill_profile(
+    profile: EntityProfile,
+    *,
+    starts: Ints,
+    order: Ints,
+    time_ms: Ints,
+    amount_minor: Ints,
+    minor_units: Ints,
+    user: Ints,
+    is_fraud: Ints | None,
+    label_time_ms: Ints | None,
+    out: Floats,
+) -> None:
+    """Write a profile's features of transactions in memory.
+
+    Parameters
+    ----------
+    starts : int64[entities + 1], order : int64[m]
+        The rows of entity e, in arrival order, are ``order[starts[e]:starts[e + 1]]``; rows in none have no
+        known entity and are left as they are.
+    time_ms, amount_minor, minor_units, user : int64[n]
+        By row; ``user`` numbers the users from 0.
+    is_fraud, label_time_ms : int64[n] or None
+        1 fraud, 0 legitimate, -1 not known; and when a label becomes known, by itself.
+    out : float64[n, len(profile.names)]
+        Is written to.
+    """
+    longest = int(np.diff(starts).max()) if len(starts) > 1 else 0
+    scratch = (
+        np.zeros(int(user.max()) + 1 if len(user) else 0, np.int64),
+        np.empty(longest, np.int64),
+        np.empty(longest, np.int64),
+    )
+    usual = np.full(len(time_ms), np.nan)
+    if profile.usual_days is not None:
+        # The medians, in minor units, of the longer window.
+        wanted = np.full(len(ACTIVITY_AGGREGATES), -1, np.int64)
+        wanted[ACTIVITY_AGGREGATES.index("amount_median")] = 0
+        fill_activity(
+            starts, order, time_ms, amount_minor, np.ones_like(minor_units), user,
+            round(profile.usual_days * _DAY_MS), wanted, usual, profile.large_factor, *scratch,
+            usual[:, None],
+        )  # fmt: skip
+        out[:, -1] = np.divide(amount_minor, usual, out=np.full(len(usual), np.nan), where=usual > 0)
+    columns = _places(profile.windows_days, profile.aggregates, ACTIVITY_AGGREGATES)
+    for days, place in zip(profile.windows_days, columns, strict=True):
+        fill_activity(
+            starts, order, time_ms, amount_minor, minor_units, user, round(days * _DAY_MS), place, usual,
+            profile.large_factor, *scratch, out,
+        )  # fmt: skip
+    if not profile.label_windows_days:
+        return
+    used = len(profile.windows_days) * len(profile.aggregates)
+    label_columns = _places(profile.label_windows_days, profile.label_aggregates, LABEL_AGGREGATES) + used
+    label_columns[label_columns < used] = -1
+    used += len(profile.label_windows_days) * len(profile.label_aggregates)
+    recency = np.full(len(LABEL_RECENCY), -1, np.int64)
+    for name in LABEL_RECENCY:
+        if name in profile.label_recency:
+            recency[LABEL_RECENCY.index(name)] = used
+            used += 1
+    label = np.full(len(time_ms), -1, np.int64) if is_fraud is None else is_fraud
+    known = time_ms + round(profile.label_delay_days * _DAY_MS)
+    if label_time_ms is not None:
+        known = np.maximum(known, label_time_ms)
+    # Every entity's labels in the order in which they become known; of the same time, in arrival order.
+    entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    by_label = np.lexsort((np.arange(len(order)), known[order], entity))
+    fill_labels(
+        starts, order, order[by_label], by_label, time_ms, amount_minor, minor_units, label, known,
+        np.array([round(days * _DAY_MS) for days in profile.label_windows_days], np.int64),
+        label_columns, recency, np.empty(longest, np.int64), out,
+    )  # fmt: skip
+
+
+def _places(windows: tuple[float, ...], chosen: tuple[str, ...], known: tuple[str, ...]) -> Ints:
+    """Return the column of each aggregate in each window, -1 where not wanted: int64[windows, known]."""
+    places = np.full((len(windows), len(known)), -1, np.int64)
+    column = 0
+    for row in range(len(windows)):
+        for place, name in enumerate(known):
+            if name in chosen:
+                places[row, place] = column
+                column += 1
+    return places

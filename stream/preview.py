@@ -1,0 +1,121 @@
+"""Scores on request: what a transaction would get if it came now, leaving no trace of it.
+
+The same histories, vectors, trees, thresholds and sentences as the stream's; but nothing is learnt, nothing
+is stored, and each transaction of a request is looked at by itself. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from stream.errors import BundleError, InvalidRecordError
+from stream.events import Outcome
+from stream.features import kernel
+from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
+from stream.features.identity import identities
+from stream.features.vector import VectorBuilder
+from stream.intake import Row, row_of_object
+from stream.pipeline import columns_of
+from stream.scoring.policy import Policy
+from stream.scoring.predictor import Predictor
+from stream.scoring.reasons import Explainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stream.scoring.bundle import Bundle
+
+__all__ = ["Preview"]
+
+#: Behind every offset that a history can hold, so that nothing is taken for a replay.
+_NEVER_APPLIED: Final = 2**62
+_OUTCOMES: Final = {
+    kernel.SCORED: Outcome.SCORED,
+    kernel.LATE: Outcome.LATE,
+    kernel.DUPLICATE: Outcome.DUPLICATE,
+}
+
+
+class Preview:
+    """Scores transactions against histories that somebody else keeps.
+
+    Raises
+    ------
+    BundleError
+        The model wants profiles that the stream does not keep.
+    """
+
+    def __init__(self, bundle: Bundle, *, lateness_ms: int, max_future_ms: int, max_reasons: int) -> None:
+        if bundle.spec.entities:
+            raise BundleError(
+                f"model {bundle.model_version} wants profiles that the stream does not keep yet"
+            )
+        self._bundle = bundle
+        self._max_future_ms = max_future_ms
+        self._history = HistoryConfig(lateness_ms)
+        self._builder = VectorBuilder(bundle.spec)
+        self._predictor = Predictor(bundle)
+        self._policy = Policy(bundle.thresholds)
+        self._explainer = Explainer(bundle.spec, max_reasons)
+
+    def row(self, parsed: dict[str, Any], now_ms: int) -> Row:
+        """Return the transaction in a parsed JSON object.
+
+        Raises
+        ------
+        InvalidRecordError
+            With the offending field and the reason.
+        """
+        row = row_of_object(parsed)
+        if row.event_time > now_ms + self._max_future_ms:
+            raise InvalidRecordError(
+                "event_time", f"is {(row.event_time - now_ms) // 1000} s ahead of the clock"
+            )
+        return row
+
+    def score(self, rows: Sequence[Row], reader: RecordReader) -> list[dict[str, Any]]:
+        """Return for each transaction what an alert would say of it, as JSON values.
+
+        A ``duplicate`` of a transaction in the history has no score. One whose history cannot be used has
+        the outcome ``failed`` and says why.
+        """
+        if not rows:
+            return []
+        users = list(dict.fromkeys(row.user_id for row in rows))
+        places = {user: place for place, user in enumerate(users)}
+        events = HistoryEvents(
+            users=[user.encode() for user in users],
+            user=np.array([places[row.user_id] for row in rows], np.int64),
+            time_ms=np.array([row.event_time for row in rows], np.int64),
+            amount_minor=np.array([row.amount_minor for row in rows], np.int64),
+            merchant=identities([row.merchant_id for row in rows]),
+            ident=identities([row.transaction_id for row in rows]),
+            minor_units=np.array([row.minor_units for row in rows], np.int64),
+            offset=np.full(len(rows), _NEVER_APPLIED, np.int64),
+            source=np.zeros(len(users), np.int64),
+        )
+        matrix = self._builder.empty(len(rows))
+        result = advance(events, self._history, reader, self._builder.history(matrix), learn=False)
+        self._builder.fill(columns_of(rows, events, self._bundle.spec), matrix)
+        scored = np.flatnonzero(result.outcome <= kernel.LATE)
+        scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
+        moved = dict(zip(scored.tolist(), self._predictor.contributions(matrix[scored]), strict=True))
+        answers = []
+        for place, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
+            answer: dict[str, Any] = {"transaction_id": row.transaction_id, "user_id": row.user_id}
+            if code == FAILED:
+                answer |= {"outcome": "failed", "error": str(result.errors[places[row.user_id]])}
+            else:
+                answer["outcome"] = _OUTCOMES[code].value
+            if place in scores:
+                verdict = self._policy.judge(scores[place])
+                answer |= {
+                    "risk_score": verdict.score,
+                    "risk_level": verdict.level.value,
+                    "prediction": verdict.prediction,
+                    "reasons": self._explainer.reasons(matrix[place], moved[place]),
+                }
+            answers.append(answer | {"model_version": self._bundle.model_version})
+        return answers
