@@ -347,9 +347,16 @@ async def _score(runtime: Runtime, stream: Any) -> None:
         def still_ours(generation: int = generation) -> bool:
             return bool(generation == app.consumer_generation_id)
 
-        for tp, records in event.value.items():
-            done = partial(consumer.done, tp, records[-1].offset, generation)
-            processor.put(Fetched(tp.topic, tp.partition, records, still_ours, done))
+        processor.put(
+            Fetched(
+                tp.topic,
+                tp.partition,
+                records,
+                still_ours,
+                partial(consumer.done, tp, records[-1].offset, generation),
+            )
+            for tp, records in event.value.items()
+        )
 
 
 def build_app(settings: Settings) -> StreamApp:

@@ -60,7 +60,12 @@ _MOST_UNDER_WAY: Final = 2
 _INLINE_RECORDS: Final = 64
 
 #: Longest pause between two fetches while a round is decided in a thread.
-_FETCH_PAUSE_SECONDS: Final = 0.025
+_FETCH_PAUSE_SECONDS: Final = 0.1
+
+#: How many fetches a round waits for once the one before, a large one, is decided, and how long at the most.
+#: The first finds what the client fetched when the pause began; only then does it fetch what has come.
+_CATCH_UP_FETCHES: Final = 2
+_CATCH_UP_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +203,12 @@ class Processor:
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self._idle = asyncio.Event()
-        #: Clear while a round is decided in a thread.
+        #: Clear while a round is decided in a thread, and until the fetches after it are there.
         self._decided = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        self._fetches_left = 0
         self._decided.set()
+        self._caught_up.set()
         self._room.set()
         self._idle.set()
         self._open = True
@@ -214,8 +222,8 @@ class Processor:
     async def room(self) -> None:
         """Wait while two rounds' records are waiting: memory does not grow with the lag.
 
-        And a little while a large round is decided and something waits for the next one: a fetch costs the
-        same for one record as for a hundred, and takes the interpreter from the round.
+        And while a large round is decided and something waits for the next one: a fetch costs the same for
+        one record as for a hundred, and takes the interpreter from the round.
         """
         await self._room.wait()
         if self._waiting and not self._decided.is_set():
@@ -223,12 +231,16 @@ class Processor:
                 async with asyncio.timeout(_FETCH_PAUSE_SECONDS):
                     await self._decided.wait()
 
-    def put(self, fetched: Fetched) -> None:
-        """Let a batch wait for the next round."""
-        self._waiting.append(fetched)
-        self._waiting_records += len(fetched.records)
+    def put(self, fetched: Iterable[Fetched]) -> None:
+        """Let what a fetch has brought wait for the next round."""
+        for one in fetched:
+            self._waiting.append(one)
+            self._waiting_records += len(one.records)
         if self._waiting_records >= 2 * self._most_records:
             self._room.clear()
+        self._fetches_left -= 1
+        if self._fetches_left <= 0:
+            self._caught_up.set()
         self._work.set()
 
     async def settle(self) -> None:
@@ -299,7 +311,8 @@ class Processor:
 
     async def _begin(self) -> None:
         """Decide a round, and let its effects begin."""
-        fetched = self._take()
+        await self._catch_up()
+        fetched = self._take() if self._open else []
         if not fetched:
             return
         self._idle.clear()
@@ -311,6 +324,18 @@ class Processor:
         before = [task_round for task, task_round in self._under_way.items() if not task.done()]
         task = asyncio.ensure_future(self._carry_out(one, before[-1] if before else None))
         self._under_way[task] = one
+
+    async def _catch_up(self) -> None:
+        """Wait for what has come while the last round was decided, unless there is a round's worth already.
+
+        Otherwise it would wait for this round and the next. No processor is idle meanwhile: the last round's
+        effects begin.
+        """
+        if not self._caught_up.is_set() and self._waiting_records < self._most_records:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CATCH_UP_SECONDS):
+                    await self._caught_up.wait()
+        self._caught_up.set()
 
     def _take(self) -> list[Fetched]:
         """Return what waits and is still ours, up to about the most records of a round."""
@@ -342,6 +367,8 @@ class Processor:
                 plans = await asyncio.to_thread(self.pipeline.process_all, batches, readers, now_ms)
             finally:
                 self._decided.set()
+            self._fetches_left = _CATCH_UP_FETCHES
+            self._caught_up.clear()
         self._metrics.stages["decide"].observe(time.perf_counter() - started)
         self._step("decided")
         self._numbers += 1
