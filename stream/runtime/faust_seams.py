@@ -9,7 +9,7 @@ holds a test for each that fails when a Faust release no longer needs it.
    or because a rebalance took the partition away meanwhile. And it hands on no source records until a
    rebalance is through: upstream fetches them before it lets the streams flow, which empties their queues.
    It follows each partition's offsets, so that whatever was fetched and handed to nobody is fetched again,
-   and nothing is taken before it.
+   and nothing is taken before it; and a restore that waits for records which do not come seeks them again.
 2. :class:`HistoryStore`: reads and writes by partition from outside a stream's event, one write batch
    with the changelog's offset in it (upstream writes key by key, and the offset on its own: after a
    SIGKILL the two disagree, #193, #502), bounded memory, databases closed when they are given up.
@@ -73,6 +73,9 @@ _NOT_DAMAGE: Final = (
     "Read-only file system",
     "Too many open",
 )
+
+#: A restore that gets nothing for so long, although something is missing, seeks its place again.
+_STANDSTILL_SECONDS: Final = 5.0
 
 #: Longest fetch while records wait for a rebalance's end to be fetched again.
 _REBALANCE_POLL_SECONDS: Final = 0.05
@@ -157,6 +160,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._next: dict[Any, int] = {}
         self._skipped: dict[Any, int] = {}
         self._unread: set[Any] = set()
+        #: When a restore last got something, or there was none.
+        self._restored_at = time.monotonic()
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -290,6 +295,22 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             with contextlib.suppress(IllegalStateError):  # given up meanwhile
                 await self._seek(tp, self._next[tp])
 
+    async def _restore_again(self, something: bool) -> None:  # noqa: FBT001
+        """Let a restore that stands still begin again behind the last record that it has seen."""
+        recovery = self.app.tables.recovery
+        now = time.monotonic()
+        if something or not (self.app.rebalancing and recovery.in_recovery):
+            self._restored_at = now
+        elif now - self._restored_at > _STANDSTILL_SECONDS:
+            self._restored_at = now
+            for tp, missing in recovery.active_remaining().items():
+                if missing > 0:
+                    logger.warning(
+                        "%s [%d]: nothing came for %g s and %d records are missing: fetched again",
+                        tp.topic, tp.partition, _STANDSTILL_SECONDS, missing,
+                    )  # fmt: skip
+                    await self._seek(tp, recovery.active_offsets[tp] + 1)
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
         """Fetch once; yield a message for each changelog partition, its value the list of records, and one.
 
@@ -309,6 +330,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             asked = active is None or tp in active or tp in self._buffered_partitions
             return flows and asked and not self.should_stop
 
+        await self._restore_again(any(map(self._is_changelog_tp, records)))
         for tp in filter(self._is_changelog_tp, records):
             if records[tp] and wanted(tp):
                 whole = records[tp] + await self._rest(tp)

@@ -325,6 +325,44 @@ def test_ours_restores_state_while_the_streams_do_not_flow(run: Any, tmp_path: P
     run(main())
 
 
+def test_ours_seeks_again_what_a_restore_waits_for(run: Any, tmp_path: Path) -> None:
+    """Once in hundreds of rebalances it waited for ever; whatever swallowed the records, they are there."""
+
+    async def main() -> None:
+        app = make_app(tmp_path, StreamApp, Table=HistoryTable)
+        table = app.Table("history", key_type=bytes, value_type=bytes, partitions=2)
+        tp, complete = (TP(table.changelog_topic_name, at) for at in range(2))
+        app.tables._changelogs[tp.topic] = table
+        fetched: dict[TP, list[ConsumerRecord]] = {}
+        consumer = make_consumer(app, BatchTransport, fetched)
+        sought: list[tuple[TP, int]] = []
+
+        async def seek(tp: TP, offset: int) -> None:
+            sought.append((tp, offset))
+
+        consumer._seek = seek
+        recovery = app.tables.recovery
+        recovery.active_highwaters.update({tp: 9, complete: 4})
+        recovery.active_offsets.update({tp: 6, complete: 4})
+        app.rebalancing = recovery.in_recovery = True
+        long_ago = float("-inf")
+        await messages(consumer)
+        assert sought == []  # not at once
+        consumer._restored_at = long_ago
+        await messages(consumer)
+        assert sought == [(tp, 7)]
+        consumer._restored_at = long_ago
+        fetched[tp] = restored(range(7, 9))
+        await messages(consumer)
+        assert sought == [(tp, 7)]  # something came
+        del fetched[tp]
+        consumer._restored_at, app.rebalancing = long_ago, False
+        await messages(consumer)
+        assert sought == [(tp, 7)]  # nothing is restored
+
+    run(main())
+
+
 def test_ours_restores_all_that_was_fetched_of_a_changelog_at_once(run: Any, tmp_path: Path) -> None:
     """A record batch that a poll's most records cut would end recovery before its own end."""
 
