@@ -43,6 +43,7 @@ class Panel:
     width: int = 12
     height: int = 8
     stacked: bool = False
+    logarithmic: bool = False
     runbook: str = ""
     most: float | None = None
 
@@ -183,6 +184,8 @@ OVERVIEW = [
             (quantile(0.99, "riskstream_event_to_alert_seconds"), "event to alert, p99"),
         ],
         steps=at_most(1, 5),
+        # A producer that is behind says hours, Kafka says milliseconds.
+        logarithmic=True,
         runbook="riskstreamlatencyhigh",
     ),
     Panel(
@@ -567,7 +570,8 @@ def defaults(panel: Panel) -> dict[str, Any]:
         },
     }
     if panel.kind == "timeseries":
-        shown["min"] = 0
+        if not panel.logarithmic:
+            shown["min"] = 0
         shown["custom"] = {
             "drawStyle": "line",
             "lineWidth": 1,
@@ -575,6 +579,7 @@ def defaults(panel: Panel) -> dict[str, Any]:
             "showPoints": "never",
             "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
             "thresholdsStyle": {"mode": "dashed" if panel.steps else "off"},
+            "scaleDistribution": {"type": "log", "log": 10} if panel.logarithmic else {"type": "linear"},
         }
         if panel.most is not None:
             shown["max"] = panel.most

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import math
+import signal
 import sys
 import tempfile
 import threading
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.dates import DateFormatter, date2num
+from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
+from matplotlib.ticker import MultipleLocator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,10 +142,21 @@ def draw_lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
                 bottom = bottom + values
             else:
                 axes.plot(times, values, label=name, linewidth=1)
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))
+    axes.set_xlim(*(date2num(np.datetime64(int(1000 * at), "ms")) for at in (source.start, source.end)))
+    axes.xaxis.set_major_locator(AutoDateLocator(maxticks=7))
+    axes.xaxis.set_major_formatter(
+        DateFormatter("%H:%M" if source.end - source.start >= 5 * 60 else "%H:%M:%S")
+    )
+    if defaults["custom"]["scaleDistribution"]["type"] == "log":
+        axes.set_yscale("log")
+    else:
+        _, high = axes.get_ylim()
+        # What is nothing all the time lies on the axis, not in the middle.
+        some = any(line.get_ydata().max(initial=0) > 0 for line in axes.lines) or bool(axes.collections)
+        axes.set_ylim(0, high if some else 1)
+        if defaults["unit"] == "bytes" and some:
+            axes.yaxis.set_major_locator(MultipleLocator(2.0 ** math.ceil(math.log2(high / 5))))
     axes.yaxis.set_major_formatter(lambda value, _: human(value, defaults["unit"]))
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(0.0, low), high if high > 0 else 1.0)
     handles, names = axes.get_legend_handles_labels()
     if any(names):
         axes.legend(handles[:MOST_LEGENDS], names[:MOST_LEGENDS], fontsize=6, loc="upper left", frameon=False)
@@ -257,6 +270,8 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.output.mkdir(parents=True, exist_ok=True)
     seconds = 60 * chosen.minutes
+    # However it is told to end, it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its time"))
     with live(seconds) if chosen.live else contextlib.nullcontext(chosen.prometheus) as address:
         end = time.time()
         for name in DASHBOARDS:

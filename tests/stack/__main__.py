@@ -29,6 +29,8 @@ PROMETHEUS = "http://127.0.0.1:9090"
 PARTITIONS = 4
 #: Only a hang meets it: a start compiles, trains a model, and restores state.
 PATIENCE_SECONDS = 300.0
+#: So many of the demo's are seen until it is believed to stream.
+DEMO_TRANSACTIONS = 1_000
 #: Grafana has no stand-in.
 SERVICES = ("kafka", "topics-init", "model-init", "worker", "prometheus")
 
@@ -93,6 +95,10 @@ class Stack:
         assert alerts == {body["alert_id"] for body in decisions.values() if "alert_id" in body}
         assert alerts
         say(f"{len(decisions):,} transactions decided, each once; {len(alerts)} alerts")
+
+    def strangers(self) -> int:
+        """Return how many transactions are decided that were not sent from here."""
+        return len({body["transaction_id"] for body in read("risk-decisions")} - self.sent)
 
 
 def read(topic: str) -> Iterator[dict[str, Any]]:
@@ -221,6 +227,15 @@ def exercise(stack: Stack) -> None:
     stack.compose("up", "--detach", "--no-recreate", "--scale", "worker=1", *SERVICES)
     stack.send(1_000)
     stack.wait_decided()
+
+    say("the demo's own transactions")
+    stack.compose("--profile", "demo", "up", "--detach", "--no-recreate", "demo")
+    wait_until(
+        lambda: stack.strangers() > DEMO_TRANSACTIONS,
+        "the demo streams nothing",
+        PATIENCE_SECONDS,
+    )
+    stack.compose("--profile", "demo", "stop", "demo")
 
     say("stop")
     [worker] = stack.containers("worker")

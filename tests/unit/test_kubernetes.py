@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import re
 import runpy
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,52 @@ def test_prometheus_takes_the_operators_rules(tmp_path: Path) -> None:
         [tool("promtool"), "check", "rules", str(rules)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def overlays() -> list[str]:
+    """Return the overlays of the README: as it begins with, and without the Prometheus operator."""
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    whole, added = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    return [whole, whole + added]
+
+
+def build(folder: Path, overlay: str) -> list[dict[str, Any]]:
+    """Return what ``kubectl apply --kustomize`` would send for an overlay."""
+    shutil.copytree(FOLDER, folder / "deploy/k8s")
+    (folder / "overlay").mkdir()
+    (folder / "overlay/kustomization.yaml").write_text(overlay, encoding="utf-8")
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("kubectl")), "kustomize", str(folder / "overlay")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize("overlay", overlays(), ids=["whole", "without the operator"])
+def test_the_overlays_of_the_docs_can_be_built(overlay: str, tmp_path: Path) -> None:
+    chosen = yaml.safe_load(overlay)
+    built = {found["kind"]: found for found in build(tmp_path, overlay)}
+    without = set(OPERATORS) if "patches" in chosen else set()
+    assert set(built) == (set(OBJECTS) | {"ConfigMap"}) - without
+    for kind, found in built.items():
+        if kind not in OPERATORS:
+            kubernetes_validate.validate(found, VERSIONS[-1], strict=True)
+            kubernetes_validate.validate(found, VERSIONS[0], strict=True)
+        assert found["metadata"].get("namespace", "riskstream") == "riskstream"
+    [literal] = chosen["configMapGenerator"][0]["literals"]
+    assert built["ConfigMap"]["data"] == CONFIG | dict([literal.split("=", 1)])
+    assert built["StatefulSet"]["spec"]["replicas"] == chosen["replicas"][0]["count"]
+    [image] = chosen["images"]
+    for kind in ("StatefulSet", "Job"):
+        pod = built[kind]["spec"]["template"]["spec"]
+        for container in [*pod.get("initContainers", ()), *pod["containers"]]:
+            assert container["image"] == f"{image['newName']}:{image['newTag']}"
+        [settings] = [one for one in pod["containers"][0]["envFrom"] if "configMapRef" in one]
+        assert settings["configMapRef"]["name"] == built["ConfigMap"]["metadata"]["name"]
 
 
 def pods() -> list[dict[str, Any]]:
