@@ -139,7 +139,7 @@ CARDS: Final = Recipe(
             usual_days=150.0,
         ),
     ),
-    # Also makes training six times faster; see docs/modelling.md.
+    # Also makes training several times faster; see docs/modelling.md.
     imbalance="undersample",
     unused=(
         "(transaction_count|amount_sum|amount_std|merchant_distinct)_.*",
