@@ -126,8 +126,12 @@ def build_features(
         if progress is not None:
             progress(int(part[-1] - part[0]))
     builder.fill(_columns(table, spec), matrix)
+    to_usual = None
     for place, profile in enumerate(spec.entities):
-        _fill_entity(table, profile, outcome == SCORED, builder.entities(matrix, place))
+        part = builder.entities(matrix, place)
+        _fill_entity(table, profile, outcome == SCORED, part, to_usual)
+        if profile.entity == "user" and profile.usual_days is not None:
+            to_usual = part[:, -1].copy()
     matrix[outcome >= DUPLICATE] = np.nan
     return FeatureTable(outcome, matrix)
 
@@ -137,6 +141,7 @@ def _fill_entity(
     profile: EntityProfile,
     applied: npt.NDArray[np.bool_],
     out: npt.NDArray[np.float64],
+    to_usual: npt.NDArray[np.float64] | None,
 ) -> None:
     """Write a profile's features of the rows that a worker would have applied."""
     names = getattr(table, ENTITIES[profile.entity])
@@ -157,6 +162,7 @@ def _fill_entity(
         is_fraud=None if table.is_fraud is None else table.is_fraud.astype(np.int64),
         label_time_ms=table.label_time_ms,
         out=out,
+        to_usual=to_usual,
     )
 
 

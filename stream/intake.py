@@ -74,7 +74,9 @@ def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Ro
         With the offending field and the reason.
     """
     parsed = _texts(raw, max_bytes) or parse_object(raw, max_bytes)
-    row = row_of_object(parsed)
+    row = _plain_row(parsed)  # not row_of_object: one call less for each record
+    if row is None:
+        row = row_of(validate_transaction(parsed))
     return row, 0 if parsed.keys() <= TRANSACTION_FIELDS else len(parsed.keys() - TRANSACTION_FIELDS)
 
 

@@ -69,7 +69,9 @@ ACTIVITY_AGGREGATES: Final = (
 )
 
 #: One feature of each for every label window. ``fraud_share`` is NaN where no label became known.
-LABEL_AGGREGATES: Final = ("fraud_count", "label_count", "fraud_share")
+#: ``fraud_to_usual_min`` is the smallest confirmed fraud, each in proportion to its own user's usual amount:
+#: one that is ordinary for its owner points at the entity. NaN where no such fraud became known.
+LABEL_AGGREGATES: Final = ("fraud_count", "label_count", "fraud_share", "fraud_to_usual_min")
 
 #: One feature of each, over the longest label window. Days are from the fraud itself, not from its label;
 #: ``legitimate_since_fraud`` counts the labels that became known after the last fraud's; all are NaN where
@@ -219,6 +221,7 @@ def fill_profile(
     is_fraud: Ints | None,
     label_time_ms: Ints | None,
     out: Floats,
+    to_usual: Floats | None = None,
 ) -> None:
     """Write a profile's features of transactions in memory.
 
@@ -233,6 +236,8 @@ def fill_profile(
         1 fraud, 0 legitimate, -1 not known; and when a label becomes known, by itself.
     out : float64[n, len(profile.names)]
         Is written to.
+    to_usual : float64[n] or None
+        Each row's amount in proportion to its user's usual one, NaN where there is none.
     """
     longest = int(np.diff(starts).max()) if len(starts) > 1 else 0
     scratch = (
@@ -278,7 +283,8 @@ def fill_profile(
     fill_labels(
         starts, order, order[by_label], by_label, time_ms, amount_minor, minor_units, label, known,
         np.array([round(days * _DAY_MS) for days in profile.label_windows_days], np.int64),
-        label_columns, recency, np.empty(longest, np.int64), out,
+        label_columns, recency, np.full(len(time_ms), np.nan) if to_usual is None else to_usual,
+        np.empty(longest, np.int64), out,
     )  # fmt: skip
 
 

@@ -204,6 +204,7 @@ def fill_labels(
     windows: Ints,
     columns: Ints,
     recency: Ints,
+    to_usual: Floats,
     frauds: Ints,
     out: Floats,
 ) -> None:
@@ -301,6 +302,16 @@ def fill_labels(
                 earliest = min(earliest, time_ms[other])
                 latest = max(latest, time_ms[other])
                 smallest = min(smallest, amount_minor[other])
+            for window in range(width):
+                if columns[window, 3] < 0:
+                    continue
+                lowest = math.inf
+                for place in range(forgotten, found):
+                    other = label_rows[frauds[place]]
+                    if known[other] > now - windows[window] and to_usual[other] < lowest:
+                        lowest = to_usual[other]
+                if lowest < math.inf:
+                    out[row, columns[window, 3]] = lowest
             if recency[0] >= 0:
                 out[row, recency[0]] = (now - earliest) / 86_400_000.0
             if recency[1] >= 0:

@@ -118,11 +118,20 @@ class FeatureSpec:
         if set(self.categories) != wanted:
             msg = f"categories must be given for exactly {sorted(wanted)}, not {sorted(self.categories)}"
             raise ValueError(msg)
+        self._check_entities()
         twice = {name for name in names if names.count(name) > 1}
         twice |= {*CATEGORY_COLUMNS} & {*self.categorical_attributes}
         if twice:
             msg = f"two features would be called {min(twice)}; rename the attribute"
             raise ValueError(msg)
+
+    def _check_entities(self) -> None:
+        usual = False
+        for profile in self.entities:
+            if "fraud_to_usual_min" in profile.label_aggregates and not usual:
+                msg = "fraud_to_usual_min needs a profile of the user with usual_days before it"
+                raise ValueError(msg)
+            usual |= profile.entity == "user" and profile.usual_days is not None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -34,6 +34,11 @@ rows_of_events = st.lists(
 windows = st.lists(st.sampled_from([0.5, 1.0, 2.5, 7.0]), min_size=1, max_size=3, unique=True).map(tuple)
 
 
+def to_usual_of(amount, user):
+    """Stand for the amount in proportion to its user's usual one, which another profile makes."""
+    return math.nan if user == 2 else amount / (50.0 + user)
+
+
 def oracle(profile, rows, at):
     """Return the features of ``rows[at]`` by looking at every row that arrived before."""
     entity, now, amount, user, _, _ = rows[at]
@@ -60,14 +65,16 @@ def oracle(profile, rows, at):
             sum(value > 2.5 * usual for value in amounts) if usual > 0 else math.nan,
         ]
     labels = []
-    for place, (_, time, value, _, label, own_delay) in enumerate(earlier):
+    for place, (_, time, value, who, label, own_delay) in enumerate(earlier):
         known = time + max(own_delay, profile.label_delay_days * 6)
         if label >= 0 and known <= now:
-            labels.append((known, place, time, value, label))
+            labels.append((known, place, time, value, label, to_usual_of(value, who)))
     labels.sort()
     for days in profile.label_windows_days:
         seen = [row[4] for row in labels if row[0] > now - days * 6]
+        unusual = [row[5] for row in labels if row[4] == 1 and row[0] > now - days * 6 and row[5] == row[5]]
         features += [sum(seen), len(seen), sum(seen) / len(seen) if seen else math.nan]
+        features.append(min(unusual, default=math.nan))
     horizon = max(profile.label_windows_days)
     frauds = [row for row in labels if row[4] == 1 and row[0] > now - horizon * 6]
     if not frauds:
@@ -97,6 +104,7 @@ def compute(profile, rows):
         is_fraud=columns[4],
         label_time_ms=(columns[1] + columns[5]) * (DAY_MS // 6),
         out=out,
+        to_usual=np.array([to_usual_of(row[2], row[3]) for row in rows], np.float64),
     )
     return out
 
