@@ -126,12 +126,12 @@ def build_features(
         if progress is not None:
             progress(int(part[-1] - part[0]))
     builder.fill(_columns(table, spec), matrix)
-    to_usual = None
+    to_usual: npt.NDArray[np.float64] | None = None
     for place, profile in enumerate(spec.entities):
-        part = builder.entities(matrix, place)
-        _fill_entity(table, profile, outcome == SCORED, part, to_usual)
+        filled = builder.entities(matrix, place)
+        _fill_entity(table, profile, outcome == SCORED, filled, to_usual)
         if profile.entity == "user" and profile.usual_days is not None:
-            to_usual = part[:, -1].copy()
+            to_usual = filled[:, -1].copy()
     matrix[outcome >= DUPLICATE] = np.nan
     return FeatureTable(outcome, matrix)
 
