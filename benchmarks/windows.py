@@ -32,11 +32,10 @@ import psutil
 
 from benchmarks.environment import describe, environment
 from benchmarks.local_store import LocalStore
-from benchmarks.workload import Memory
 from offline.features import build_features, fit_spec
 from offline.table import TransactionTable
 from stream.features import kernel, layout
-from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, advance
+from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, MemoryRecords, advance
 from stream.features.residents import Residents
 from stream.settings import HistorySettings, RocksDBSettings
 
@@ -170,7 +169,7 @@ def _grow(length: int, merchants: int, phases: int = _PHASES) -> list[_Phase]:
         merchants,
         np.random.default_rng(length + merchants),
     )
-    memory = Memory()
+    memory = MemoryRecords()
 
     def go_on(count: int) -> None:
         for begin in range(0, count, 512):
@@ -325,7 +324,7 @@ def bytes_written(*, quick: bool) -> list[dict[str, Any]]:
     for merchants in (_FEW, _MANY):
         for length in _LENGTHS[:4] if quick else _LENGTHS:
             [phase] = _grow(length, merchants, phases=1)
-            memory = Memory(phase.records)
+            memory = MemoryRecords(phase.records)
             users = _Users(
                 [b"grown"],
                 np.array([phase.clock_ms]),
@@ -498,7 +497,7 @@ def memory_child(folder: Path, users: int, steady_seconds: float) -> dict[str, A
     random = np.random.default_rng(1)
     names = [_Names(partition, len(range(partition, users, _PARTITIONS))) for partition in range(_PARTITIONS)]
     parts = [_Users(own, np.full(len(own), _START_MS), _DAY_MS, _MANY, random) for own in names]
-    warm = Memory()
+    warm = MemoryRecords()
     everything = _Users([b"warm"], np.array([_START_MS]), _DAY_MS, _MANY, random)
     for _ in range(3):
         warm.write(_take(everything.events(np.zeros(3 * kernel.CHUNK, np.int64)), warm).writes)

@@ -23,18 +23,18 @@ import orjson
 from benchmarks.local_store import LocalStore
 from stream.events import format_event_time
 from stream.features import kernel
-from stream.features.history import HistoryConfig, HistoryEvents, advance
+from stream.features.history import HistoryConfig, HistoryEvents, MemoryRecords, advance
 from stream.features.spec import CALENDAR_FEATURES, FeatureSpec
 from stream.pipeline import Batch, Pipeline, PipelineConfig, Record
 from stream.scoring.bundle import Bundle, Thresholds
 from stream.settings import RocksDBSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy.typing as npt
 
-__all__ = ["PARTITIONS", "Memory", "Workload", "WorkloadSpec", "cache_folder", "partition_of"]
+__all__ = ["PARTITIONS", "Workload", "WorkloadSpec", "cache_folder", "partition_of"]
 
 PARTITIONS: Final = 4
 #: Raised with every change of what is made.
@@ -65,22 +65,6 @@ def cache_folder() -> Path:
 def partition_of(user: int) -> int:
     """Return the partition of a user's records."""
     return user % PARTITIONS
-
-
-class Memory(dict[bytes, bytes]):
-    """Records in a dictionary."""
-
-    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, None where there is none."""
-        return [self.get(key) for key in keys]
-
-    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Apply what a batch writes."""
-        for key, value in writes:
-            if value is None:
-                self.pop(key, None)
-            else:
-                self[key] = value
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +196,7 @@ def _grow(spec: WorkloadSpec) -> list[_Grown]:
     users = min(spec.users, max(33, _GROWN_EVENTS // spec.events | 1))
     names = [b"grown-%06d" % number for number in range(users)]
     times = np.sort(random.integers(_START_MS - _HORIZON_MS + 1, _START_MS, (spec.events, users)), axis=0)
-    memory = Memory()
+    memory = MemoryRecords()
     config = HistoryConfig()
     count = users
     for number in range(spec.events):
@@ -283,7 +267,7 @@ def _bundle(spec: WorkloadSpec, grown: list[_Grown], transactions: list[tuple[in
     random = np.random.default_rng(spec.seed + 2)
     noise = _fit(random.normal(size=(500, width)), random.integers(0, 2, 500), 2, 4)
     pipeline = _Features(Bundle(noise, "none", features), PipelineConfig(decisions=False))
-    memory = Memory()
+    memory = MemoryRecords()
     for user in {user for user, _ in transactions}:
         name = b"U%07d" % user
         memory.write([(name + suffix, value) for suffix, value in grown[user % len(grown)].records])

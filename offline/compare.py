@@ -19,10 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from offline.difficulty import raw_columns, three_sigma_scores
 from offline.evaluate import best_f1_threshold, binary_metrics
-from offline.features import SCORED, build_features, fit_spec
 from offline.prequential import card_precision
-from offline.split import split_by_time
-from offline.train import TrainingOptions, fit
+from offline.train import TrainingOptions, fit, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,18 +98,7 @@ def compare_models(
     DataError
         The file has no labels, or too few rows for the split.
     """
-    options = comparison.training
-    split = split_by_time(
-        table,
-        train_until_ms=options.train_until_ms,
-        test_fraction=options.test_fraction,
-        validation_fraction=options.validation_fraction,
-        label_delay_ms=options.label_delay_ms,
-    )
-    spec = fit_spec(table, split.train, options.entities)
-    built = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms)
-    labels = np.asarray(table.is_fraud)
-    split = split.restricted_to(built.outcome == SCORED, labels)
+    split, spec, built, labels = prepare(table, comparison.training)
     matrices = {
         "features": built.matrix,
         "raw": raw_columns(table),
@@ -134,7 +121,7 @@ def compare_models(
             "confidence": _SHARE,
             "review_cost": comparison.review_cost,
             "trials": comparison.trials,
-            "seed": options.seed,
+            "seed": comparison.training.seed,
             "feature_spec": spec.hash,
         },
     }

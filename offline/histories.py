@@ -6,44 +6,25 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stream.features.history import HistoryConfig, HistoryEvents, advance
+from stream.features.history import HistoryConfig, HistoryEvents, MemoryRecords, advance
 from stream.features.identity import identities
 from stream.features.kernel import OUT_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from offline.table import TransactionTable
 
-__all__ = ["MemoryHistories", "load_histories"]
+__all__ = ["load_histories"]
 
 _BATCH: Final = 5_000
 
 
-class MemoryHistories:
-    """State records by key."""
-
-    def __init__(self) -> None:
-        self._records: dict[bytes, bytes] = {}
-
-    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return each key's record, None where there is none."""
-        return [self._records.get(key) for key in keys]
-
-    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Store records; None deletes."""
-        for key, value in writes:
-            if value is None:
-                self._records.pop(key, None)
-            else:
-                self._records[key] = value
-
-
 def load_histories(
     table: TransactionTable, *, lateness_ms: int, progress: Callable[[int], None] | None = None
-) -> MemoryHistories:
+) -> MemoryRecords:
     """Return the histories after all valid rows of a table, in their order."""
-    store = MemoryHistories()
+    store = MemoryRecords()
     config = HistoryConfig(lateness_ms)
     rows = np.flatnonzero(table.valid)
     for begin in range(0, len(rows), _BATCH):

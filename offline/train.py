@@ -24,7 +24,7 @@ import numpy as np
 import sklearn
 
 from offline.evaluate import best_f1_threshold, binary_metrics, precision_threshold
-from offline.features import build_features, fit_spec
+from offline.features import SCORED, build_features, fit_spec
 from offline.imbalance import balance
 from offline.recipe import column_names
 from offline.reference import reference_statistics
@@ -41,16 +41,24 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from offline.features import FeatureTable
     from offline.imbalance import Imbalance
     from offline.split import TimeSplit
     from offline.table import TransactionTable
     from stream.features.entities import EntityProfile
     from stream.features.spec import FeatureSpec
 
-__all__ = ["TrainingOptions", "TrainingResult", "fit", "load_parameters", "reference_statistics", "train"]
+__all__ = [
+    "TrainingOptions",
+    "TrainingResult",
+    "fit",
+    "load_parameters",
+    "prepare",
+    "reference_statistics",
+    "train",
+]
 
 _DAY_MS: Final = 86_400_000
-_SCORED: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,32 @@ class TrainingResult:
     matrix: npt.NDArray[np.float64]
 
 
+def prepare(
+    table: TransactionTable, options: TrainingOptions, *, progress: Callable[[int], None] | None = None
+) -> tuple[TimeSplit, FeatureSpec, FeatureTable, npt.NDArray[Any]]:
+    """Return a table's split in time, the spec fitted on its training part, all features and the labels.
+
+    ``progress`` is called with the number of rows whose features were built since its last call.
+
+    Raises
+    ------
+    DataError
+        There are no labels, or too few rows for the split.
+    """
+    split = split_by_time(
+        table,
+        train_until_ms=options.train_until_ms,
+        test_fraction=options.test_fraction,
+        validation_fraction=options.validation_fraction,
+        label_delay_ms=options.label_delay_ms,
+    )
+    spec = fit_spec(table, split.train, options.entities)
+    features = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms, progress=progress)
+    labels = np.asarray(table.is_fraud)
+    # Late and duplicate rows get no score in the stream, so they teach and judge nothing here.
+    return split.restricted_to(features.outcome == SCORED, labels), spec, features, labels
+
+
 def train(
     table: TransactionTable,
     options: TrainingOptions,
@@ -173,18 +207,7 @@ def train(
     DataError
         There are no labels, or too few rows for the split.
     """
-    split = split_by_time(
-        table,
-        train_until_ms=options.train_until_ms,
-        test_fraction=options.test_fraction,
-        validation_fraction=options.validation_fraction,
-        label_delay_ms=options.label_delay_ms,
-    )
-    spec = fit_spec(table, split.train, options.entities)
-    features = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms, progress=progress)
-    # Late and duplicate rows get no score in the stream, so they teach and judge nothing here.
-    split = split.restricted_to(features.outcome == _SCORED, np.asarray(table.is_fraud))
-    labels = np.asarray(table.is_fraud)
+    split, spec, features, labels = prepare(table, options, progress=progress)
     booster = fit(features.matrix, labels, split, spec, options)
     model_text: str = booster.model_to_string()
     scores = {

@@ -15,9 +15,7 @@ import numpy as np
 import optuna
 from sklearn.metrics import average_precision_score
 
-from offline.features import SCORED, build_features, fit_spec
-from offline.split import split_by_time
-from offline.train import fit
+from offline.train import fit, prepare
 from stream.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -100,17 +98,7 @@ def tune(
     DataError
         The file has no labels, too few rows for the split, or the study was of something else.
     """
-    split = split_by_time(
-        table,
-        train_until_ms=options.train_until_ms,
-        test_fraction=options.test_fraction,
-        validation_fraction=options.validation_fraction,
-        label_delay_ms=options.label_delay_ms,
-    )
-    spec = fit_spec(table, split.train, options.entities)
-    built = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms)
-    labels = np.asarray(table.is_fraud)
-    split = split.restricted_to(built.outcome == SCORED, labels)
+    split, spec, built, labels = prepare(table, options)
     return tune_matrix(built.matrix, labels, split, spec, options, tuning, progress=progress)
 
 

@@ -41,7 +41,17 @@ if TYPE_CHECKING:
     from stream.features.spec import FeatureSpec
     from stream.scoring.bundle import Bundle
 
-__all__ = ["Alerted", "Batch", "Message", "Pipeline", "PipelineConfig", "Plan", "Record", "columns_of"]
+__all__ = [
+    "Alerted",
+    "Batch",
+    "Message",
+    "Pipeline",
+    "PipelineConfig",
+    "Plan",
+    "Record",
+    "columns_of",
+    "require_servable",
+]
 
 #: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
@@ -149,16 +159,27 @@ class _Part:
     errors: dict[str, StateError] = field(default_factory=dict)
 
 
+def require_servable(bundle: Bundle) -> None:
+    """Return where the stream keeps all that a model wants.
+
+    Raises
+    ------
+    BundleError
+        It wants profiles.
+    """
+    if bundle.spec.entities:
+        wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
+        raise BundleError(
+            f"model {bundle.model_version} wants profiles of {wanted}, which the stream does not keep "
+            "yet; serve one that was trained without them"
+        )
+
+
 class Pipeline:
     """Decides batches with one model bundle."""
 
     def __init__(self, bundle: Bundle, config: PipelineConfig) -> None:
-        if bundle.spec.entities:
-            wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
-            raise BundleError(
-                f"model {bundle.model_version} wants profiles of {wanted}, which the stream does not keep "
-                "yet; serve one that was trained without them"
-            )
+        require_servable(bundle)
         self.bundle = bundle
         self.config = config
         self._history = HistoryConfig(config.lateness_ms)

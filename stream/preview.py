@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from stream.errors import BundleError, InvalidRecordError
+from stream.errors import InvalidRecordError
 from stream.events import Outcome
 from stream.features import kernel
 from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
 from stream.features.identity import identities
 from stream.features.vector import VectorBuilder
 from stream.intake import Row, row_of_object
-from stream.pipeline import columns_of
+from stream.pipeline import columns_of, require_servable
 from stream.scoring.policy import Policy
 from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer
@@ -48,10 +48,7 @@ class Preview:
     """
 
     def __init__(self, bundle: Bundle, *, lateness_ms: int, max_future_ms: int, max_reasons: int) -> None:
-        if bundle.spec.entities:
-            raise BundleError(
-                f"model {bundle.model_version} wants profiles that the stream does not keep yet"
-            )
+        require_servable(bundle)
         self._bundle = bundle
         self._max_future_ms = max_future_ms
         self._history = HistoryConfig(lateness_ms)

@@ -9,7 +9,7 @@ import numpy as np
 from oracle import DAY, WINDOWS, Event, User, same
 
 from stream.features import kernel, layout
-from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, advance
+from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, MemoryRecords, advance
 from stream.features.identity import identities
 from stream.features.spec import HISTORY_FEATURES
 
@@ -46,18 +46,8 @@ OUTCOMES = {
 Taken = tuple[str, Event]
 
 
-class Memory(dict[bytes, bytes]):
+class Memory(MemoryRecords):
     """A record store that is a dictionary."""
-
-    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return [self.get(key) for key in keys]
-
-    def write(self, writes: Iterable[tuple[bytes, bytes | None]]) -> None:
-        for key, value in writes:
-            if value is None:
-                self.pop(key, None)
-            else:
-                self[key] = value
 
     def numbers(self, user: str, kind: str) -> list[int]:
         """Return the numbers of a user's records of one kind."""

@@ -8,8 +8,8 @@ from typing import Any, Final
 import click
 
 from stream.cli.data_options import data_options, read_table
+from stream.cli.figures import write_json
 from stream.cli.split_options import split_options, training_options
-from stream.errors import DataError
 
 __all__ = ["compare_models"]
 
@@ -66,8 +66,6 @@ def compare_models(
     Thresholds and the number of trees are chosen on the validation part; each scores the test part once.
     """
     options = training_options(**split)
-    import orjson
-
     from offline.compare import MODELS, Comparison
     from offline.compare import compare_models as compare
     from stream.cli.progress import progress_bar
@@ -76,10 +74,7 @@ def compare_models(
     with progress_bar("Models", len(MODELS)) as advance:
         result = compare(table, Comparison(options, bootstrap, review_cost, trials), progress=advance)
     if json_path is not None:
-        try:
-            json_path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-        except OSError as error:
-            raise DataError(f"{json_path} cannot be written: {error}") from error
+        write_json(json_path, result)
     _print(result)
 
 

@@ -10,7 +10,7 @@ import click
 
 from stream.cli.data_options import data_options, read_table
 from stream.cli.durations import DURATION
-from stream.errors import DataError
+from stream.cli.figures import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,17 +103,8 @@ def evaluate(
             progress=advance,
         )
     if json_path is not None:
-        _write_json(json_path, result)
+        write_json(json_path, result)
     _print_summary(result, click.echo)
-
-
-def _write_json(path: Path, result: dict[str, Any]) -> None:
-    import orjson
-
-    try:
-        path.write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}") from error
 
 
 def _print_summary(result: dict[str, Any], echo: Callable[[str], None]) -> None:

@@ -50,10 +50,11 @@ def serve(
     loaded = Bundle.load(bundle)
     lateness_ms = _LATENESS_MS if loaded.allowed_lateness_ms is None else loaded.allowed_lateness_ms
     preview = Preview(loaded, lateness_ms=lateness_ms, max_future_ms=_MAX_FUTURE_MS, max_reasons=_MAX_REASONS)
-    from offline.histories import MemoryHistories, load_histories
+    from offline.histories import load_histories
     from stream.cli.progress import progress_bar
+    from stream.features.history import MemoryRecords
 
-    store = MemoryHistories()
+    store = MemoryRecords()
     if data is not None:
         table = read_table(data, dataset, mapping)
         with progress_bar("Histories", len(table)) as advance:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from stream.cli.data_options import data_options, read_table
+from stream.cli.figures import write_json
 from stream.cli.split_options import split_options, training_options
-from stream.errors import DataError
 
 __all__ = ["tune"]
 
@@ -58,8 +58,6 @@ def tune(
     options = training_options(**split)
     from dataclasses import fields
 
-    import orjson
-
     from offline.tune import Tuning
     from offline.tune import tune as look
     from stream.cli.progress import progress_bar
@@ -78,10 +76,7 @@ def tune(
         "trials": {"finished": found.trials, "pruned": found.pruned},
         "seed": options.seed,
     }
-    try:
-        output.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
-    except OSError as error:
-        raise DataError(f"{output} cannot be written: {error}") from error
+    write_json(output, value)
     click.echo(
         f"{found.trials} trials finished, {found.pruned} given up early. Best on validation: average "
         f"precision {found.average_precision:.4f} with {found.leaves:,} leaves. Written to {output}"

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["HistoryConfig", "HistoryEvents", "HistoryResult", "Partitioned", "RecordReader", "advance"]
+__all__ = [
+    "HistoryConfig",
+    "HistoryEvents",
+    "HistoryResult",
+    "MemoryRecords",
+    "Partitioned",
+    "RecordReader",
+    "advance",
+]
 
 
 class RecordReader(Protocol):
@@ -35,6 +43,22 @@ class RecordReader(Protocol):
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the value of each key, None where there is none."""
         ...
+
+
+class MemoryRecords(dict[bytes, bytes]):
+    """Records in a dictionary, where there is no database."""
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, None where there is none."""
+        return [self.get(key) for key in keys]
+
+    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Store what a batch writes; None deletes."""
+        for key, value in writes:
+            if value is None:
+                self.pop(key, None)
+            else:
+                self[key] = value
 
 
 class Partitioned:

@@ -6,35 +6,19 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from stream.features.history import MemoryRecords
 from stream.features.kernel import HEAD
 from stream.pipeline import Batch, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from stream.pipeline import Pipeline
 
 __all__ = ["warm_up"]
 
 
-class _Memory:
-    def __init__(self) -> None:
-        self._records: dict[bytes, bytes] = {}
-
-    def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        return [self._records.get(key) for key in keys]
-
-    def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
-        for key, value in writes:
-            if value is None:
-                self._records.pop(key, None)
-            else:
-                self._records[key] = value
-
-
 def warm_up(pipeline: Pipeline) -> None:
     """Send made-up transactions of one user through every path of the pipeline, into memory."""
-    memory = _Memory()
+    memory = MemoryRecords()
     day_ms = 86_400_000
     start_ms = 1_700_000_000_000
     for number in range(2 * HEAD + 2):
