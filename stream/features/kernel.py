@@ -920,13 +920,25 @@ def index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
         _add_to_tables(hdr, sealed, chunk)
 
 
+@compiled
+def is_full(hdr: Ints) -> bool:
+    """Say whether the head must be sealed before another event.
+
+    A user of few events has nothing sealed as long as that can be, so the first chunks are made of all that a
+    head can hold. Who has chunks writes less with a head of one chunk at the most.
+    """
+    count = hdr[H_HEAD]
+    full: bool = count == HEAD or (count == CHUNK and hdr[H_NEXT_CHUNK] > hdr[H_FIRST_CHUNK])
+    return full
+
+
 @counted
 def seal(hdr: Ints, head: Ints, sealed: Sealed, spare: Slots, used: int) -> int:
-    """Make sealed chunks of the full head, their events in ``store[spare[used:]]``; empties the head.
+    """Make sealed chunks of a full head, their events in ``store[spare[used:]]``; empties the head.
 
     Returns how many slots are used then.
     """
-    for begin in range(0, HEAD, CHUNK):
+    for begin in range(0, hdr[H_HEAD], CHUNK):
         target = spare[used]
         used += 1
         chunk = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
@@ -1058,7 +1070,7 @@ def run_users(
             )  # fmt: skip
             if hdr[H_PENDING] == CHUNK:
                 hdr[H_PENDING] = 0
-            if hdr[H_HEAD] == HEAD:
+            if is_full(hdr):
                 seal(hdr, head, sealed, slots, hdr[H_NEXT_CHUNK])
 
 

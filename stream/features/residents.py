@@ -63,7 +63,7 @@ class Residents:
         self._most_slots = max(64, max_bytes // 8 // _CHUNK_BYTES)
         self._pages = max(16, max_bytes // 8 * 7 // _PAGE_BYTES)
         # The system gives the arrays' memory only as it is used.
-        self.sealed = k.new_sealed(self._pages * k.SEGMENT, 64)
+        self.sealed = k.new_sealed(self._pages * k.SEGMENT, self._most_slots)
         self.table: Ints = np.empty((64, 4), np.int64)
         self._users: dict[tuple[int, bytes], int] = {}
         self._free_rows: list[int] = []
@@ -99,7 +99,7 @@ class Residents:
             admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:
             self._pages = 2 * sum(_size_class(int(n)) for n in ends - bases)
-            self.sealed = k.new_sealed(self._pages * k.SEGMENT, 64)
+            self.sealed = k.new_sealed(self._pages * k.SEGMENT, self._most_slots)
             self._empty()
             admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:  # pragma: no cover - the workspace was made for this batch

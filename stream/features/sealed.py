@@ -432,7 +432,7 @@ def _changed(
 def _some_filled(chosen: Ints, hdrs: Ints) -> bool:
     """Say whether some head is full."""
     for user in range(len(chosen)):
-        if hdrs[chosen[user], k.H_HEAD] == k.HEAD:
+        if k.is_full(hdrs[chosen[user]]):
             return True
     return False
 
@@ -444,7 +444,7 @@ def _seal_filled(
     """Seal every full head."""
     for user in range(len(chosen)):
         place = chosen[user]
-        if not failed[user] and hdrs[place, k.H_HEAD] == k.HEAD:
+        if not failed[user] and k.is_full(hdrs[place]):
             counts[_USED] = k.seal(hdrs[place], heads[place], sealed, spare, counts[_USED])
 
 
@@ -508,7 +508,7 @@ def _take(
             continue
         place = chosen[user]
         hdr, head, pending = hdrs[place], heads[place], pendings[place]
-        if hdr[k.H_HEAD] == k.HEAD:
+        if learn and k.is_full(hdr):
             counts[_USED] = k.seal(hdr, head, sealed, spare, counts[_USED])
         # As of the events before it: an event older than one that waits will be late, too.
         before = hdr[k.H_NEWEST]

@@ -259,6 +259,22 @@ def test_a_user_goes_from_chunks_back_to_none() -> None:
     assert list(engine.memory) == [layout.head_key(b"u")]
 
 
+@pytest.mark.parametrize("batch", [1, 7, 500])
+def test_heads_are_short_once_there_are_chunks(batch: int) -> None:
+    """What is written with every event: up to 63 events while there is nothing else, up to 31 beside chunks."""
+    engine = Engine()
+    taken = [("u", Event(str(at), START + at * HOUR, at)) for at in range(300)]
+    longest = {False: 0, True: 0}
+    for begin in range(0, len(taken), batch):
+        engine.take(taken[begin : begin + batch])
+        held = parts(engine, b"u")[1].shape[1]
+        chunks = bool(engine.memory.numbers("u", "C"))
+        longest[chunks] = max(longest[chunks], held)
+    assert longest[True] == (31 if batch == 1 else longest[True]) < kernel.CHUNK
+    assert longest[False] < kernel.HEAD
+    assert longest[False] == (63 if batch == 1 else longest[False])
+
+
 def test_forgotten_within_one_batch_leaves_no_record() -> None:
     """A batch that seals more than a segment and outlives it, as a file replayed at full speed does."""
     engine = Engine(lateness=0)
