@@ -25,9 +25,9 @@ import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from offline.features import SCORED, build_features, fit_spec
+from offline.profiles import present
 from offline.recipe import fit_booster
 from stream.errors import DataError
-from stream.features.entities import ENTITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,7 @@ __all__ = [
     "evaluate_weeks",
     "fold_metrics",
     "knowledge_scores",
+    "known_compromised",
     "summarise",
     "week_fold",
     "weekly_features",
@@ -88,9 +89,16 @@ class Fold:
 
 
 def week_fold(
-    table: TransactionTable, start_ms: int, *, label_delay_ms: int, training_days: float | None
+    table: TransactionTable,
+    start_ms: int,
+    *,
+    label_delay_ms: int,
+    training_days: float | None,
+    without_blocked: bool = False,
 ) -> Fold:
     """Return the training part and the test week that begins at ``start_ms``; see the module's text.
+
+    With ``without_blocked`` the training part lacks what :func:`known_compromised` marks.
 
     Raises
     ------
@@ -113,6 +121,8 @@ def week_fold(
         known = fraud & (times >= start_ms - 2 * label_delay_ms) & (times < day_ms - label_delay_ms)
         compromised = np.bincount(users[known], minlength=users.max(initial=0) + 1) > 0
         test |= labelled & (times >= day_ms) & (times < day_ms + _DAY_MS) & ~compromised[users]
+    if without_blocked:
+        train &= ~known_compromised(users, times, fraud & train, start_ms, label_delay_ms)
     fold = Fold(start_ms, train, test)
     for name, mask in (("training part", train), ("test part", test)):
         frauds, rows = int(fraud[mask].sum()), int(mask.sum())
@@ -122,6 +132,40 @@ def week_fold(
                 "both kinds: choose another --first-test-week or fewer --folds"
             )
     return fold
+
+
+def known_compromised(
+    users: npt.NDArray[np.int64],
+    times_ms: npt.NDArray[np.int64],
+    fraud: npt.NDArray[np.bool_],
+    start_ms: int,
+    label_delay_ms: int,
+) -> npt.NDArray[np.bool_]:
+    """Return which transactions before ``start_ms`` were of users whose card was known to be compromised.
+
+    That is: with a fraud of the user between two delays and one delay before the transaction's day, days
+    being counted from ``start_ms``. It is the test weeks' own rule, taken for each day of the past: without
+    it a model learns from rows such as it will never be asked about.
+
+    Parameters
+    ----------
+    users, times_ms : int64[n]
+        ``users`` are numbered from 0.
+    fraud : bool[n]
+        The frauds that were known at ``start_ms``.
+    """
+    if not fraud.any():
+        return np.zeros(len(users), np.bool_)
+    # Each user's frauds in the order of time, all users in one sorted array: a span of time for each.
+    since = int(times_ms[fraud].min())
+    span = int(times_ms[fraud].max()) - since + 1
+    found = np.sort(users[fraud] * span + times_ms[fraud] - since)
+    day = (times_ms - start_ms) // _DAY_MS * _DAY_MS + start_ms - since
+    first, last = (
+        np.searchsorted(found, users * span + np.clip(day - age_ms, 0, span))
+        for age_ms in (2 * label_delay_ms, label_delay_ms)
+    )
+    return np.asarray((last > first) & (times_ms < start_ms))
 
 
 def card_precision(
@@ -248,6 +292,7 @@ def evaluate_weeks(
             protocol.first_week_ms + number * _WEEK_MS,
             label_delay_ms=protocol.label_delay_ms,
             training_days=recipe.training_days,
+            without_blocked=recipe.without_blocked,
         )
         for number in range(protocol.folds)
     ]
@@ -301,8 +346,7 @@ def weekly_features(
     before = table.event_time_ms < protocol.first_week_ms - protocol.label_delay_ms
     wanted = tuple(
         replace(profile, label_delay_days=protocol.label_delay_ms / _DAY_MS)
-        for profile in recipe.entities
-        if getattr(table, ENTITIES[profile.entity]) is not None
+        for profile in present(table, recipe.entities)
     )
     spec = fit_spec(table, before, wanted)
     return spec, build_features(

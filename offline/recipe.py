@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from offline.imbalance import Imbalance
     from stream.features.spec import FeatureSpec
 
-__all__ = ["CARDS", "Recipe", "column_names", "fit_booster"]
+__all__ = ["ACCOUNTS", "CARDS", "Recipe", "column_names", "fit_booster"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,9 @@ class Recipe:
         Profiles beside the user's own windows.
     unused:
         Features that the model must not split on, as regular expressions of their whole names.
+    without_blocked:
+        Leave out of the training part what the test weeks leave out: transactions of cards that were known
+        to be compromised, see :func:`offline.prequential.known_compromised`.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Recipe:
     entities: tuple[EntityProfile, ...] = ()
     imbalance: Imbalance = "none"
     unused: tuple[str, ...] = ()
+    without_blocked: bool = False
     seed: int = 7
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +60,7 @@ class Recipe:
             "entities": [profile.to_json() for profile in self.entities],
             "imbalance": self.imbalance,
             "unused": list(self.unused),
+            "without_blocked": self.without_blocked,
             "seed": self.seed,
         }
 
@@ -108,6 +113,30 @@ def fit_booster(
     )
     return lightgbm.train(parameters, data, num_boost_round=recipe.trees)
 
+
+#: Profiles for accounts with channels and devices. Chosen on the simulator's worlds 101 and 102, see
+#: docs/modelling.md.
+ACCOUNTS: Final = (
+    EntityProfile(
+        "user",
+        windows_days=(1.0, 7.0, 30.0, 90.0),
+        aggregates=("amount_to_median", "max_to_usual", "large_count"),
+        usual_days=90.0,
+    ),
+    EntityProfile(
+        "device",
+        windows_days=(1.0, 30.0, 90.0),
+        aggregates=("count", "amount_sum", "user_distinct"),
+    ),
+    EntityProfile(
+        "merchant",
+        windows_days=(1.0, 7.0, 30.0),
+        aggregates=("count", "amount_mean", "user_distinct"),
+        label_windows_days=(7.0, 30.0, 90.0),
+        label_aggregates=("fraud_count", "label_count", "fraud_share"),
+        label_recency=("days_since_last_fraud",),
+    ),
+)
 
 #: For payments by card at terminals. Chosen on the Handbook's weeks before 2018-08-08, see docs/modelling.md.
 CARDS: Final = Recipe(

@@ -26,6 +26,7 @@ import sklearn
 from offline.evaluate import best_f1_threshold, binary_metrics, precision_threshold
 from offline.features import SCORED, build_features, fit_spec
 from offline.imbalance import balance
+from offline.profiles import present
 from offline.recipe import column_names
 from offline.reference import reference_statistics
 from offline.split import split_by_time
@@ -76,7 +77,7 @@ class TrainingOptions:
     imbalance:
         What is done to the training part, see :mod:`offline.imbalance`.
     entities:
-        Profiles beside the user's own windows; the stream does not serve a model that has some yet.
+        Profiles beside the user's own windows; those whose entity the file does not name are left out.
     """
 
     train_until_ms: int | None = None
@@ -183,7 +184,7 @@ def prepare(
         validation_fraction=options.validation_fraction,
         label_delay_ms=options.label_delay_ms,
     )
-    spec = fit_spec(table, split.train, options.entities)
+    spec = fit_spec(table, split.train, present(table, options.entities))
     features = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms, progress=progress)
     labels = np.asarray(table.is_fraud)
     # Late and duplicate rows get no score in the stream, so they teach and judge nothing here.
@@ -349,6 +350,7 @@ def _describe(
         "validation": part(split.validation),
         "test": part(split.test),
         "categorical_features": list(spec.categorical),
+        "profiles": [profile.entity for profile in spec.entities],
         "versions": {
             "riskstream": __version__,
             "python": platform.python_version(),

@@ -25,6 +25,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "topics": ("stream.cli.topics", "topics", "Create the topics, or check those that exist."),
     "broker": ("stream.cli.broker", "broker", "Run a broker on this machine, for development."),
     "simulate": ("stream.cli.simulate", "simulate", "Make transactions with known frauds."),
+    "inspect": ("stream.cli.inspect", "inspect", "Say what is wrong in a file, where, and how much."),
     "train": ("stream.cli.train", "train", "Train a model and write its bundle."),
     "evaluate": ("stream.cli.evaluate", "evaluate", "Judge a recipe week after week, as labels come."),
     "tune": ("stream.cli.tune", "tune", "Look for better parameters, by the validation part."),

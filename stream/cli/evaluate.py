@@ -44,9 +44,7 @@ class _Day(click.ParamType):
 )
 @click.option("--label-delay", type=DURATION, default="7d", show_default=True, help="Until labels are known.")
 @click.option("--user-only", is_flag=True, help="Leave the profiles of merchants and labels out.")
-@click.option(
-    "--imbalance", default="none", show_default=True, help="What to do to each training part: see the docs."
-)
+@click.option("--imbalance", help="What to do to each training part; the recipe's own way by default.")
 @click.option("--retrain/--no-retrain", default=True, show_default=True, help="A new model for each week.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(
@@ -61,7 +59,7 @@ def evaluate(
     folds: int,
     label_delay: int,
     user_only: bool,
-    imbalance: str,
+    imbalance: str | None,
     retrain: bool,
     threads: int,
     json_path: Path | None,
@@ -80,7 +78,7 @@ def evaluate(
     from offline.recipe import CARDS
     from stream.cli.progress import progress_bar
 
-    recipe = replace(CARDS, imbalance=as_imbalance(imbalance))
+    recipe = CARDS if imbalance is None else replace(CARDS, imbalance=as_imbalance(imbalance))
     if user_only:
         recipe = replace(recipe, name="user-only", entities=())
     protocol = Protocol(first_test_week, folds, label_delay_ms=label_delay, retrain=retrain)

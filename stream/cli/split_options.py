@@ -27,6 +27,10 @@ def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--imbalance", default="none", show_default=True, help="What to do to the training part."
         ),
         click.option(
+            "--profiles",
+            help="Profiles of entities: accounts, cards, or a TOML file; none by default.",
+        ),
+        click.option(
             "--label-delay",
             type=DURATION,
             default="7d",
@@ -45,6 +49,7 @@ def training_options(
     test_fraction: float,
     validation_fraction: float,
     label_delay: int,
+    profiles: str | None,
     imbalance: str,
     trees: int,
     seed: int,
@@ -58,13 +63,16 @@ def training_options(
         They contradict each other, or the imbalance is unknown.
     """
     from offline.imbalance import as_imbalance
+    from offline.profiles import load_profiles
     from offline.train import TrainingOptions
 
+    delay_days = label_delay / 86_400_000
     return TrainingOptions(
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         label_delay_ms=label_delay,
         imbalance=as_imbalance(imbalance),
+        entities=() if profiles is None else load_profiles(profiles, label_delay_days=delay_days),
         trees=trees,
         seed=seed,
         threads=threads,

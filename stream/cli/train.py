@@ -53,6 +53,7 @@ _PARTS: Final = ("train", "validation", "test")
     "--precision", type=click.FloatRange(0, 1), help="Choose the threshold for this precision, not for F1."
 )
 @click.option("--imbalance", default="none", show_default=True, help="What to do to the training part.")
+@click.option("--profiles", help="Profiles of entities: accounts, cards, or a TOML file; none by default.")
 @click.option(
     "--parameters",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -81,6 +82,7 @@ def train(
     leaves: int,
     precision: float | None,
     imbalance: str,
+    profiles: str | None,
     parameters: Path | None,
     seed: int,
     threads: int,
@@ -98,6 +100,7 @@ def train(
     from dataclasses import replace
 
     from offline.imbalance import as_imbalance
+    from offline.profiles import load_profiles, present
     from offline.train import TrainingOptions, load_parameters
     from offline.train import train as fit
     from stream.cli.progress import progress_bar
@@ -115,9 +118,15 @@ def train(
         seed=seed,
         threads=threads,
     )
+    if profiles is not None:
+        wanted = load_profiles(profiles, label_delay_days=label_delay / 86_400_000)
+        options = replace(options, entities=wanted)
     if parameters is not None:
         options = replace(options, **load_parameters(parameters))
     table = read_table(data, dataset, mapping)
+    for profile in options.entities:
+        if not present(table, (profile,)):
+            click.echo(f"The file names no {profile.entity}: that profile is left out.")
     with progress_bar("Features", len(table)) as advance:
         result = fit(table, options, now=datetime.now(UTC), progress=advance)
     try:

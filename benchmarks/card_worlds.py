@@ -1,0 +1,191 @@
+"""The card recipe in worlds that nobody looked at when it was chosen, and in one whose frauds change.
+
+Each world is drawn anew, from its seed, by the process that the *Reproducible Machine Learning for Credit
+Card Fraud Detection - Practical Handbook* publishes: customers with habits of their own buy at terminals
+near them; large amounts are fraud; so is every purchase at a compromised terminal, for four weeks, and a
+third of those with a leaked card, for two, at five times the amount. In the changed world, from half-way on,
+a terminal is compromised for ten days with half of its purchases, and a leaked card buys little, at night.
+
+    python -m benchmarks.card_worlds --seeds 11 12 13
+    python -m benchmarks.card_worlds --seeds 11 --change
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from benchmarks.environment import describe, environment
+from offline.prequential import Protocol, evaluate_weeks, knowledge_scores, weekly_features
+from offline.recipe import CARDS
+from offline.table import MISSING, TransactionTable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_DAY_MS: Final = 86_400_000
+_START_MS: Final = round(datetime(2018, 4, 1, tzinfo=UTC).timestamp() * 1000)
+_RADIUS: Final = 5.0
+_LARGE_MINOR: Final = 22_000
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What to draw; ``change_day`` is the first day of other frauds, None for never."""
+
+    seed: int
+    customers: int = 5_000
+    terminals: int = 10_000
+    days: int = 157
+    change_day: int | None = None
+
+
+def draw(world: World) -> tuple[TransactionTable, npt.NDArray[np.object_]]:
+    """Return a world's transactions in the order of time, and the kind of fraud of each ("0" for none)."""
+    rng = np.random.default_rng(world.seed)
+    places = rng.uniform(0, 100, (world.customers, 2))
+    shops = rng.uniform(0, 100, (world.terminals, 2))
+    level = rng.uniform(5, 100, world.customers)
+    daily = rng.uniform(0, 4, world.customers)
+    count = rng.poisson(daily * world.days)
+    user = np.repeat(np.arange(world.customers), count)
+    day = rng.integers(0, world.days, len(user))
+    second = rng.normal(43_200, 20_000, len(user))
+    amount = rng.normal(level[user], level[user] / 2)
+    amount = np.where(amount < 0, rng.uniform(0, 2 * level[user]), amount)
+    terminal = np.concatenate(
+        [
+            rng.choice(near, number) if len(near) else np.full(number, -1)
+            for place, number in zip(places, count.tolist(), strict=True)
+            for near in [np.flatnonzero(((shops - place) ** 2).sum(axis=1) < _RADIUS**2)]
+        ]
+    )
+    kept = (second > 0) & (second < _DAY_MS / 1000) & (terminal >= 0)
+    user, day, second, amount, terminal = (x[kept] for x in (user, day, second, amount, terminal))
+    kind = np.zeros(len(user), np.int64)
+    kind[amount > _LARGE_MINOR / 100] = 1
+    _compromise(rng, world, day, terminal, kind)
+    _leak(rng, world, day, user, kind, amount, second)
+    order = np.argsort(day * 86_400.0 + second, kind="stable")
+    user, day, second, amount, terminal, kind = (
+        x[order] for x in (user, day, second, amount, terminal, kind)
+    )
+    times = _START_MS + day * _DAY_MS + (second * 1000).astype(np.int64)
+    rows = len(user)
+
+    def constant(text: str) -> npt.NDArray[np.object_]:
+        return np.full(rows, text, np.object_)
+
+    table = TransactionTable(
+        transaction_id=np.arange(rows).astype(str).astype(np.object_),
+        user_id=user.astype(str).astype(np.object_),
+        channel=constant("card"),
+        transaction_type=constant("purchase"),
+        currency=constant("EUR"),
+        event_time_ms=times,
+        amount_minor=np.rint(amount * 100).astype(np.int64),
+        minor_units=np.full(rows, 100, np.int64),
+        pre_balance_minor=np.full(rows, MISSING, np.int64),
+        post_balance_minor=np.full(rows, MISSING, np.int64),
+        merchant_id=terminal.astype(str).astype(np.object_),
+        is_fraud=(kind > 0).astype(np.int8),
+        label_time_ms=times + 7 * _DAY_MS,
+    )
+    return table, kind.astype(str).astype(np.object_)
+
+
+def _rows_by(who: npt.NDArray[np.int64], count: int) -> list[npt.NDArray[np.int64]]:
+    order = np.argsort(who, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(who, minlength=count))[:-1])
+
+
+def _compromise(
+    rng: np.random.Generator,
+    world: World,
+    day: npt.NDArray[np.int64],
+    terminal: npt.NDArray[np.int64],
+    kind: npt.NDArray[np.int64],
+) -> None:
+    rows_of = _rows_by(terminal, world.terminals)
+    for today in range(world.days):
+        changed = world.change_day is not None and today >= world.change_day
+        for which in rng.choice(world.terminals, 2, replace=False).tolist():
+            rows = rows_of[which]
+            rows = rows[(day[rows] >= today) & (day[rows] < today + (10 if changed else 28))]
+            if changed:
+                rows = rng.choice(rows, len(rows) // 2, replace=False)
+            kind[rows] = 2
+
+
+def _leak(
+    rng: np.random.Generator,
+    world: World,
+    day: npt.NDArray[np.int64],
+    user: npt.NDArray[np.int64],
+    kind: npt.NDArray[np.int64],
+    amount: npt.NDArray[np.float64],
+    second: npt.NDArray[np.float64],
+) -> None:
+    rows_of = _rows_by(user, world.customers)
+    for today in range(world.days):
+        changed = world.change_day is not None and today >= world.change_day
+        for which in rng.choice(world.customers, 3, replace=False).tolist():
+            rows = rows_of[which]
+            rows = rows[(day[rows] >= today) & (day[rows] < today + 14)]
+            rows = rng.choice(rows, len(rows) // 3, replace=False)
+            kind[rows] = 3
+            amount[rows] *= 0.1 if changed else 5.0
+            if changed:
+                second[rows] = rng.uniform(0, 18_000, len(rows))
+
+
+def judge(world: World, *, first_day: int, folds: int, retrain: bool, threads: int) -> dict[str, Any]:
+    """Return what :func:`offline.prequential.evaluate_weeks` says of the frozen recipe in a world."""
+    table, kind = draw(world)
+    protocol = Protocol(_START_MS + first_day * _DAY_MS, folds, retrain=retrain)
+    return evaluate_weeks(
+        table,
+        CARDS,
+        protocol,
+        scenario=kind,
+        ceiling=knowledge_scores(table, kind, protocol.label_delay_ms),
+        threads=threads,
+        features=weekly_features(table, CARDS, protocol),
+    )
+
+
+def main() -> None:
+    """Print a table for the worlds asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
+    parser.add_argument("--change", action="store_true", help="frauds change, with and without retraining")
+    parser.add_argument("--customers", type=int, default=5_000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    print("\n".join(describe(environment())))
+    names = ("auc", "average_precision", "card_precision_100")
+    for seed in options.seeds:
+        # With a change on day 78, the weeks from 64 on are two before it and nine after it.
+        world = World(
+            seed, options.customers, 2 * options.customers, change_day=78 if options.change else None
+        )
+        for retrain in (True, False) if options.change else (True,):
+            first_day, folds = (64, 13) if options.change else (129, 4)
+            found = judge(world, first_day=first_day, folds=folds, retrain=retrain, threads=options.threads)
+            print(f"\nseed {seed}" + ("" if retrain else ", never trained anew"))
+            if options.change:
+                for fold in found["folds"]:
+                    print(f"  {fold['week']}  " + "  ".join(f"{fold[name]:.4f}" for name in names))
+            print("  mean        " + "  ".join(f"{found['mean'][name]:.4f}" for name in names))
+            print(
+                "  ceiling     " + "  ".join(f"{found['knowledge_ceiling'][name]:.4f}" for name in names),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
