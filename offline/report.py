@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import lightgbm
@@ -16,6 +17,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from offline.card import LIMITS
+from offline.evaluate import binary_metrics
+from offline.quality import check_quality
 from stream.events import format_event_time
 from stream.scoring.reasons import Explainer
 
@@ -28,12 +32,14 @@ if TYPE_CHECKING:
     from offline.table import TransactionTable
     from offline.train import TrainingResult
 
-__all__ = ["model_card", "render_report"]
+__all__ = ["render_report", "stability_index"]
 
 _BINS: Final = 10
 _TOP: Final = 15
 _EXPLAINED_ROWS: Final = 1_000
-_DECISIONS: Final = 3
+_WATERFALL: Final = 9
+_WEEK_MS: Final = 7 * 86_400_000
+_COLUMN_FACTS: Final = ("missing", "least", "median", "most", "distinct")
 _STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;"
@@ -42,10 +48,17 @@ _STYLE: Final = (
 )
 
 
-def render_report(table: TransactionTable, result: TrainingResult) -> str:
+def render_report(
+    table: TransactionTable, result: TrainingResult, *, tuning: dict[str, Any] | None = None
+) -> str:
     """Return the page of a training run.
 
-    The table is the one that ``result`` was trained on.
+    Parameters
+    ----------
+    table
+        The one that ``result`` was trained on.
+    tuning
+        What ``riskstream tune`` wrote, where the parameters are from there.
     """
     bundle, split = result.bundle, result.split
     names = bundle.spec.names
@@ -53,19 +66,21 @@ def render_report(table: TransactionTable, result: TrainingResult) -> str:
     truth = np.asarray(table.is_fraud)[split.test] == 1
     booster = lightgbm.Booster(model_str=bundle.model_text)
     scores = np.asarray(booster.predict(test, num_threads=1), np.float64)
-    some = np.random.default_rng(0).permutation(len(test))[:_EXPLAINED_ROWS]
-    shown = np.sort(some)
-    moved = np.asarray(booster.predict(test[shown], pred_contrib=True, num_threads=1), np.float64)
-    strength = np.abs(moved[:, :-1]).mean(axis=0)
-    top = np.argsort(-strength, kind="stable")[:_TOP]
-    highest = np.argsort(-scores, kind="stable")[:_DECISIONS]
-    explained = np.asarray(booster.predict(test[highest], pred_contrib=True, num_threads=1), np.float64)
-    explainer = Explainer(bundle.spec, 5)
+    times = table.event_time_ms[split.test]
     parts = [
         f"<h1>Model {_text(bundle.model_version)}</h1>",
         "<p>All figures are of the test part, which decided nothing, unless a caption says otherwise.</p>",
-        _section("Data and protocol", _parts_table(bundle.training), _protocol(bundle.training)),
-        _section("Figures", _metrics_table(bundle.metrics)),
+        _section(
+            "Data",
+            _quality(check_quality(table, allowed_lateness_ms=bundle.allowed_lateness_ms or 0)),
+        ),
+        _section("Protocol", _parts_table(bundle.training), _protocol(bundle.training)),
+        _section(
+            "Figures",
+            _metrics_table(bundle.metrics),
+            "<p>The same model and threshold, week by week of the test part:</p>",
+            _weeks_table(truth, scores, times, bundle.thresholds.prediction),
+        ),
         _section(
             "Curves",
             _figure("Receiver operating characteristic", lambda axes: _draw_roc(axes, truth, scores)),
@@ -77,28 +92,11 @@ def render_report(table: TransactionTable, result: TrainingResult) -> str:
             ),
             _figure(
                 "Alert budget: frauds found by the number of transactions looked at in a day, highest first",
-                lambda axes: _draw_budget(axes, truth, scores, table.event_time_ms[split.test]),
+                lambda axes: _draw_budget(axes, truth, scores, times),
             ),
         ),
-        _section(
-            "What the model goes by",
-            _figure(
-                f"Mean absolute SHAP value (log-odds) over {len(shown):,} rows drawn at random",
-                lambda axes: _draw_bars(axes, [names[place] for place in top], strength[top]),
-                height=5.0,
-            ),
-            *(_dependence(names[place], test[shown, place], moved[:, place]) for place in top[:4].tolist()),
-        ),
-        _section(
-            "Single decisions",
-            *(
-                _decision(
-                    table, int(np.flatnonzero(split.test)[row]), float(scores[row]), test[row], shap, names
-                )
-                + _sentences(explainer.reasons(test[row], shap))
-                for row, shap in zip(highest.tolist(), explained, strict=True)
-            ),
-        ),
+        *_explanations(table, result, booster, test, scores),
+        *([] if tuning is None else [_section("Tuning", *_tuning(tuning))]),
         _section("Drift of the test part against training", _drift_table(bundle.reference, names, test)),
         _section("Limits", _limits(bundle.training)),
     ]
@@ -109,49 +107,61 @@ def render_report(table: TransactionTable, result: TrainingResult) -> str:
     )
 
 
-def model_card(result: TrainingResult) -> str:
-    """Return the model's card in Markdown, to lie beside it in the bundle's folder."""
-    bundle = result.bundle
-    training, metrics = bundle.training, bundle.metrics["test"]
-    lines = [
-        f"# Model {bundle.model_version}",
-        "",
-        "**For**: giving each transaction a probability of fraud in RiskStream, and the reasons of an alert.",
-        "**Not for**: deciding alone about a person; data of another kind than it was trained on.",
-        "",
-        (
-            f"Gradient boosted trees (LightGBM {training['versions']['lightgbm']}), {training['trees']} "
-            f"trees of at most {training['leaves']} leaves over {len(bundle.spec.names)} features, seed "
-            f"{training['seed']}, trained {training['trained_at']}."
+def _explanations(
+    table: TransactionTable,
+    result: TrainingResult,
+    booster: lightgbm.Booster,
+    test: npt.NDArray[np.float64],
+    scores: npt.NDArray[np.float64],
+) -> list[str]:
+    """Return the sections on what the model goes by: SHAP values, LightGBM's own, drawn by shap."""
+    try:
+        import shap  # noqa: PLC0415 - takes seconds to load
+    except ImportError:
+        return [_section("What the model goes by", "<p>The package shap is not installed here.</p>")]
+
+    spec = result.bundle.spec
+    shown = np.sort(np.random.default_rng(0).permutation(len(test))[:_EXPLAINED_ROWS])
+    labels = np.asarray(table.is_fraud)[result.split.test]
+    chosen = _telling(labels == 1, scores, result.bundle.thresholds.prediction)
+
+    def explain(rows: npt.NDArray[np.int64]) -> Any:
+        moved = np.asarray(booster.predict(test[rows], pred_contrib=True, num_threads=1), np.float64)
+        return shap.Explanation(
+            values=moved[:, :-1], base_values=moved[:, -1], data=test[rows], feature_names=list(spec.names)
+        )
+
+    some, single = explain(shown), explain(np.array(list(chosen.values()), np.int64))
+    top = np.argsort(-np.abs(some.values).mean(axis=0), kind="stable")[:4].tolist()
+    explainer = Explainer(spec, 5)
+    decisions = []
+    for place, (name, row) in enumerate(chosen.items()):
+        decisions.append(
+            _shap_figure(
+                f"{name}: "
+                + _decision_caption(table, int(np.flatnonzero(result.split.test)[row]), float(scores[row])),
+                partial(shap.plots.waterfall, single[place], max_display=_WATERFALL, show=False),
+            )
+        )
+        moved = np.append(single.values[place], single.base_values[place])
+        decisions.append(_sentences(explainer.reasons(test[row], moved)))
+    return [
+        _section(
+            "What the model goes by",
+            _shap_figure(
+                f"SHAP values (log-odds) of the strongest features over {len(shown):,} rows drawn at random",
+                lambda: shap.plots.beeswarm(some, max_display=_TOP, show=False, s=6),
+            ),
+            *(
+                _shap_figure(
+                    f"Dependence on {spec.names[column]}; bars show where the values lie",
+                    partial(shap.plots.scatter, some[:, column], show=False, dot_size=6),
+                )
+                for column in top
+            ),
         ),
-        "",
-        "| part | rows | frauds | from | to |",
-        "|---|---:|---:|---|---|",
-        *(
-            f"| {name} | {training[name]['rows']:,} | {training[name]['frauds']:,} | "
-            f"{training[name]['first'][:16]} | {training[name]['last'][:16]} |"
-            for name in ("train", "validation", "test")
-        ),
-        "",
-        (
-            f"On the test part, scored once: AUC {_number(metrics['auc'])}, average precision "
-            f"{_number(metrics['average_precision'])}; at the threshold {metrics['threshold']:.4f}, chosen "
-            f"on validation: precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f}."
-        ),
-        "",
-        "Goes by, most first: " + ", ".join(name for name, gain in result.gains[:8] if gain > 0) + ".",
-        "",
-        "Limits: " + _LIMITS,
-        "",
+        _section("Single decisions", *decisions),
     ]
-    return "\n".join(lines)
-
-
-_LIMITS: Final = (
-    "the figures are of one stretch of one file; labels that came late or never are not in them; the score "
-    "is not calibrated beyond what the trees give; a fraud of a new kind is not known to the model until "
-    "labels of it have come and it is trained anew."
-)
 
 
 def _text(value: object) -> str:
@@ -177,10 +187,109 @@ def _figure(caption: str, draw: Callable[[Axes], None], *, height: float = 3.4) 
     with mpl.rc_context({"svg.hashsalt": "riskstream", "font.size": 9}):
         figure = Figure(figsize=(7.0, height), layout="constrained")
         draw(figure.add_subplot())
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        return _drawing(figure, caption)
+
+
+def _drawing(figure: Figure, caption: str) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     drawing = stream.getvalue()
     return f"<figure>{drawing[drawing.index('<svg') :]}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _quality(report: dict[str, Any]) -> str:
+    columns = [
+        (name, *("" if (cell := found.get(key)) is None else _cell(cell) for key in _COLUMN_FACTS))
+        for name, found in report["columns"].items()
+        if found["kind"] != "label"
+    ]
+    findings = [
+        (
+            item["severity"],
+            item["field"],
+            item["what"],
+            f"{item['rows']:,}",
+            f"{item['share']:.2%}",
+            ", ".join(map(str, item["first_rows"])),
+        )
+        for item in report["findings"]
+    ]
+    said = (
+        _table(("", "field", "what", "rows", "share", "first rows"), findings)
+        if findings
+        else "<p>Nothing wrong was found.</p>"
+    )
+    return (
+        f"<p>{report['rows']:,} rows, {report['valid_rows']:,} of them valid transactions.</p>"
+        + _table(("field", *_COLUMN_FACTS), columns)
+        + said
+    )
+
+
+def _cell(value: float | str) -> str:
+    return value[:16] if isinstance(value, str) else f"{value:,.6g}"
+
+
+def _weeks_table(
+    truth: npt.NDArray[np.bool_],
+    scores: npt.NDArray[np.float64],
+    times_ms: npt.NDArray[np.int64],
+    threshold: float,
+) -> str:
+    week = (times_ms - times_ms.min()) // _WEEK_MS
+    rows: list[Sequence[object]] = []
+    for number in np.unique(week).tolist():
+        own = week == number
+        found = binary_metrics(truth[own].astype(np.int8), scores[own], threshold)
+        rows.append(
+            (
+                format_event_time(int(times_ms.min()) + number * _WEEK_MS)[:10],
+                f"{found['rows']:,}",
+                f"{found['frauds']:,}",
+                *(_number(found[name]) for name in ("auc", "average_precision", "precision", "recall", "f1")),
+            )
+        )
+    return _table(("from", "rows", "frauds", "AUC", "average precision", "precision", "recall", "F1"), rows)
+
+
+def _tuning(found: dict[str, Any]) -> list[str]:
+    """Return the study's pictures: trial after trial, what each parameter is worth, and where they lay."""
+    trials = [trial for trial in found.get("study", {}).get("trials", []) if trial["objective"] is not None]
+    weights = found.get("study", {}).get("importances", {})
+    if not trials:
+        return ["<p>The file of parameters tells nothing of its study.</p>"]
+    reached = np.array([trial["objective"] for trial in trials])
+    numbers = [trial["number"] for trial in trials]
+
+    def history(axes: Axes) -> None:
+        axes.plot(numbers, reached, "o", markersize=3)
+        axes.plot(numbers, np.maximum.accumulate(reached), drawstyle="steps-post")
+        axes.set(xlabel="trial", ylabel="objective on validation")
+
+    def slices(name: str) -> Callable[[Axes], None]:
+        def draw(axes: Axes) -> None:
+            axes.scatter([trial["parameters"][name] for trial in trials], reached, s=8)
+            axes.set(xlabel=name, ylabel="objective")
+
+        return draw
+
+    counts = found["trials"]
+    return [
+        (
+            f"<p>{counts['finished']} trials finished, {counts['pruned']} given up early; objective: "
+            f"{_text(found['study']['objective'])}.</p>"
+        ),
+        _figure("Trial after trial; the line is the best so far", history),
+        _figure(
+            "How much of the objective's spread each parameter explains (fANOVA)",
+            lambda axes: _draw_bars(axes, list(weights), np.array(list(weights.values()))),
+        ),
+        *(_figure(f"Objective by {name}", slices(name), height=2.2) for name in list(weights)[:3]),
+    ]
+
+
+def _draw_bars(axes: Axes, names: Sequence[str], values: npt.NDArray[np.float64]) -> None:
+    axes.barh(list(names)[::-1], values[::-1])
 
 
 def _parts_table(training: dict[str, Any]) -> str:
@@ -239,6 +348,7 @@ def _draw_calibration(axes: Axes, truth: npt.NDArray[np.bool_], scores: npt.NDAr
     axes.plot([min(said), 1], [min(said), 1], color="0.7", linewidth=0.8)
     axes.set(xlabel="mean score", ylabel="share of frauds", xscale="log")
     axes.set_yscale("symlog", linthresh=1e-3)
+    axes.set_ylim(0, 1)
 
 
 def _draw_budget(
@@ -255,48 +365,48 @@ def _draw_budget(
     axes.set(xlabel="transactions looked at a day", ylabel="frauds found", ylim=(0, 1.02))
 
 
-def _draw_bars(axes: Axes, names: Sequence[str], values: npt.NDArray[np.float64]) -> None:
-    axes.barh(list(names)[::-1], values[::-1])
+def _shap_figure(caption: str, draw: Callable[[], Any]) -> str:
+    """Return what a function of shap's draws on pyplot's current figure; points as one picture."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - shap draws by pyplot only
+
+    with mpl.rc_context({"svg.hashsalt": "riskstream", "font.size": 9, "savefig.dpi": 150}):
+        plt.switch_backend("agg")
+        figure = plt.figure(figsize=(7.0, 4.0))
+        try:
+            # What shap jitters, it draws from numpy's global generator.
+            np.random.seed(0)  # noqa: NPY002
+            draw()
+            figure = plt.gcf()
+            for axes in figure.axes:
+                for points in axes.collections:
+                    points.set_rasterized(True)
+            return _drawing(figure, caption)
+        finally:
+            plt.close("all")
 
 
-def _dependence(name: str, values: npt.NDArray[np.float64], moved: npt.NDArray[np.float64]) -> str:
-    def draw(axes: Axes) -> None:
-        axes.scatter(values, moved, s=3, alpha=0.4)
-        axes.set(xlabel="value", ylabel="SHAP value (log-odds)")
+def _telling(
+    fraud: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], threshold: float
+) -> dict[str, int]:
+    """Return the decisions that tell most: by name, the place among the test part's rows."""
+    found = {}
+    for name, rows, sign in (
+        ("The surest fraud found", fraud & (scores >= threshold), -1),
+        ("The surest false alarm", ~fraud & (scores >= threshold), -1),
+        ("The fraud that was missed most", fraud & (scores < threshold), 1),
+    ):
+        places = np.flatnonzero(rows)
+        if len(places):
+            found[name] = int(places[np.argmin(sign * scores[places])])
+    return found
 
-    return _figure(f"Dependence on {name}", draw)
 
-
-def _decision(
-    table: TransactionTable,
-    row: int,
-    score: float,
-    values: npt.NDArray[np.float64],
-    moved: npt.NDArray[np.float64],
-    names: Sequence[str],
-) -> str:
-    """Return a waterfall: how far the strongest features moved the log-odds from the expectation."""
-    order = np.argsort(-np.abs(moved[:-1]), kind="stable")[:8]
-    rest = float(moved[:-1].sum() - moved[order].sum())
-    steps = [("expectation", float(moved[-1])), ("all others", rest)]
-    steps += [
-        (f"{names[place]} = {values[place]:.6g}", float(moved[place])) for place in order[::-1].tolist()
-    ]
-
-    def draw(axes: Axes) -> None:
-        at = 0.0
-        for place, (_, step) in enumerate(steps):
-            axes.barh(place, step, left=at, color="tab:red" if step > 0 else "tab:blue")
-            at += step
-        axes.set_yticks(range(len(steps)), [name for name, _ in steps])
-        axes.set(xlabel="log-odds")
-
+def _decision_caption(table: TransactionTable, row: int, score: float) -> str:
     label = {1: "fraud", 0: "legitimate"}[int(np.asarray(table.is_fraud)[row])]
     when = format_event_time(int(table.event_time_ms[row]))[:19]
-    return _figure(
-        f"Transaction {table.transaction_id[row]} at {when}: score {score:.4f}; it was {label}",
-        draw,
-        height=3.0,
+    return (
+        f"transaction {table.transaction_id[row]} at {when}: score {score:.4f}; it was {label}. "
+        "How far each feature moved the log-odds."
     )
 
 
@@ -341,4 +451,4 @@ def stability_index(distribution: dict[str, Any], values: npt.NDArray[np.float64
 
 
 def _limits(training: dict[str, Any]) -> str:
-    return f"<p>{_text(_LIMITS.capitalize())} Versions: {_text(training['versions'])}.</p>"
+    return f"<p>{_text(LIMITS.capitalize())} Versions: {_text(training['versions'])}.</p>"

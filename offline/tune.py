@@ -1,6 +1,8 @@
 """Tuning: Optuna looks for parameters by the validation part; the test part is never seen.
 
-The objective is average precision less a price for what the model costs in service: its leaves. Every
+The objective is average precision, or the share of the loss that is saved (what frauds take that are not
+found, and what looking at alerts costs, against doing nothing, at the threshold that is best for it), less a
+price for what the model costs in service: its leaves. Every
 transaction pays for its path to one of each tree's, and every alert for an explanation over all of them.
 A study in an SQLite file goes on where it was stopped; the same seed and number of trials in one run give
 the same result.
@@ -8,8 +10,8 @@ the same result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import optuna
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from offline.train import TrainingOptions
     from stream.features.spec import FeatureSpec
 
-__all__ = ["Tuned", "Tuning", "tune", "tune_matrix"]
+__all__ = ["OBJECTIVES", "Objective", "Tuned", "Tuning", "saved_share", "tune", "tune_matrix"]
+
+Objective: TypeAlias = Literal["average-precision", "money"]
+OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 
 #: Rounds between two looks at a trial's validation score.
 _REPORT_EVERY: Final = 25
@@ -46,18 +51,24 @@ class Tuning:
     study:
         SQLite file that keeps the study; in memory where None.
     size_price:
-        Average precision that 10,000 leaves (say 400 trees of 25) must bring to be worth it.
+        How much of the objective 10,000 leaves (say 400 trees of 25) must bring to be worth it.
+    review_cost:
+        What looking at one alert costs, in the data's currency; for the objective ``money`` only.
     """
 
     trials: int = 30
     study: Path | None = None
     size_price: float = 0.005
+    objective: Objective = "average-precision"
+    review_cost: float = 5.0
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise ConfigError(f"trials: must be at least 1, not {self.trials}")
         if not self.size_price >= 0:
             raise ConfigError(f"size price: must be at least 0, not {self.size_price}")
+        if not self.review_cost >= 0:
+            raise ConfigError(f"review cost: must be at least 0, not {self.review_cost}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,10 @@ class Tuned:
         The best trial's, on validation; ``leaves`` are of all its trees.
     trials, pruned:
         Finished and given up early.
+    history:
+        Of every finished trial ``number``, ``objective``, ``parameters``.
+    importances:
+        The share of the objective's spread that each parameter explains; empty with less than two trials.
     """
 
     options: TrainingOptions
@@ -80,6 +95,8 @@ class Tuned:
     leaves: int
     trials: int
     pruned: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    importances: dict[str, float] = field(default_factory=dict)
 
 
 def tune(
@@ -99,7 +116,26 @@ def tune(
         The file has no labels, too few rows for the split, or the study was of something else.
     """
     split, spec, built, labels = prepare(table, options)
-    return tune_matrix(built.matrix, labels, split, spec, options, tuning, progress=progress)
+    amounts = table.amount_minor / np.maximum(table.minor_units, 1)
+    return tune_matrix(built.matrix, labels, split, spec, options, tuning, amounts=amounts, progress=progress)
+
+
+def saved_share(
+    fraud: npt.NDArray[np.bool_],
+    scores: npt.NDArray[np.float64],
+    amounts: npt.NDArray[np.float64],
+    review_cost: float,
+) -> float:
+    """Return the most of the frauds' amounts that alerts from some score on save, less the alerts' cost.
+
+    All arrays have the shape ``(n,)``; 1 is all of the loss at no cost, 0 is doing nothing.
+    """
+    order = np.argsort(-scores, kind="stable")
+    gained = np.cumsum(np.where(fraud[order], amounts[order], 0.0) - review_cost)
+    # Equal scores are alerts together.
+    ends = np.append(np.diff(scores[order]) != 0, np.True_)
+    loss = float(amounts[fraud].sum())
+    return max(0.0, float(gained[ends].max())) / loss if loss > 0 else 0.0
 
 
 def tune_matrix(
@@ -110,13 +146,25 @@ def tune_matrix(
     options: TrainingOptions,
     tuning: Tuning,
     *,
+    amounts: npt.NDArray[np.float64] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tuned:
-    """Return the best parameters for features of a whole table; see :func:`tune`."""
+    """Return the best parameters for features of a whole table; see :func:`tune`.
+
+    ``amounts`` (float64[n], in the data's currency) are needed for the objective ``money``.
+    """
+    if tuning.objective == "money" and amounts is None:
+        msg = "the objective money needs the amounts"
+        raise ValueError(msg)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _open_study(tuning, _subject(split, spec, labels, options, tuning), options.seed)
     validation = split.validation
     truth = labels[validation]
+
+    def worth(scores: npt.NDArray[np.float64]) -> float:
+        if tuning.objective == "money" and amounts is not None:
+            return saved_share(truth == 1, scores, amounts[validation], tuning.review_cost)
+        return float(average_precision_score(truth, scores))
 
     def objective(trial: optuna.Trial) -> float:
         chosen = replace(options, **_suggest(trial))
@@ -124,17 +172,16 @@ def tune_matrix(
         def report(env: Any) -> None:
             if (env.iteration + 1) % _REPORT_EVERY == 0:
                 scores = env.model.predict(matrix[validation], num_threads=options.threads)
-                trial.report(float(average_precision_score(truth, scores)), env.iteration)
+                trial.report(worth(np.asarray(scores, np.float64)), env.iteration)
                 if trial.should_prune():
                     raise optuna.TrialPruned
 
         booster = fit(matrix, labels, split, spec, chosen, callbacks=[report])
         scores = np.asarray(booster.predict(matrix[validation], num_threads=options.threads))
-        precision = float(average_precision_score(truth, scores))
         leaves = sum(int(tree["num_leaves"]) for tree in booster.dump_model()["tree_info"])
-        trial.set_user_attr("average_precision", precision)
+        trial.set_user_attr("average_precision", float(average_precision_score(truth, scores)))
         trial.set_user_attr("leaves", int(leaves))
-        return precision - tuning.size_price * float(leaves) / 10_000
+        return worth(scores) - tuning.size_price * float(leaves) / 10_000
 
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     left = tuning.trials - len(study.get_trials(deepcopy=False, states=ended))
@@ -145,7 +192,16 @@ def tune_matrix(
             callbacks=[] if progress is None else [lambda _study, _trial: progress(1)],
         )
     best = study.best_trial
+    finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    # Without a spread there is nothing to explain.
+    weights = (
+        optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=options.seed)
+        )
+        if len({trial.value for trial in finished}) > 1
+        else {}
+    )
     return Tuned(
         options=replace(options, **best.params),
         objective=float(best.value or 0.0),
@@ -153,6 +209,11 @@ def tune_matrix(
         leaves=int(best.user_attrs["leaves"]),
         trials=states.count(optuna.trial.TrialState.COMPLETE),
         pruned=states.count(optuna.trial.TrialState.PRUNED),
+        history=[
+            {"number": trial.number, "objective": trial.value, "parameters": dict(trial.params)}
+            for trial in finished
+        ],
+        importances={name: float(weight) for name, weight in weights.items()},
     )
 
 
@@ -179,6 +240,8 @@ def _subject(
         "imbalance": options.imbalance,
         "trees": options.trees,
         "size_price": tuning.size_price,
+        "objective": tuning.objective,
+        "review_cost": tuning.review_cost if tuning.objective == "money" else None,
     }
 
 

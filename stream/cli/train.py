@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -99,6 +100,7 @@ def train(
         raise click.UsageError("--train-until and --test-fraction exclude each other")
     from dataclasses import replace
 
+    from offline.card import model_card
     from offline.imbalance import as_imbalance
     from offline.profiles import load_profiles, present
     from offline.train import TrainingOptions, load_parameters
@@ -121,8 +123,10 @@ def train(
     if profiles is not None:
         wanted = load_profiles(profiles, label_delay_days=label_delay / 86_400_000)
         options = replace(options, entities=wanted)
+    tuning = None
     if parameters is not None:
         options = replace(options, **load_parameters(parameters))
+        tuning = json.loads(parameters.read_bytes())
     table = read_table(data, dataset, mapping)
     for profile in options.entities:
         if not present(table, (profile,)):
@@ -131,11 +135,11 @@ def train(
         result = fit(table, options, now=datetime.now(UTC), progress=advance)
     try:
         result.bundle.save(output)
+        (output / "model-card.md").write_text(model_card(result), encoding="utf-8")
         if report is not None:
-            from offline.report import model_card, render_report
+            from offline.report import render_report
 
-            (output / "model-card.md").write_text(model_card(result), encoding="utf-8")
-            report.write_text(render_report(table, result), encoding="utf-8")
+            report.write_text(render_report(table, result, tuning=tuning), encoding="utf-8")
         if json_path is not None:
             _write_json(json_path, result)
     except OSError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stream.cli.data_options import data_options, read_table
 from stream.cli.figures import write_json
 from stream.cli.split_options import split_options, training_options
+
+if TYPE_CHECKING:
+    from offline.tune import Objective
 
 __all__ = ["tune"]
 
@@ -27,11 +30,21 @@ __all__ = ["tune"]
     help="An SQLite file that keeps the study; run again to go on with it.",
 )
 @click.option(
+    "--objective",
+    type=click.Choice(["average-precision", "money"]),
+    default="average-precision",
+    show_default=True,
+    help="money: the share of the frauds' amounts that is saved, less what alerts cost.",
+)
+@click.option(
+    "--review-cost", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Of one alert."
+)
+@click.option(
     "--size-price",
     type=click.FloatRange(min=0),
     default=0.005,
     show_default=True,
-    help="Average precision that 10,000 leaves must bring.",
+    help="How much of the objective 10,000 leaves must bring.",
 )
 @click.option(
     "--output",
@@ -46,11 +59,13 @@ def tune(
     mapping: Path | None,
     trials: int,
     study: Path | None,
+    objective: Objective,
+    review_cost: float,
     size_price: float,
     output: Path,
     **split: Any,
 ) -> None:
-    """Look for better parameters than the shipped ones, by average precision on the validation part.
+    """Look for better parameters than the shipped ones, by the validation part.
 
     The test part is not looked at. Give what is found to 'riskstream train --parameters', with the same
     options for the split.
@@ -64,7 +79,8 @@ def tune(
 
     table = read_table(data, dataset, mapping)
     with progress_bar("Trials", trials) as advance:
-        found = look(table, options, Tuning(trials, study, size_price), progress=advance)
+        tuning = Tuning(trials, study, size_price, objective, review_cost)
+        found = look(table, options, tuning, progress=advance)
     chosen = {
         item.name: getattr(found.options, item.name)
         for item in fields(found.options)
@@ -75,6 +91,12 @@ def tune(
         "validation": {"average_precision": found.average_precision, "leaves": found.leaves},
         "trials": {"finished": found.trials, "pruned": found.pruned},
         "seed": options.seed,
+        "study": {
+            "objective": objective,
+            "value": found.objective,
+            "trials": found.history,
+            "importances": found.importances,
+        },
     }
     write_json(output, value)
     click.echo(
