@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import lightgbm
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from offline.difficulty import raw_columns, three_sigma_scores
-from offline.evaluate import best_f1_threshold, binary_metrics
+from offline.evaluate import best_f1_threshold, binary_metrics, precision_threshold
 from offline.prequential import card_precision
 from offline.train import TrainingOptions, fit, prepare
 
@@ -54,12 +54,16 @@ class Comparison:
         What looking at one alert costs, in the data's currency; a missed fraud costs its amount.
     trials:
         Of the tuning that the tuned model gets.
+    precision_target:
+        Each model's threshold is the lowest that reaches this precision on validation; that of the best F1
+        where None.
     """
 
     training: TrainingOptions
     bootstrap: int = 200
     review_cost: float = 5.0
     trials: int = 30
+    precision_target: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,8 @@ def compare_models(
             "confidence": _SHARE,
             "review_cost": comparison.review_cost,
             "trials": comparison.trials,
+            "precision_target": comparison.precision_target,
+            "profiles": [profile.entity for profile in spec.entities],
             "seed": comparison.training.seed,
             "feature_spec": spec.hash,
         },
@@ -130,7 +136,13 @@ def compare_models(
 def _judge(table: TransactionTable, data: _Data, model: _Model) -> dict[str, Any]:
     matrix = data.matrices[model.matrix]
     validation, test = data.split.validation, data.split.test
-    threshold = best_f1_threshold(data.labels[validation], model.score(matrix[validation]))
+    known = model.score(matrix[validation])
+    target = data.options.precision_target
+    threshold = (
+        best_f1_threshold(data.labels[validation], known)
+        if target is None
+        else precision_threshold(data.labels[validation], known, target)
+    )
     scores = model.score(matrix[test])
     truth = data.labels[test]
     fraud = truth == 1
@@ -142,32 +154,47 @@ def _judge(table: TransactionTable, data: _Data, model: _Model) -> dict[str, Any
     figures["recall_at_1_percent_false_positives"] = float(
         recalls[np.searchsorted(false_positives, 0.01, side="right") - 1]
     )
+    figures["precision_at_recall_85_percent"] = _precision_at(fraud, scores, 0.85)
     figures["card_precision_100"] = card_precision(table.event_time_ms[test] // _DAY_MS, users, fraud, scores)
     figures["expected_cost"] = float(
         amounts[fraud & ~flagged].sum() + data.options.review_cost * flagged.sum()
     )
     figures["cost_of_doing_nothing"] = float(amounts[fraud].sum())
-    figures["confidence"] = _intervals(fraud, scores, users, data.options)
+    figures["confidence"] = _intervals(fraud, scores, flagged, users, data.options)
     figures["score_microseconds"] = round(_score_microseconds(model, matrix[test]), 2)
     return figures
+
+
+def _precision_at(fraud: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], recall: float) -> float:
+    """Return the best precision of any threshold that finds at least this share of the frauds."""
+    precisions, recalls, _ = precision_recall_curve(fraud, scores)
+    return float(precisions[recalls >= recall].max())
 
 
 def _intervals(
     fraud: npt.NDArray[np.bool_],
     scores: npt.NDArray[np.float64],
+    flagged: npt.NDArray[np.bool_],
     users: npt.NDArray[np.int64],
     options: Comparison,
 ) -> dict[str, list[float]]:
-    """Return intervals by bootstrap over users: a user's transactions are not independent of each other."""
+    """Return intervals by bootstrap over users: a user's transactions are not independent of each other.
+
+    Precision and recall are at the threshold, which is not drawn anew.
+    """
     rng = np.random.default_rng(options.training.seed)
     count = int(users.max()) + 1
-    found: dict[str, list[float]] = {"auc": [], "average_precision": []}
+    names = ("auc", "average_precision", "recall", "precision")
+    found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(options.bootstrap):
         weight = np.bincount(rng.integers(0, count, count), minlength=count)[users].astype(np.float64)
         if weight[fraud].sum() in (0, weight.sum()):
             continue
         found["auc"].append(float(roc_auc_score(fraud, scores, sample_weight=weight)))
         found["average_precision"].append(float(average_precision_score(fraud, scores, sample_weight=weight)))
+        caught = float(weight[fraud & flagged].sum())
+        found["recall"].append(caught / float(weight[fraud].sum()))
+        found["precision"].append(caught / max(1.0, float(weight[flagged].sum())))
     edges = ((1 - _SHARE) / 2, (1 + _SHARE) / 2)
     return {name: np.quantile(values, edges).tolist() for name, values in found.items() if values}
 

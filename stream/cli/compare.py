@@ -13,14 +13,25 @@ from stream.cli.split_options import split_options, training_options
 
 __all__ = ["compare_models"]
 
+#: A row each: text, the figure's place, its format.
 _SHOWN: Final = (
-    ("AUC", "auc"),
-    ("AP", "average_precision"),
-    ("precision", "precision"),
-    ("recall", "recall"),
-    ("F1", "f1"),
-    ("recall at 1 % FPR", "recall_at_1_percent_false_positives"),
-    ("card p@100", "card_precision_100"),
+    ("AUC", "auc", ".3f"),
+    ("average precision", "average_precision", ".3f"),
+    ("recall", "recall", ".3f"),
+    ("precision", "precision", ".3f"),
+    ("F1", "f1", ".3f"),
+    ("recall at 1 % false positives", "recall_at_1_percent_false_positives", ".3f"),
+    ("precision at 85 % recall", "precision_at_recall_85_percent", ".3f"),
+    ("card precision@100", "card_precision_100", ".3f"),
+    ("expected cost", "expected_cost", ",.0f"),
+    ("training, s", "training_seconds", ".1f"),
+    ("µs a score", "score_microseconds", ".2f"),
+)
+_CONFUSION: Final = (
+    ("frauds found", "true_positive"),
+    ("frauds missed", "false_negative"),
+    ("false alarms", "false_positive"),
+    ("rightly let pass", "true_negative"),
 )
 
 
@@ -41,6 +52,9 @@ _SHOWN: Final = (
     help="Samples of users for the confidence intervals.",
 )
 @click.option(
+    "--precision", type=click.FloatRange(0, 1), help="Choose the thresholds for this precision, not for F1."
+)
+@click.option(
     "--review-cost",
     type=click.FloatRange(min=0),
     default=5.0,
@@ -57,6 +71,7 @@ def compare_models(
     mapping: Path | None,
     trials: int,
     bootstrap: int,
+    precision: float | None,
     review_cost: float,
     json_path: Path | None,
     **split: Any,
@@ -72,7 +87,9 @@ def compare_models(
 
     table = read_table(data, dataset, mapping)
     with progress_bar("Models", len(MODELS)) as advance:
-        result = compare(table, Comparison(options, bootstrap, review_cost, trials), progress=advance)
+        result = compare(
+            table, Comparison(options, bootstrap, review_cost, trials, precision), progress=advance
+        )
     if json_path is not None:
         write_json(json_path, result)
     _print(result)
@@ -82,21 +99,22 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    models = result["models"]
     shown = Table(title=f"Test part: {result['config']['rows']['test']:,} rows")
-    shown.add_column("model")
-    for name in (*(name for name, _ in _SHOWN), "AUC 95 %", "AP 95 %", "cost", "training s", "µs a score"):
+    shown.add_column("")
+    for name in models:
         shown.add_column(name, justify="right")
-    for name, figures in result["models"].items():
-        intervals = (
-            "-".join(f"{edge:.3f}" for edge in figures["confidence"].get(key, ()))
-            for key in ("auc", "average_precision")
-        )
-        shown.add_row(
-            name,
-            *(f"{figures[key]:.3f}" for _, key in _SHOWN),
-            *intervals,
-            f"{figures['expected_cost']:,.0f}",
-            f"{figures['training_seconds']:.1f}",
-            f"{figures['score_microseconds']:.1f}",
-        )
-    Console(width=None if Console().is_terminal else 200).print(shown)
+    for text, key, form in _SHOWN:
+        shown.add_row(text, *(format(figures[key], form) for figures in models.values()))
+        if all(key in figures["confidence"] for figures in models.values()):
+            edges = (figures["confidence"][key] for figures in models.values())
+            shown.add_row("  95 %, users drawn anew", *(f"{low:.3f}-{high:.3f}" for low, high in edges))
+    shown.add_section()
+    for text, key in _CONFUSION:
+        shown.add_row(text, *(f"{figures['confusion'][key]:,}" for figures in models.values()))
+    console.print(shown)
+    nothing = next(iter(models.values()))["cost_of_doing_nothing"]
+    console.print(f"Doing nothing costs {nothing:,.0f}; one look {result['config']['review_cost']:g}.")

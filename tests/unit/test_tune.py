@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from offline.compare import MODELS, Comparison, compare_models
 from offline.simulate import Simulation, simulate
 from offline.table_files import write_table
 from offline.train import TrainingOptions, load_parameters
-from offline.tune import Tuning, tune
+from offline.tune import Tuning, saved_share, tune
+from stream.cli.compare import compare_models as compare_command
 from stream.cli.tune import tune as command
 from stream.errors import ConfigError, DataError
 
@@ -94,8 +96,42 @@ def test_every_model_is_judged_alike(table):
     result = compare_models(table, Comparison(OPTIONS, bootstrap=20, trials=1))
     assert list(result["models"]) == list(MODELS)
     for figures in result["models"].values():
+        low, high = figures["confidence"]["recall"]
+        assert low <= figures["recall"] <= high
         low, high = figures["confidence"]["auc"]
         assert low < figures["auc"] < high
         assert figures["frauds"] == result["models"]["shipped recipe"]["frauds"]
         assert sum(figures["confusion"].values()) == result["config"]["rows"]["test"]
     assert result["models"]["shipped recipe"]["auc"] > result["models"]["3-sigma rule"]["auc"] + 0.1
+
+
+def test_the_command_compares_at_the_precision_asked_for(tmp_path, table):
+    write_table(table, tmp_path / "data.parquet")
+    done = CliRunner().invoke(
+        compare_command,
+        [
+            *("--data", str(tmp_path / "data.parquet"), "--trials", "1", "--trees", "20"),
+            *("--bootstrap", "5", "--precision", "0.5", "--json", str(tmp_path / "figures.json")),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    shipped = json.loads((tmp_path / "figures.json").read_bytes())["models"]["shipped recipe"]
+    for text in (
+        f"{shipped['auc']:.3f}",
+        f"{shipped['confusion']['false_positive']:,}",
+        "card precision@100",
+    ):
+        assert text in done.output
+
+
+def test_the_share_saved_is_that_of_the_best_threshold():
+    rng = np.random.default_rng(2)
+    fraud = rng.random(60) < 0.3
+    scores = np.round(rng.random(60) + fraud, 1)
+    amounts = rng.uniform(1, 100, 60)
+    every = [
+        amounts[fraud & (scores >= edge)].sum() - 7.0 * (scores >= edge).sum() for edge in np.unique(scores)
+    ]
+    assert saved_share(fraud, scores, amounts, 7.0) == pytest.approx(max(every) / amounts[fraud].sum())
+    assert saved_share(fraud, scores, amounts, 1e6) == 0.0
+    assert saved_share(np.zeros(60, bool), scores, amounts, 1.0) == 0.0
