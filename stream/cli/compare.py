@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from stream.cli.data_options import data_options, read_table
-from stream.cli.figures import write_json
+from stream.cli.figures import table_console, write_json
 from stream.cli.split_options import split_options, training_options
 
 __all__ = ["compare_models"]
@@ -96,12 +96,9 @@ def compare_models(
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = table_console()
     models = result["models"]
     shown = Table(title=f"Test part: {result['config']['rows']['test']:,} rows")
     shown.add_column("")

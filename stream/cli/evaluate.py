@@ -10,7 +10,7 @@ import click
 
 from stream.cli.data_options import data_options, read_table
 from stream.cli.durations import DURATION
-from stream.cli.figures import write_json
+from stream.cli.figures import table_console, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,6 @@ def evaluate(
 
 
 def _print_summary(result: dict[str, Any], echo: Callable[[str], None]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     shown = Table(title=f"Recipe {result['config']['recipe']['name']}, week after week")
@@ -133,7 +132,7 @@ def _print_summary(result: dict[str, Any], echo: Callable[[str], None]) -> None:
     shown.add_row("std", *(f"{result['std'][key]:.4f}" for key in keys))
     if "knowledge_ceiling" in result:
         shown.add_row("ceiling", *(f"{result['knowledge_ceiling'][key]:.4f}" for key in keys))
-    Console().print(shown)
+    table_console().print(shown)
     if result["mean"]["recall_by_scenario"]:
         parts = ", ".join(
             f"{kind}: {value:.3f}" for kind, value in result["mean"]["recall_by_scenario"].items()

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from stream.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["write_json"]
+    from rich.console import Console
+
+__all__ = ["table_console", "write_json"]
+
+#: Columns of a table that goes to a file, where nothing else says how wide it may be.
+_FILE_WIDTH: Final = 160
+
+
+def table_console() -> Console:
+    """Return the console for wide tables: as wide as the terminal, or wide enough in a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import click
 
 from stream.cli.data_options import data_options, read_table
 from stream.cli.durations import DURATION
-from stream.cli.figures import write_json
+from stream.cli.figures import table_console, write_json
 
 __all__ = ["inspect"]
 
@@ -51,12 +51,9 @@ def inspect(
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = table_console()
     console.print(f"{report['rows']:,} rows, {report['valid_rows']:,} of them valid transactions")
     columns = Table(title="What the columns hold", title_justify="left")
     for name in ("field", "missing", "least", "median", "most", "distinct"):
