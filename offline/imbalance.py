@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["IMBALANCES", "Balanced", "Imbalance", "as_imbalance", "balance"]
+__all__ = ["IMBALANCES", "RATIO", "Balanced", "Imbalance", "as_imbalance", "balance"]
 
 #: ``none``; ``class_weight``: frauds weigh as much as all others together (LightGBM's ``scale_pos_weight``);
 #: ``smote``, ``smotenc``: made-up frauds between neighbours (Chawla et al., 2002); ``undersample``: a random
@@ -22,7 +22,7 @@ Imbalance: TypeAlias = Literal["none", "class_weight", "smote", "smotenc", "unde
 IMBALANCES: Final[tuple[Imbalance, ...]] = get_args(Imbalance)
 
 #: Frauds for each legitimate row that resampling aims at: enough to matter, not most of them made up.
-_RATIO: Final = 0.05
+RATIO: Final = 0.05
 _NEIGHBOURS: Final = 5
 
 
@@ -54,7 +54,7 @@ def balance(
     labels: npt.NDArray[Any],
     *,
     categorical: Sequence[int] = (),
-    ratio: float = _RATIO,
+    ratio: float = RATIO,
     seed: int = 7,
 ) -> Balanced:
     """Return a training part with its classes brought nearer to each other.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import lightgbm
 import numpy as np
 
-from offline.imbalance import balance
+from offline.imbalance import RATIO, balance
 from stream.features.entities import LABEL_RECENCY, EntityProfile
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Recipe:
         Boosting rounds, and LightGBM's parameters beside the fixed ones of :func:`fit_booster`.
     entities:
         Profiles beside the user's own windows.
+    ratio:
+        Frauds for each legitimate row that resampling aims at, see :func:`offline.imbalance.balance`.
     unused:
         Features that the model must not split on, as regular expressions of their whole names.
     without_blocked:
@@ -46,6 +48,7 @@ class Recipe:
     parameters: dict[str, Any]
     entities: tuple[EntityProfile, ...] = ()
     imbalance: Imbalance = "none"
+    ratio: float = RATIO
     unused: tuple[str, ...] = ()
     without_blocked: bool = False
     seed: int = 7
@@ -59,6 +62,7 @@ class Recipe:
             "parameters": self.parameters,
             "entities": [profile.to_json() for profile in self.entities],
             "imbalance": self.imbalance,
+            "ratio": self.ratio,
             "unused": list(self.unused),
             "without_blocked": self.without_blocked,
             "seed": self.seed,
@@ -88,7 +92,7 @@ def fit_booster(
     """
     used = np.array([not any(re.fullmatch(part, name) for part in recipe.unused) for name in spec.names])
     codes = [place for place, name in enumerate(spec.names) if name in spec.categorical and used[place]]
-    part = balance(recipe.imbalance, matrix, labels, categorical=codes, seed=recipe.seed)
+    part = balance(recipe.imbalance, matrix, labels, categorical=codes, ratio=recipe.ratio, seed=recipe.seed)
     # A column of one value is never split on, and the model keeps the spec's number of columns.
     learnt = part.matrix if used.all() else np.where(used, part.matrix, 0.0)
     parameters = {
