@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from stream.features.spec import FeatureSpec
     from stream.scoring.bundle import Bundle
+    from stream.scoring.sentences import Language
 
 __all__ = [
     "Alerted",
@@ -81,6 +82,8 @@ class PipelineConfig:
     ----------
     max_future_ms:
         How far an event time may lie ahead of the processing time.
+    language:
+        Of the reasons' sentences: ``en`` or ``zh``.
     decisions, decision_features:
         Whether to make decisions, and to put the features' values into them.
     resident_bytes:
@@ -92,6 +95,7 @@ class PipelineConfig:
     max_record_bytes: int = MAX_RECORD_BYTES
     alert_level: RiskLevel = RiskLevel.MEDIUM
     max_reasons: int = 5
+    language: Language = "en"
     decisions: bool = True
     decision_features: bool = False
     resident_bytes: int = 128 << 20
@@ -187,7 +191,7 @@ class Pipeline:
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
         self._policy = Policy(bundle.thresholds, config.alert_level)
-        self._explainer = Explainer(bundle.spec, config.max_reasons)
+        self._explainer = Explainer(bundle.spec, config.max_reasons, config.language)
         self._spec_hash = bundle.spec.hash
 
     def process(self, batch: Batch, reader: RecordReader, now_ms: int) -> Plan:

@@ -36,6 +36,7 @@ __all__ = [
     "LABEL_RECENCY",
     "EntityProfile",
     "fill_profile",
+    "profile_features",
 ]
 
 _DAY_MS: Final = 86_400_000
@@ -167,22 +168,7 @@ class EntityProfile:
     @property
     def names(self) -> tuple[str, ...]:
         """The features, in the order of the columns."""
-        return (
-            *(
-                f"{self.entity}_{name}_{days:g}d"
-                for days in self.windows_days
-                for name in ACTIVITY_AGGREGATES
-                if name in self.aggregates
-            ),
-            *(
-                f"{self.entity}_{name}_{days:g}d"
-                for days in self.label_windows_days
-                for name in LABEL_AGGREGATES
-                if name in self.label_aggregates
-            ),
-            *(f"{self.entity}_{name}" for name in LABEL_RECENCY if name in self.label_recency),
-            *((f"{self.entity}_amount_to_usual",) if self.usual_days is not None else ()),
-        )
+        return tuple(name for name, _, _ in profile_features(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return the profile as JSON values."""
@@ -207,6 +193,27 @@ class EntityProfile:
         except TypeError as error:
             msg = f"entities: {error}"
             raise ValueError(msg) from error
+
+
+def profile_features(profile: EntityProfile) -> list[tuple[str, str, float | None]]:
+    """Return each feature's name, what it is and over how many days (None: over no window), in order."""
+    found: list[tuple[str, str, float | None]] = []
+    for windows, known, wanted in (
+        (profile.windows_days, ACTIVITY_AGGREGATES, profile.aggregates),
+        (profile.label_windows_days, LABEL_AGGREGATES, profile.label_aggregates),
+    ):
+        found += [
+            (f"{profile.entity}_{name}_{days:g}d", name, days)
+            for days in windows
+            for name in known
+            if name in wanted
+        ]
+    found += [
+        (f"{profile.entity}_{name}", name, None) for name in LABEL_RECENCY if name in profile.label_recency
+    ]
+    if profile.usual_days is not None:
+        found.append((f"{profile.entity}_amount_to_usual", "amount_to_usual", None))
+    return found
 
 
 def fill_profile(

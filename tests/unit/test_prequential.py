@@ -64,6 +64,25 @@ def test_a_fold_is_that_of_the_handbook(table, first_week_ms):
         assert fold.test[row] == (0 <= day < 7 and not blocked)
 
 
+def test_a_training_part_without_blocked_cards_lacks_what_the_test_weeks_lack(table, first_week_ms):
+    """Against the rule taken row by row: a fraud of the user between 14 and 8 days before the row's day."""
+    options = {"label_delay_ms": 7 * DAY_MS, "training_days": None}
+    whole = week_fold(table, first_week_ms, **options)
+    without = week_fold(table, first_week_ms, without_blocked=True, **options)
+    np.testing.assert_array_equal(without.test, whole.test)
+    day = (table.event_time_ms - first_week_ms) // DAY_MS
+    known = whole.train & (table.is_fraud == 1)
+    frauds = {}
+    for row in np.flatnonzero(known).tolist():
+        frauds.setdefault(table.user_id[row], []).append(int(day[row]))
+    expected = whole.train.copy()
+    for row in np.flatnonzero(whole.train).tolist():
+        ages = [int(day[row]) - at for at in frauds.get(table.user_id[row], ())]
+        expected[row] = not any(8 <= age <= 14 for age in ages)
+    np.testing.assert_array_equal(without.train, expected)
+    assert 0 < without.train.sum() < whole.train.sum()
+
+
 def test_card_precision_is_that_of_the_handbook():
     """Two days, two cards looked at a day: a card that was found is not looked at again."""
     day = np.array([0, 0, 0, 0, 1, 1, 1])
@@ -183,7 +202,8 @@ def test_the_command_writes_the_figures(tmp_path, table):
     }
     assert names < set(figures["folds"][0])
     assert names == set(figures["mean"]) == set(figures["std"])
-    assert figures["config"]["recipe"]["name"] == "cards"
+    # The recipe as it was frozen, with its own way with imbalance, where no other is asked for.
+    assert figures["config"]["recipe"] == json.loads(json.dumps(CARDS.to_json()))
     late = CliRunner().invoke(evaluate, [*options[:3], "2031-01-01"])
     assert isinstance(late.exception, DataError)
     assert "choose another --first-test-week" in str(late.exception)
