@@ -146,9 +146,9 @@ ACCOUNTS: Final = (
 CARDS: Final = Recipe(
     name="cards",
     training_days=84.0,
-    trees=250,
+    trees=400,
     parameters={
-        "learning_rate": 0.05,
+        "learning_rate": 0.03,
         "num_leaves": 12,
         "min_data_in_leaf": 50,
         "feature_fraction": 0.5,
@@ -158,22 +158,24 @@ CARDS: Final = Recipe(
     },
     entities=(
         EntityProfile(
-            "merchant",
-            windows_days=(1.0, 7.0, 30.0),
-            aggregates=("count",),
-            label_windows_days=(1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 28.0, 40.0),
-            label_aggregates=("fraud_count", "fraud_share"),
-            label_recency=LABEL_RECENCY,
-        ),
-        EntityProfile(
             "user",
             windows_days=(1.0, 3.0, 7.0, 14.0, 30.0, 90.0),
             aggregates=("amount_mean", "amount_to_mean", "amount_to_median", "max_to_usual", "large_count"),
             usual_days=150.0,
         ),
+        EntityProfile(
+            "merchant",
+            windows_days=(1.0, 7.0, 30.0),
+            aggregates=("count",),
+            label_windows_days=(1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 28.0),
+            label_aggregates=("fraud_count", "fraud_share", "fraud_to_usual_min"),
+            label_recency=LABEL_RECENCY,
+        ),
     ),
     # Also makes training several times faster; see docs/modelling.md.
     imbalance="undersample",
+    ratio=0.02,
+    without_blocked=True,
     unused=(
         "(transaction_count|amount_sum|amount_std|merchant_distinct)_.*",
         "(channel|transaction_type)_code",
