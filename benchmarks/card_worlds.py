@@ -152,7 +152,7 @@ def judge(world: World, *, first_day: int, folds: int, retrain: bool, threads: i
         CARDS,
         protocol,
         scenario=kind,
-        ceiling=knowledge_scores(table, kind, protocol.label_delay_ms),
+        ceiling=[knowledge_scores(table, kind, protocol.label_delay_ms, seed=seed) for seed in range(5)],
         threads=threads,
         features=weekly_features(table, CARDS, protocol),
     )
