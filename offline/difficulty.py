@@ -76,14 +76,16 @@ def measure_difficulty(
 ) -> dict[str, dict[str, Any]]:
     """Return AUC and average precision on the last fifth by baseline, weakest first.
 
-    ``three_sigma`` is the per-user rule, ``raw_columns`` LightGBM with its defaults on
-    :func:`raw_columns`, ``history`` the same on every feature of the stream.
+    ``three_sigma`` is the per-user rule, ``raw_columns`` XGBoost with its defaults on
+    :func:`raw_columns`, ``history`` LightGBM with its defaults on every feature of the stream.
 
     Raises
     ------
     ValueError
         The table has no labels, or one class only.
     """
+    import xgboost  # noqa: PLC0415 - for this comparison only
+
     if table.is_fraud is None:
         msg = "the table has no labels"
         raise ValueError(msg)
@@ -98,18 +100,22 @@ def measure_difficulty(
     fit &= scored
     test &= scored
     truth = table.is_fraud
-    scores = {"three_sigma": three_sigma_scores(table)[test]}
-    for name, matrix in (("raw_columns", raw_columns(table)), ("history", features.matrix)):
-        data = lightgbm.Dataset(matrix[fit], truth[fit].astype(np.float64))
-        params = {
-            "objective": "binary",
-            "verbose": -1,
-            "num_threads": threads,
-            "seed": seed,
-            "deterministic": True,
-        }
-        booster = lightgbm.train(params, data, num_boost_round=100)
-        scores[name] = np.asarray(booster.predict(matrix[test], num_threads=threads))
+    raw = raw_columns(table)
+    plain = xgboost.XGBClassifier(n_jobs=threads, random_state=seed).fit(raw[fit], truth[fit])
+    params = {
+        "objective": "binary",
+        "verbose": -1,
+        "num_threads": threads,
+        "seed": seed,
+        "deterministic": True,
+    }
+    data = lightgbm.Dataset(features.matrix[fit], truth[fit].astype(np.float64))
+    history = lightgbm.train(params, data, num_boost_round=100)
+    scores = {
+        "three_sigma": three_sigma_scores(table)[test],
+        "raw_columns": np.asarray(plain.predict_proba(raw[test])[:, 1], np.float64),
+        "history": np.asarray(history.predict(features.matrix[test], num_threads=threads)),
+    }
     return {
         name: binary_metrics(truth[test], values, 3.0 if name == "three_sigma" else 0.5)
         for name, values in scores.items()

@@ -190,3 +190,10 @@ def _print_summary(result: TrainingResult, output: Path) -> None:
             f"{bundle.training['invalid_rows']:,} rows make no valid transaction and were left out."
         )
     console.print(f"Bundle written to {output}")
+    if bundle.spec.entities:
+        entities = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
+        console.print(
+            f"[bold]Not for the stream:[/] this model wants profiles of {entities}, which no worker keeps "
+            "yet; workers and 'riskstream serve' will refuse it. For one that they serve, train without "
+            "--profiles."
+        )

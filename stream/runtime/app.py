@@ -207,6 +207,7 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         max_record_bytes=settings.max_record_bytes,
         alert_level=RiskLevel(settings.alert_level),
         max_reasons=settings.max_reasons,
+        language=settings.language,
         decisions=settings.decisions.enabled,
         decision_features=settings.decisions.features,
         resident_bytes=settings.history.resident_mib << 20,

@@ -133,7 +133,7 @@ def test_the_command_serves_a_file(tmp_path, table, bundle):
     write_table(table.slice(0, 1_000), tmp_path / "data.parquet")
     command = [
         sys.executable, "-c", "from stream.cli import main; main()", "serve", "--bundle", str(tmp_path / "bundle"),
-        "--data", str(tmp_path / "data.parquet"), "--port", "0",
+        "--data", str(tmp_path / "data.parquet"), "--port", "0", "--language", "zh",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -143,6 +143,9 @@ def test_the_command_serves_a_file(tmp_path, table, bundle):
             assert status == 200
             assert [answer["outcome"] for answer in answers] == ["scored", "scored"]
             assert ask(port, bodies[0]) == (200, answers[0])
+            sentences = [reason["sentence"] for answer in answers for reason in answer["reasons"]]
+            assert sentences
+            assert all(re.search("[\u4e00-\u9fff]", sentence) for sentence in sentences)
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0

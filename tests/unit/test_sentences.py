@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import string
 
 import numpy as np
 import pytest
+from bundles import simulated, trained_bundle
+from histories import Memory
 
 from stream.features.entities import (
     ACTIVITY_AGGREGATES,
@@ -15,8 +18,12 @@ from stream.features.entities import (
     EntityProfile,
 )
 from stream.features.spec import FeatureSpec
+from stream.outputs import Record
+from stream.pipeline import Batch, Pipeline
+from stream.runtime.app import pipeline_config
 from stream.scoring.reasons import Explainer
 from stream.scoring.sentences import _TEMPLATES, LANGUAGES
+from stream.settings import Settings
 
 SPEC = FeatureSpec(
     {"channel": ("web",), "transaction_type": ("purchase",)},
@@ -119,3 +126,24 @@ def test_an_amount_is_told_against_the_users_own_mean():
     assert said["sentence"] == "amount 4,980.00 is 11.0 times this user's 30-day mean of 452.73"
     assert said["usual"] == 452.7273
     assert explain(values, "amount", "zh")["sentence"] == "金额4,980.00是该用户30天均值452.73的11.0倍"
+
+
+def test_alerts_speak_the_language_of_the_settings_and_differ_in_nothing_else():
+    bundle, now_ms = trained_bundle(), 1_790_000_000_000
+    records = [
+        Record(at, now_ms, key, value) for at, (key, value) in enumerate(simulated().to_records(range(800)))
+    ]
+    alerts = {}
+    for language in LANGUAGES:
+        config = pipeline_config(Settings(_env_file=None, language=language, alert_level="LOW"), bundle)
+        plan = Pipeline(bundle, config).process(Batch("transactions", 0, 1, records), Memory(), now_ms)
+        alerts[language] = [json.loads(message.value) for message in plan.alerts]
+    assert len(alerts["en"]) == len(records)
+    said = {
+        language: [reason.pop("sentence") for alert in found for reason in alert["reasons"]]
+        for language, found in alerts.items()
+    }
+    assert alerts["en"] == alerts["zh"]
+    assert len(said["en"]) > len(records)
+    assert all(sentence.isascii() for sentence in said["en"])
+    assert all(re.search("[\u4e00-\u9fff]", sentence) for sentence in said["zh"])

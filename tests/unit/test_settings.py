@@ -85,6 +85,12 @@ def test_a_file_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch,
     assert f"RISKSTREAM_ENV_FILE: {tmp_path / 'none.env'}" in refusal()
 
 
+def test_the_reasons_are_english_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().language == "en"
+    monkeypatch.setenv("RISKSTREAM_LANGUAGE", "zh")
+    assert load_settings().language == "zh"
+
+
 def test_overrides_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RISKSTREAM_MAX_REASONS", "2")
     assert load_settings(max_reasons=3).max_reasons == 3
@@ -114,6 +120,7 @@ def test_variables_that_are_not_settings_are_known(monkeypatch: pytest.MonkeyPat
         ("RISKSTREAM_MAX_RECORD_BYTES", "many"),
         ("RISKSTREAM_MAX_RECORD_BYTES", "10"),
         ("RISKSTREAM_MAX_REASONS", "0"),
+        ("RISKSTREAM_LANGUAGE", "fr"),
         ("RISKSTREAM_TOPICS__PARTITIONS", "0"),
         ("RISKSTREAM_TOPICS__PARTITIONS", "1.5"),
         ("RISKSTREAM_TOPICS__RETENTION_DAYS", "0"),
