@@ -99,7 +99,7 @@ def render_report(table: TransactionTable, result: TrainingResult) -> str:
                 for row, shap in zip(highest.tolist(), explained, strict=True)
             ),
         ),
-        _section("Drift of the test part against the validation part", _drift_table(bundle.reference, names, test)),
+        _section("Drift of the test part against validation", _drift_table(bundle.reference, names, test)),
         _section("Limits", _limits(bundle.training)),
     ]
     title = f"RiskStream model {_text(bundle.model_version)}"
