@@ -486,6 +486,7 @@ MODEL = [
         [(w("riskstream_model_info"), "")],
         "table",
         width=24,
+        height=4,
     ),
 ]
 

@@ -1,7 +1,7 @@
 """Pictures of the dashboards: what their own queries find in a Prometheus, drawn without a browser.
 
-``python grafana/picture.py --prometheus http://127.0.0.1:9090`` draws what is there. With ``--live`` a
-broker, a worker, Prometheus and transactions are started first (needs a checkout, and Debian's
+``python grafana/picture.py --prometheus http://127.0.0.1:9090`` draws what is there. With ``--live`` Apache
+Kafka, workers, Prometheus and transactions are started first (needs a checkout, Java, Maven and Debian's
 ``prometheus``); so the pictures in the docs were made. They show the content in Grafana's layout, not
 Grafana's looks.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import signal
@@ -29,6 +30,7 @@ import numpy as np
 from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MultipleLocator
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,15 +44,17 @@ DASHBOARDS = ("overview", "stream", "model")
 #: Grafana's grid: columns, and inches of one column and one row here; inches above for the title.
 COLUMNS, COLUMN_INCHES, ROW_INCHES, TITLE_INCHES = 24, 0.46, 0.29, 0.45
 #: Inches between a panel's edge and its plot: left, right, above, below.
-MARGINS = (0.52, 0.14, 0.3, 0.42)
+MARGINS = (0.52, 0.14, 0.3, 0.52)
+WITHOUT_AXES = (0.14, 0.14, 0.3, 0.08)
 #: Dots an inch: a page shows it at about two thirds.
 DPI = 110
 POINTS = 120
-MOST_LEGENDS = 6
 SMALL, MEDIUM, LARGE, FIGURE = 6.5, 8.5, 12, 19
 #: Of one legend: inches, and letters.
-LEGEND_INCHES, LONGEST = 1.75, 26
+LEGEND_INCHES, LONGEST = 1.3, 24
 FRAME, GRID = "#d5d8dd", "#eceef1"
+#: Grafana's order of colours.
+SERIES = ("#56a64b", "#f2cc0c", "#3274d9", "#ff780a", "#e02f44", "#5794f2", "#a352cc", "#8f3bb8", "#19730e")
 #: What ``--live`` simulates: users, days, transactions before those that are streamed, then transactions a
 #: second, so many times a second, and the share of the time after which another worker joins.
 USERS, DAYS, PAST, RATE, TICKS, JOINED = 3_000, 120, 150_000, 300, 2, 0.45
@@ -127,6 +131,11 @@ def color_of(value: float, steps: list[dict[str, Any]]) -> str:
     return COLORS.get(chosen, "#333333")
 
 
+def dates(times: np.ndarray) -> np.ndarray:
+    """Return seconds since 1970 as matplotlib's dates."""
+    return date2num((1000 * times).astype(np.int64).astype("datetime64[ms]"))
+
+
 def draw_stat(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     """Draw the last value, large, in the colour of its threshold."""
     defaults = panel["fieldConfig"]["defaults"]
@@ -138,27 +147,35 @@ def draw_stat(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     text = "\n".join(f"{name} {human(value, defaults['unit'])}".strip() for name, value in shown[:4]) or "-"
     color = color_of(shown[0][1], defaults["thresholds"]["steps"]) if shown else "#333333"
     size = FIGURE if len(shown) < 2 else MEDIUM  # noqa: PLR2004
-    axes.text(0.46, 0.3, text, ha="center", va="center", fontsize=size, color=color)
+    axes.text(0.5, 0.45, text, ha="center", va="center", fontsize=size, color=color)
 
 
 def draw_lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     """Draw every series over time, one upon the other where the panel stacks them."""
     defaults = panel["fieldConfig"]["defaults"]
-    stacked = defaults["custom"]["stacking"]["mode"] != "none"
-    bottom: np.ndarray | float = 0.0
-    for target in panel["targets"]:
-        for labels, points in source.series(target["expr"], instant=False):
-            name = legend_of(target["legendFormat"], labels)
-            times = date2num([np.datetime64(int(1000 * at), "ms") for at in points[:, 0]])
-            values = points[:, 1]
-            if stacked and np.shape(bottom) in {(), values.shape}:
-                axes.fill_between(times, bottom, bottom + values, label=name, alpha=0.6, linewidth=0)
-                bottom = bottom + values
-            else:
-                axes.plot(times, values, label=name, linewidth=1.2)
+    found = [
+        (legend_of(target["legendFormat"], labels), points)
+        for target in panel["targets"]
+        for labels, points in source.series(target["expr"], instant=False)
+    ]
+    axes.set_prop_cycle(color=SERIES)
+    if defaults["custom"]["stacking"]["mode"] != "none":
+        found.sort(key=lambda one: -one[1][:, 1].max())
+        times = np.unique(np.concatenate([points[:, 0] for _, points in found] or [[]]))
+        bottom = np.zeros(len(times))
+        for name, points in found:
+            values = np.zeros(len(times))
+            values[np.searchsorted(times, points[:, 0])] = np.nan_to_num(points[:, 1])
+            top = bottom + values
+            axes.fill_between(dates(times), bottom, top, label=name, alpha=0.6, linewidth=0)
+            bottom = top
+    else:
+        found.sort(key=lambda one: -one[1][-1, 1])
+        for name, points in found:
+            axes.plot(dates(points[:, 0]), points[:, 1], label=name, linewidth=1.2)
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlim(*(date2num(np.datetime64(int(1000 * at), "ms")) for at in (source.start, source.end)))
+    axes.set_xlim(*dates(np.array([source.start, source.end])))
     axes.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=6))
     axes.xaxis.set_major_formatter(
         DateFormatter("%H:%M" if source.end - source.start >= 5 * 60 else "%H:%M:%S")
@@ -168,7 +185,7 @@ def draw_lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     else:
         _, high = axes.get_ylim()
         # What is nothing all the time lies on the axis, not in the middle.
-        some = any(line.get_ydata().max(initial=0) > 0 for line in axes.lines) or bool(axes.collections)
+        some = any(np.nanmax(points[:, 1]) > 0 for _, points in found)
         axes.set_ylim(0, high if some else 1)
         if defaults["unit"] == "bytes" and some:
             axes.yaxis.set_major_locator(MultipleLocator(2.0 ** math.ceil(math.log2(high / 5))))
@@ -176,14 +193,14 @@ def draw_lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     handles, names = axes.get_legend_handles_labels()
     if any(names):
         columns = max(1, round(axes.get_position().width * COLUMNS * COLUMN_INCHES / LEGEND_INCHES))
-        shown = min(len(names), MOST_LEGENDS)
+        shown = min(len(names), columns)
         axes.legend(
             handles[:shown],
             [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names[:shown]],
             fontsize=SMALL,
             loc="upper left",
-            bbox_to_anchor=(-0.01, -0.1),
-            ncols=min(columns, shown),
+            bbox_to_anchor=(-0.01, -0.2 / (axes.get_position().height * axes.figure.get_figheight())),
+            ncols=shown,
             frameon=False,
             handlelength=1.2,
             columnspacing=1.2,
@@ -208,15 +225,20 @@ def draw_heatmap(axes: Axes, panel: dict[str, Any], source: Source) -> None:
 
 
 def draw_table(axes: Axes, panel: dict[str, Any], source: Source) -> None:
-    """Draw what the queries find now, a row each: what the labels say, and the value."""
+    """Draw what the queries find now, a row each: what the labels say."""
     axes.axis("off")
     lines = []
     for target in panel["targets"]:
-        for labels, _ in source.series(target["expr"], instant=True):
-            shown = {name: value for name, value in labels.items() if name not in {"__name__", "job"}}
-            lines.append("    ".join(f"{name} {value}" for name, value in sorted(shown.items())))
-    text = "\n".join(sorted(lines)[:8]) or panel["fieldConfig"]["defaults"].get("noValue", "none")
-    axes.text(-0.04, 1.0, text, va="top", fontsize=SMALL + 0.5, linespacing=1.7)
+        rows = [labels for labels, _ in source.series(target["expr"], instant=True)]
+        names = sorted({name for row in rows for name in row} - {"__name__", "job"})
+        cells = [names, *sorted([row.get(name, "") for name in names] for row in rows)]
+        widths = [max(len(row[column]) for row in cells) + 2 for column in range(len(names))]
+        lines += [
+            "".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
+        ]
+        lines.append("")
+    text = "\n".join(lines) if any(lines) else panel["fieldConfig"]["defaults"].get("noValue", "none")
+    axes.text(0, 0.98, text, va="top", fontsize=SMALL, linespacing=1.6, family="monospace")
 
 
 DRAWN = {"stat": draw_stat, "timeseries": draw_lines, "heatmap": draw_heatmap, "table": draw_table}
@@ -229,8 +251,8 @@ def draw(dashboard: dict[str, Any], source: Source) -> Figure:
     figure = plt.figure(figsize=(width, height))
     title = 1 - 0.5 * TITLE_INCHES / height
     figure.text(0.5, title, dashboard["title"], ha="center", va="center", size=LARGE)
-    left, right, above, below = MARGINS
     for panel in dashboard["panels"]:
+        left, right, above, below = WITHOUT_AXES if panel["type"] in {"stat", "table"} else MARGINS
         place = panel["gridPos"]
         x, w = place["x"] * COLUMN_INCHES, place["w"] * COLUMN_INCHES
         h = place["h"] * ROW_INCHES
@@ -277,7 +299,7 @@ def live(seconds: float) -> Iterator[str]:
 
     from offline.simulate import Simulation, simulate
     from offline.train import TrainingOptions, train
-    from stream.brokers.embedded import EmbeddedBroker
+    from stream.brokers.kafka import KafkaBroker
 
     now = datetime.now(UTC)
     total = PAST + int(RATE * seconds)
@@ -285,7 +307,7 @@ def live(seconds: float) -> Iterator[str]:
     table = simulate(Simulation(transactions=total, users=USERS, days=DAYS, start_ms=start_ms, seed=12))
     bundle = train(table.slice(0, PAST), TrainingOptions(trees=200), now=now).bundle
     records = [Sent(key, value) for key, value in table.to_records()]
-    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory() as made:
+    with KafkaBroker() as broker, tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         bundle.save(folder / "bundle")
         stream = Stream(
@@ -294,6 +316,8 @@ def live(seconds: float) -> Iterator[str]:
             folder / "bundle",
             drift={"window_transactions": 5_000},
             decisions={"features": False},
+            # Small, so that what is stored reaches the disk while somebody looks.
+            rocksdb={"write_buffer_mib": 16, "block_cache_mib": 64},
         )
         stop = threading.Event()
 
@@ -314,9 +338,9 @@ def live(seconds: float) -> Iterator[str]:
             with Prometheus(folder, [_host(worker)]) as prometheus:
                 feeder.start()
                 stop.wait(JOINED * seconds)
-                second = stream.start(
-                    stream.settings.model_copy(update={"state_dir": folder / "state of the second"})
-                )
+                apart = stream.settings.model_copy(update={"state_dir": folder / "state of the second"})
+                second = stream.start(apart, ready=False)
+                wait_until(lambda: second.address, "the second worker does not listen")
                 prometheus.watch([_host(worker), _host(second)])
                 wait_until(lambda: not feeder.is_alive(), "the transactions do not end", 3 * seconds)
                 yield prometheus.address
@@ -350,8 +374,11 @@ def main() -> None:
             dashboard = json.loads((ROOT / f"grafana/dashboards/{name}.json").read_text(encoding="utf-8"))
             figure = draw(dashboard, Source(address.rstrip("/"), end - seconds, end))
             path = chosen.output / f"{name}.png"
-            figure.savefig(path, dpi=DPI, pil_kwargs={"optimize": True})
+            drawn = io.BytesIO()
+            figure.savefig(drawn, dpi=DPI)
             plt.close(figure)
+            # A tenth of the colours is a half of the file.
+            Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)
             sys.stdout.write(f"{path}\n")
 
 
