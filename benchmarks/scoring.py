@@ -14,9 +14,9 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import numpy as np
-from confluent_kafka import Producer
 
 from benchmarks.cluster import running, with_headers
-from benchmarks.contest import worker
+from benchmarks.contest import ROOT, worker
 from benchmarks.environment import describe, environment
+from benchmarks.generator import Order
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
 from stream.brokers.admin import create_topics
 from stream.runtime.live_scoring import partition_of
@@ -121,31 +121,25 @@ def place(key: bytes) -> int:
 
 
 @contextmanager
-def streaming(cluster: Cluster, source: str, workload: Workload, rate: int) -> Iterator[None]:
-    """Send transactions all the time, those of the workload's end, in steps of 5 ms."""
-    stop = threading.Event()
-    producer = Producer({"bootstrap.servers": cluster.address, "linger.ms": 1, "log_level": 0})
-    waiting = iter(workload.transactions[len(workload.transactions) // 2 :])
-
-    def send() -> None:
-        begun, sent = time.monotonic(), 0
-        while not stop.wait(0.005):
-            due = int((time.monotonic() - begun) * rate)
-            for _, (_, key, value) in zip(range(due - sent), waiting, strict=False):
-                producer.produce(source, value, key, partition=place(key))
-            sent = due
-            producer.poll(0)
-
-    thread = threading.Thread(target=send)
-    if rate:
-        thread.start()
-    try:
+def streaming(cluster: Cluster, source: str, workload: Workload, rate: int, seconds: float) -> Iterator[None]:
+    """Let another process send transactions all the time, from the workload's middle on."""
+    if not rate:
         yield
+        return
+    first = len(workload.transactions) // 2
+    count = min(int(rate * (seconds + 10)), len(workload.transactions) - first)
+    order = Order(cluster.address, source, str(workload.folder), first, count, rate, hashed=True)
+    command = [sys.executable, "-m", "benchmarks.generator", order.to_argument()]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not sum(cluster.ends(source)):
+            time.sleep(0.1)
+        yield
+        if process.poll() is not None:
+            sys.exit("the stream beside ended before the requests")
     finally:
-        stop.set()
-        if rate:
-            thread.join()
-        producer.flush(30)
+        process.kill()
+        process.wait()
 
 
 async def open_loop(address: str, bodies: list[bytes], rate: float) -> list[float]:
@@ -191,7 +185,7 @@ def measure(cluster: Cluster, case: Case, rate: float, seconds: float, folder: P
         ]
     with (
         serving(cluster, workload, folder, case.workers) as (address, source),
-        streaming(cluster, source, workload, case.stream),
+        streaming(cluster, source, workload, case.stream, seconds + _WARM_SECONDS),
     ):
         waited = asyncio.run(open_loop(address, bodies, requests))
     values = np.percentile(waited, _PERCENTILES).tolist()
