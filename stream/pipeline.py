@@ -83,8 +83,6 @@ class PipelineConfig:
         How far an event time may lie ahead of the processing time.
     decisions, decision_features:
         Whether to make decisions, and to put the features' values into them.
-    language:
-        Of the reasons' sentences.
     resident_bytes:
         Memory for long histories that stay unpacked between rounds.
     """
@@ -94,7 +92,6 @@ class PipelineConfig:
     max_record_bytes: int = MAX_RECORD_BYTES
     alert_level: RiskLevel = RiskLevel.MEDIUM
     max_reasons: int = 5
-    language: str = "en"
     decisions: bool = True
     decision_features: bool = False
     resident_bytes: int = 128 << 20
@@ -190,7 +187,7 @@ class Pipeline:
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
         self._policy = Policy(bundle.thresholds, config.alert_level)
-        self._explainer = Explainer(bundle.spec, config.max_reasons, config.language)
+        self._explainer = Explainer(bundle.spec, config.max_reasons)
         self._spec_hash = bundle.spec.hash
 
     def process(self, batch: Batch, reader: RecordReader, now_ms: int) -> Plan:

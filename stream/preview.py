@@ -47,15 +47,7 @@ class Preview:
         The model wants profiles that the stream does not keep.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        lateness_ms: int,
-        max_future_ms: int,
-        max_reasons: int,
-        language: str = "en",
-    ) -> None:
+    def __init__(self, bundle: Bundle, *, lateness_ms: int, max_future_ms: int, max_reasons: int) -> None:
         require_servable(bundle)
         self._bundle = bundle
         self._max_future_ms = max_future_ms
@@ -63,7 +55,7 @@ class Preview:
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
         self._policy = Policy(bundle.thresholds)
-        self._explainer = Explainer(bundle.spec, max_reasons, language)
+        self._explainer = Explainer(bundle.spec, max_reasons)
 
     def row(self, parsed: dict[str, Any], now_ms: int) -> Row:
         """Return the transaction in a parsed JSON object.

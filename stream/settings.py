@@ -256,7 +256,6 @@ class Settings(BaseSettings):
         default="MEDIUM", description="Alerts are sent for this level and above"
     )
     max_reasons: int = Field(default=5, ge=1, le=50)
-    language: Literal["en", "zh"] = Field(default="en", description="Of the reasons' sentences")
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     topics: TopicSettings = Field(default_factory=TopicSettings)
     decisions: DecisionSettings = Field(default_factory=DecisionSettings)

@@ -30,22 +30,12 @@ _LATENESS_MS = 3 * 86_400_000
     "--data", type=click.Path(path_type=Path, dir_okay=False), help="Transactions that make up the histories."
 )
 @data_options
-@click.option(
-    "--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="Of the reasons."
-)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0 picks a free one."
 )
 def serve(
-    *,
-    bundle: Path,
-    data: Path | None,
-    dataset: str | None,
-    mapping: Path | None,
-    language: str,
-    host: str,
-    port: int,
+    *, bundle: Path, data: Path | None, dataset: str | None, mapping: Path | None, host: str, port: int
 ) -> None:
     """Answer POST /predict with scores and reasons, against the histories of a file.
 
@@ -59,13 +49,7 @@ def serve(
 
     loaded = Bundle.load(bundle)
     lateness_ms = _LATENESS_MS if loaded.allowed_lateness_ms is None else loaded.allowed_lateness_ms
-    preview = Preview(
-        loaded,
-        lateness_ms=lateness_ms,
-        max_future_ms=_MAX_FUTURE_MS,
-        max_reasons=_MAX_REASONS,
-        language=language,
-    )
+    preview = Preview(loaded, lateness_ms=lateness_ms, max_future_ms=_MAX_FUTURE_MS, max_reasons=_MAX_REASONS)
     from offline.histories import load_histories
     from stream.cli.progress import progress_bar
     from stream.features.history import MemoryRecords

@@ -241,7 +241,6 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         max_record_bytes=settings.max_record_bytes,
         alert_level=RiskLevel(settings.alert_level),
         max_reasons=settings.max_reasons,
-        language=settings.language,
         decisions=settings.decisions.enabled,
         decision_features=settings.decisions.features,
         resident_bytes=settings.history.resident_mib << 20,
@@ -383,7 +382,6 @@ def _live_scoring(runtime: Runtime) -> LiveScoring:
         lateness_ms=config.lateness_ms,
         max_future_ms=config.max_future_ms,
         max_reasons=config.max_reasons,
-        language=config.language,
     )
     return LiveScoring(
         settings.scoring,
