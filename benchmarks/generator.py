@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from confluent_kafka import Producer
 
-from benchmarks.workload import Workload, WorkloadSpec
+from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
+from stream.runtime.live_scoring import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,8 @@ class Order:
         Transactions a second on average; gaps are exponential, as those of independent senders are.
     linger_ms:
         How long the producer waits for more to send with them.
+    hashed:
+        Whether partitions are chosen as Kafka's own client does, not as the workload has them.
     """
 
     bootstrap_servers: str
@@ -55,6 +58,7 @@ class Order:
     count: int
     rate: float
     linger_ms: float = 1.0
+    hashed: bool = False
 
     def due_seconds(self) -> npt.NDArray[np.float64]:
         """Return when each is due, in seconds after the start."""
@@ -71,6 +75,8 @@ def main() -> None:
     """Send, and print the monotonic time of the start and how late the sends were."""
     order = Order(**json.loads(sys.argv[1]))
     work = Workload(WorkloadSpec(), Path(order.folder)).transactions[order.first : order.first + order.count]
+    if order.hashed:
+        work = [(partition_of(key, PARTITIONS, "murmur2"), key, value) for _, key, value in work]
     producer = Producer(
         {
             "bootstrap.servers": order.bootstrap_servers,

@@ -1,7 +1,7 @@
 """Pictures of the dashboards: what their own queries find in a Prometheus, drawn without a browser.
 
-``python grafana/picture.py --prometheus http://127.0.0.1:9090`` draws what is there. With ``--live`` a
-broker, a worker, Prometheus and transactions are started first (needs a checkout, and Debian's
+``python grafana/picture.py --prometheus http://127.0.0.1:9090`` draws what is there. With ``--live`` Apache
+Kafka, workers, Prometheus and transactions are started first (needs a checkout, Java, Maven and Debian's
 ``prometheus``); so the pictures in the docs were made. They show the content in Grafana's layout, not
 Grafana's looks.
 """
@@ -20,13 +20,14 @@ import time
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MultipleLocator
 
 if TYPE_CHECKING:
@@ -34,13 +35,27 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from streams import Worker
 
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = ("overview", "stream", "model")
-#: Grafana's grid: columns, and inches of one column and one row here.
-COLUMNS, COLUMN_INCHES, ROW_INCHES = 24, 0.62, 0.33
+#: Grafana's grid: columns, and inches of one column and one row here; inches above for the title.
+COLUMNS, COLUMN_INCHES, ROW_INCHES, TITLE_INCHES = 24, 0.46, 0.29, 0.45
+#: Inches between a panel's edge and its plot: left, right, above, below.
+MARGINS = (0.52, 0.14, 0.3, 0.52)
+WITHOUT_AXES = (0.14, 0.14, 0.3, 0.08)
+#: Dots an inch: a page shows it at about two thirds.
+DPI = 100
 POINTS = 120
-MOST_LEGENDS = 6
+SMALL, MEDIUM, LARGE, FIGURE = 6.5, 8.5, 12, 19
+#: Of one legend: inches, and letters.
+LEGEND_INCHES, LONGEST = 1.3, 24
+FRAME, GRID = "#d5d8dd", "#eceef1"
+#: Grafana's order of colours.
+SERIES = ("#56a64b", "#f2cc0c", "#3274d9", "#ff780a", "#e02f44", "#5794f2", "#a352cc", "#8f3bb8", "#19730e")
+#: What ``--live`` simulates: users, days, transactions before those that are streamed, then transactions a
+#: second, so many times a second, and the share of the time after which another worker joins.
+USERS, DAYS, PAST, RATE, TICKS, JOINED = 3_000, 120, 150_000, 300, 2, 0.45
 VARIABLES = {"$job": ".*", "$instance": ".*", "$feature": ".*"}
 COLORS = {"green": "#3a9a3a", "orange": "#d98200", "red": "#c4162a", "blue": "#3274d9"}
 
@@ -114,6 +129,11 @@ def color_of(value: float, steps: list[dict[str, Any]]) -> str:
     return COLORS.get(chosen, "#333333")
 
 
+def dates(times: np.ndarray) -> np.ndarray:
+    """Return seconds since 1970 as matplotlib's dates."""
+    return date2num((1000 * times).astype(np.int64).astype("datetime64[ms]"))
+
+
 def draw_stat(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     """Draw the last value, large, in the colour of its threshold."""
     defaults = panel["fieldConfig"]["defaults"]
@@ -124,26 +144,37 @@ def draw_stat(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     axes.axis("off")
     text = "\n".join(f"{name} {human(value, defaults['unit'])}".strip() for name, value in shown[:4]) or "-"
     color = color_of(shown[0][1], defaults["thresholds"]["steps"]) if shown else "#333333"
-    axes.text(0.5, 0.45, text, ha="center", va="center", fontsize=17 if len(shown) < 2 else 9, color=color)  # noqa: PLR2004
+    size = FIGURE if len(shown) < 2 else MEDIUM  # noqa: PLR2004
+    axes.text(0.5, 0.45, text, ha="center", va="center", fontsize=size, color=color)
 
 
 def draw_lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     """Draw every series over time, one upon the other where the panel stacks them."""
     defaults = panel["fieldConfig"]["defaults"]
-    stacked = defaults["custom"]["stacking"]["mode"] != "none"
-    bottom: np.ndarray | float = 0.0
-    for target in panel["targets"]:
-        for labels, points in source.series(target["expr"], instant=False):
-            name = legend_of(target["legendFormat"], labels)
-            times = date2num([np.datetime64(int(1000 * at), "ms") for at in points[:, 0]])
-            values = points[:, 1]
-            if stacked and np.shape(bottom) in {(), values.shape}:
-                axes.fill_between(times, bottom, bottom + values, label=name, alpha=0.6, linewidth=0)
-                bottom = bottom + values
-            else:
-                axes.plot(times, values, label=name, linewidth=1)
-    axes.set_xlim(*(date2num(np.datetime64(int(1000 * at), "ms")) for at in (source.start, source.end)))
-    axes.xaxis.set_major_locator(AutoDateLocator(maxticks=7))
+    found = [
+        (legend_of(target["legendFormat"], labels), points)
+        for target in panel["targets"]
+        for labels, points in source.series(target["expr"], instant=False)
+    ]
+    axes.set_prop_cycle(color=SERIES)
+    if defaults["custom"]["stacking"]["mode"] != "none":
+        found.sort(key=lambda one: -one[1][:, 1].max())
+        times = np.unique(np.concatenate([points[:, 0] for _, points in found] or [[]]))
+        bottom = np.zeros(len(times))
+        for name, points in found:
+            values = np.zeros(len(times))
+            values[np.searchsorted(times, points[:, 0])] = np.nan_to_num(points[:, 1])
+            top = bottom + values
+            axes.fill_between(dates(times), bottom, top, label=name, alpha=0.6, linewidth=0)
+            bottom = top
+    else:
+        found.sort(key=lambda one: -one[1][-1, 1])
+        for name, points in found:
+            axes.plot(dates(points[:, 0]), points[:, 1], label=name, linewidth=1.2)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlim(*dates(np.array([source.start, source.end])))
+    axes.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=6))
     axes.xaxis.set_major_formatter(
         DateFormatter("%H:%M" if source.end - source.start >= 5 * 60 else "%H:%M:%S")
     )
@@ -152,14 +183,27 @@ def draw_lines(axes: Axes, panel: dict[str, Any], source: Source) -> None:
     else:
         _, high = axes.get_ylim()
         # What is nothing all the time lies on the axis, not in the middle.
-        some = any(line.get_ydata().max(initial=0) > 0 for line in axes.lines) or bool(axes.collections)
+        some = any(np.nanmax(points[:, 1]) > 0 for _, points in found)
         axes.set_ylim(0, high if some else 1)
         if defaults["unit"] == "bytes" and some:
             axes.yaxis.set_major_locator(MultipleLocator(2.0 ** math.ceil(math.log2(high / 5))))
     axes.yaxis.set_major_formatter(lambda value, _: human(value, defaults["unit"]))
     handles, names = axes.get_legend_handles_labels()
     if any(names):
-        axes.legend(handles[:MOST_LEGENDS], names[:MOST_LEGENDS], fontsize=6, loc="upper left", frameon=False)
+        columns = max(1, round(axes.get_position().width * COLUMNS * COLUMN_INCHES / LEGEND_INCHES))
+        shown = min(len(names), columns)
+        axes.legend(
+            handles[:shown],
+            [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names[:shown]],
+            fontsize=SMALL,
+            loc="upper left",
+            bbox_to_anchor=(-0.01, -0.2 / (axes.get_position().height * axes.figure.get_figheight())),
+            ncols=shown,
+            frameon=False,
+            handlelength=1.2,
+            columnspacing=1.2,
+            borderaxespad=0.4,
+        )
 
 
 def draw_heatmap(axes: Axes, panel: dict[str, Any], source: Source) -> None:
@@ -172,22 +216,27 @@ def draw_heatmap(axes: Axes, panel: dict[str, Any], source: Source) -> None:
         cells[place, np.searchsorted(times, points[:, 0])] = points[:, 1]
     cells = np.diff(cells, axis=0, prepend=0).clip(min=0)
     axes.pcolormesh(np.sqrt(cells), cmap="Oranges")
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [f"{edge:g}" for edge, _ in rows])
-    axes.set_xticks([])
+    # Each row's upper edge.
+    axes.set_yticks(np.arange(len(rows)) + 1, [f"{edge:g}" for edge, _ in rows])
+    marks = np.linspace(0, len(times) - 1, 4, dtype=int)
+    axes.set_xticks(marks, [time.strftime("%H:%M", time.gmtime(times[mark])) for mark in marks])
 
 
 def draw_table(axes: Axes, panel: dict[str, Any], source: Source) -> None:
-    """Draw what the query finds now, a row each."""
-    hidden = {"__name__", "job"}
-    rows = [
-        [*(f"{name}={value}" for name, value in labels.items() if name not in hidden), f"{points[-1, 1]:.3g}"]
-        for labels, points in source.series(panel["targets"][0]["expr"], instant=True)
-    ]
+    """Draw what the queries find now, a row each: what the labels say."""
     axes.axis("off")
-    text = "\n".join("   ".join(row) for row in sorted(rows)[:8])
-    axes.text(
-        0.01, 0.95, text or panel["fieldConfig"]["defaults"].get("noValue", "none"), va="top", fontsize=6
-    )
+    lines = []
+    for target in panel["targets"]:
+        rows = [labels for labels, _ in source.series(target["expr"], instant=True)]
+        names = sorted({name for row in rows for name in row} - {"__name__", "job"})
+        cells = [names, *sorted([row.get(name, "") for name in names] for row in rows)]
+        widths = [max(len(row[column]) for row in cells) + 2 for column in range(len(names))]
+        lines += [
+            "".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
+        ]
+        lines.append("")
+    text = "\n".join(lines) if any(lines) else panel["fieldConfig"]["defaults"].get("noValue", "none")
+    axes.text(0, 0.98, text, va="top", fontsize=SMALL, linespacing=1.6, family="monospace")
 
 
 DRAWN = {"stat": draw_stat, "timeseries": draw_lines, "heatmap": draw_heatmap, "table": draw_table}
@@ -196,25 +245,51 @@ DRAWN = {"stat": draw_stat, "timeseries": draw_lines, "heatmap": draw_heatmap, "
 def draw(dashboard: dict[str, Any], source: Source) -> Figure:
     """Return the picture of a dashboard's content."""
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
-    figure = plt.figure(figsize=(COLUMNS * COLUMN_INCHES, (rows + 2) * ROW_INCHES))
-    figure.suptitle(dashboard["title"], fontsize=12, y=1 - 0.6 / (rows + 2))
+    width, height = COLUMNS * COLUMN_INCHES, rows * ROW_INCHES + TITLE_INCHES
+    figure = plt.figure(figsize=(width, height))
+    title = 1 - 0.5 * TITLE_INCHES / height
+    figure.text(0.5, title, dashboard["title"], ha="center", va="center", size=LARGE)
     for panel in dashboard["panels"]:
+        left, right, above, below = WITHOUT_AXES if panel["type"] in {"stat", "table"} else MARGINS
         place = panel["gridPos"]
-        left, width = place["x"] / COLUMNS, place["w"] / COLUMNS
-        top, height = (place["y"] + 2) / (rows + 2), place["h"] / (rows + 2)
-        margin_x, margin_y = 0.9 / COLUMNS, 0.9 / (rows + 2)
-        axes = figure.add_axes(
-            (left + margin_x, 1 - top - height + margin_y, width - 1.25 * margin_x, height - 2.1 * margin_y)
+        x, w = place["x"] * COLUMN_INCHES, place["w"] * COLUMN_INCHES
+        h = place["h"] * ROW_INCHES
+        y = height - TITLE_INCHES - place["y"] * ROW_INCHES - h
+        frame = (x + 0.04) / width, (y + 0.03) / height
+        figure.add_artist(
+            FancyBboxPatch(
+                frame,
+                (w - 0.08) / width,
+                (h - 0.06) / height,
+                boxstyle="round,pad=0,rounding_size=0.004",
+                facecolor="none",
+                edgecolor=FRAME,
+                linewidth=0.8,
+            )
         )
-        axes.set_title(panel["title"], fontsize=8, pad=3)
-        axes.tick_params(labelsize=6, length=2)
+        figure.text((x + 0.12) / width, (y + h - 0.17) / height, panel["title"], size=MEDIUM, va="center")
+        axes = figure.add_axes(
+            (
+                (x + left) / width,
+                (y + below) / height,
+                (w - left - right) / width,
+                (h - above - below) / height,
+            )
+        )
+        axes.tick_params(labelsize=SMALL, length=2)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
         DRAWN[panel["type"]](axes, panel, source)
     return figure
 
 
 @contextlib.contextmanager
 def live(seconds: float) -> Iterator[str]:
-    """Let a worker score transactions for a while, and yield the address of a Prometheus that watched it."""
+    """Let workers score transactions for a while, and yield the address of a Prometheus that watched them.
+
+    The users' past and the traffic are one simulation, and the model was trained on the past: what is shown
+    is a model at its ordinary work. In the middle a second worker joins.
+    """
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/contract"), str(ROOT)]
     from helpers import wait_until
     from prometheus_tools import Prometheus
@@ -222,34 +297,49 @@ def live(seconds: float) -> Iterator[str]:
 
     from offline.simulate import Simulation, simulate
     from offline.train import TrainingOptions, train
-    from stream.brokers.embedded import EmbeddedBroker
+    from stream.brokers.kafka import KafkaBroker
 
-    rate, ticks, before = 400, 4, 40_000
-    table = simulate(Simulation(transactions=before + int(rate * seconds), users=2_000, seed=12))
-    bundle = train(table.slice(0, before), TrainingOptions(trees=60), now=datetime.now(UTC)).bundle
+    now = datetime.now(UTC)
+    total = PAST + int(RATE * seconds)
+    start_ms = int((now - timedelta(days=DAYS)).timestamp() * 1000)
+    table = simulate(Simulation(transactions=total, users=USERS, days=DAYS, start_ms=start_ms, seed=12))
+    bundle = train(table.slice(0, PAST), TrainingOptions(trees=200), now=now).bundle
     records = [Sent(key, value) for key, value in table.to_records()]
-    with EmbeddedBroker() as broker, tempfile.TemporaryDirectory() as made:
+    with KafkaBroker() as broker, tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         bundle.save(folder / "bundle")
-        stream = Stream(broker, folder, folder / "bundle", drift={"window_transactions": 5_000})
+        stream = Stream(
+            broker,
+            folder,
+            folder / "bundle",
+            drift={"window_transactions": 5_000},
+            decisions={"features": False},
+            # Small, so that what is stored reaches the disk while somebody looks.
+            rocksdb={"write_buffer_mib": 16, "block_cache_mib": 64},
+        )
         stop = threading.Event()
 
         def feed() -> None:
-            size = rate // ticks
-            for start in range(before, len(records), size):
-                # One in a hundred is not valid, and one in a hundred comes twice.
-                again = records[start : start + size // 100]
-                stream.produce([*records[start : start + size], *again, *[Sent(b"u", b"{}")] * (size // 100)])
-                if stop.wait(1 / ticks):
+            size = RATE // TICKS
+            for start in range(PAST, len(records), size):
+                # Of each tick's transactions one comes twice, and something that is none.
+                stream.produce([*records[start : start + size], records[start], Sent(b"u", b"{}")])
+                if stop.wait(1 / TICKS):
                     return
 
         feeder = threading.Thread(target=feed)
         try:
             worker = stream.start()
-            stream.produce(records[:before])  # what the model was trained on is the users' past
-            stream.wait_answered()
-            with Prometheus(folder, [worker.address.removeprefix("http://")]) as prometheus:
+            stream.produce(records[:PAST])
+            taken = "riskstream_transactions_total"
+            wait_until(lambda: worker.metric(taken) >= PAST, "the past is not taken", seconds)
+            with Prometheus(folder, [_host(worker)]) as prometheus:
                 feeder.start()
+                stop.wait(JOINED * seconds)
+                apart = stream.settings.model_copy(update={"state_dir": folder / "state of the second"})
+                second = stream.start(apart, ready=False)
+                wait_until(lambda: second.address, "the second worker does not listen")
+                prometheus.watch([_host(worker), _host(second)])
                 wait_until(lambda: not feeder.is_alive(), "the transactions do not end", 3 * seconds)
                 yield prometheus.address
         finally:
@@ -257,6 +347,10 @@ def live(seconds: float) -> Iterator[str]:
             if feeder.is_alive():
                 feeder.join()
             stream.close()
+
+
+def _host(worker: Worker) -> str:
+    return worker.address.removeprefix("http://")
 
 
 def main() -> None:
@@ -278,7 +372,7 @@ def main() -> None:
             dashboard = json.loads((ROOT / f"grafana/dashboards/{name}.json").read_text(encoding="utf-8"))
             figure = draw(dashboard, Source(address.rstrip("/"), end - seconds, end))
             path = chosen.output / f"{name}.png"
-            figure.savefig(path, dpi=90, pil_kwargs={"optimize": True})
+            figure.savefig(path, dpi=DPI, pil_kwargs={"optimize": True})
             plt.close(figure)
             sys.stdout.write(f"{path}\n")
 

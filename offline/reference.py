@@ -1,4 +1,4 @@
-"""Reference statistics: what each feature and the score looked like in training, for drift."""
+"""Reference statistics: what each feature and the score looked like when the model was made, for drift."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def render_report(
         ),
         *_explanations(table, result, booster, test, scores),
         *([] if tuning is None else [_section("Tuning", *_tuning(tuning))]),
-        _section("Drift of the test part against training", _drift_table(bundle.reference, names, test)),
+        _section("Drift of the test part against validation", _drift_table(bundle.reference, names, test)),
         _section("Limits", _limits(bundle.training)),
     ]
     title = f"RiskStream model {_text(bundle.model_version)}"

@@ -213,7 +213,7 @@ def train(
     model_text: str = booster.model_to_string()
     scores = {
         part: _predict(booster, features.matrix[getattr(split, part)], options.threads)
-        for part in ("train", "validation", "test")
+        for part in ("validation", "test")
     }
     validation_labels = labels[split.validation]
     if options.precision_target is None:
@@ -235,8 +235,10 @@ def train(
         spec=spec,
         thresholds=Thresholds(prediction=threshold),
         allowed_lateness_ms=options.allowed_lateness_ms,
+        # Not of the training part: a model is surer of what it learnt from, and its first rows' windows were
+        # not full yet. Both would look like drift from the first transaction on.
         reference=reference_statistics(
-            features.matrix[split.train], spec.names, spec.categorical, scores["train"]
+            features.matrix[split.validation], spec.names, spec.categorical, scores["validation"]
         ),
         metrics=metrics,
         training=_describe(table, split, spec, options, booster)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -28,6 +28,7 @@ __all__ = [
     "KafkaSettings",
     "MetricsSettings",
     "RocksDBSettings",
+    "ScoringSettings",
     "Settings",
     "TopicSettings",
     "TracingSettings",
@@ -129,12 +130,9 @@ class DecisionSettings(_Section):
     features: bool = Field(default=False, description="Put every feature's value into each decision")
 
 
-class MetricsSettings(_Section):
-    """The HTTP endpoint with ``/metrics``, ``/healthz`` and ``/readyz``."""
+class _GuardedSection(_Section):
+    """An HTTP endpoint that may ask for a token."""
 
-    enabled: bool = True
-    host: str = "127.0.0.1"
-    port: int = Field(default=9108, ge=0, le=65_535, description="0 picks a free one")
     token: SecretStr | None = Field(
         default=None,
         min_length=8,
@@ -143,7 +141,7 @@ class MetricsSettings(_Section):
     token_file: Path | None = Field(default=None, description="A file whose text is the token")
 
     @model_validator(mode="after")
-    def _check(self) -> MetricsSettings:
+    def _check(self) -> Self:
         if self.token_file is not None and not self.token_file.is_file():
             msg = f"token_file: {self.token_file} is not a readable file"
             raise ValueError(msg)
@@ -156,6 +154,36 @@ class MetricsSettings(_Section):
         if self.token_file is not None:
             return self.token_file.read_text(encoding="utf-8").strip() or None
         return None
+
+
+class MetricsSettings(_GuardedSection):
+    """The HTTP endpoint with ``/metrics``, ``/healthz`` and ``/readyz``."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = Field(default=9108, ge=0, le=65_535, description="0 picks a free one")
+
+
+class ScoringSettings(_GuardedSection):
+    """The HTTP endpoint with ``/predict``, against the live histories; workers ask each other."""
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: int = Field(default=9109, ge=0, le=65_535, description="0 picks a free one")
+    advertised_host: str | None = Field(
+        default=None,
+        description="Where other workers reach this one; without it host, or this machine's name where that "
+        "is every address",
+    )
+    max_batch: int = Field(default=100, ge=1, le=500, description="Most transactions of one request")
+    partitioner: Literal["murmur2", "crc32"] = Field(
+        default="murmur2",
+        description="By which hash of the key producers choose the partition: murmur2 as Kafka's own client, "
+        "crc32 as librdkafka's",
+    )
+    forward_timeout_seconds: float = Field(
+        default=2.0, gt=0, le=60, description="How long another worker may take to answer"
+    )
 
 
 class TracingSettings(_Section):
@@ -233,6 +261,7 @@ class Settings(BaseSettings):
     topics: TopicSettings = Field(default_factory=TopicSettings)
     decisions: DecisionSettings = Field(default_factory=DecisionSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    scoring: ScoringSettings = Field(default_factory=ScoringSettings)
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)

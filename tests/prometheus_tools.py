@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import urllib.error
 import urllib.parse
@@ -40,6 +41,12 @@ class Prometheus:
     """Prometheus with the project's own configuration and rules, quickened, asking the given workers."""
 
     def __init__(self, folder: Path, targets: list[str]) -> None:
+        self._config = folder / "prometheus.yml"
+        self._configure(targets)
+        self._folder = folder
+        self.address = f"http://127.0.0.1:{free_port()}"
+
+    def _configure(self, targets: list[str]) -> None:
         config = yaml.safe_load((RULES / "prometheus.yml").read_text(encoding="utf-8"))
         config["global"] = {
             "scrape_interval": "500ms",
@@ -51,10 +58,12 @@ class Prometheus:
         config["scrape_configs"] = [job]
         del job["dns_sd_configs"]
         job["static_configs"] = [{"targets": targets}]
-        self._config = folder / "prometheus.yml"
         self._config.write_text(yaml.safe_dump(config), encoding="utf-8")
-        self._folder = folder
-        self.address = f"http://127.0.0.1:{free_port()}"
+
+    def watch(self, targets: list[str]) -> None:
+        """Ask other workers from now on."""
+        self._configure(targets)
+        self._process.send_signal(signal.SIGHUP)
 
     def __enter__(self) -> Self:
         log = self._folder / "prometheus.log"

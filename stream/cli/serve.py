@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stream.cli.data_options import data_options, read_table
 
 if TYPE_CHECKING:
-    from stream.runtime.scoring_service import ScoringService
+    from stream.runtime.scoring_service import Asked, ScoringService
     from stream.scoring.sentences import Language
 
 __all__ = ["serve"]
@@ -76,7 +76,11 @@ def serve(
         table = read_table(data, dataset, mapping)
         with progress_bar("Histories", len(table)) as advance:
             store = load_histories(table, lateness_ms=lateness_ms, progress=advance)
-    asyncio.run(_serve(ScoringService(preview, lambda: store), host, port))
+
+    async def score(asked: Asked) -> list[dict[str, Any]]:
+        return preview.score(asked.rows, store)
+
+    asyncio.run(_serve(ScoringService(preview, score), host, port))
 
 
 async def _serve(service: ScoringService, host: str, port: int) -> None:

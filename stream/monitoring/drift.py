@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["PSI_THRESHOLD", "SCORE", "Drift", "Found", "choose_watched"]
+__all__ = ["PSI_THRESHOLD", "RESTLESS", "SCORE", "Drift", "Found", "choose_watched"]
 
 #: The score's name among the features.
 SCORE: Final = "score"
@@ -48,7 +48,7 @@ _ADWIN_DELTA: Final = 1e-7
 
 #: What moves by its nature: a window is shorter than a week, and users grow older. Its PSI is told; it is no
 #: alarm.
-_RESTLESS: Final = frozenset({*CALENDAR_FEATURES, "lifetime_count", "days_since_first"})
+RESTLESS: Final = frozenset({*CALENDAR_FEATURES, "lifetime_count", "days_since_first"})
 
 _WATCHED: Final = 4
 
@@ -82,7 +82,7 @@ def choose_watched(reference: Mapping[str, Any], gains: Iterable[Sequence[Any]])
     usable = (
         str(name)
         for name, _ in gains
-        if name not in _RESTLESS and len(features.get(name, {}).get("edges", ())) > 1
+        if name not in RESTLESS and len(features.get(name, {}).get("edges", ())) > 1
     )
     return [name for _, name in zip(range(_WATCHED), usable, strict=False)]
 
@@ -133,7 +133,7 @@ class Drift:
 
     def alarms(self) -> list[tuple[str, str]]:
         """Return every pair of a feature and a method that may raise an alarm."""
-        calm = [(name, "psi") for name in self._names if name not in _RESTLESS]
+        calm = [(name, "psi") for name in self._names if name not in RESTLESS]
         return calm + [(name, method) for name, both in self._detectors for method, _ in both]
 
     def observe(self, features: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> Iterator[Found]:
@@ -168,7 +168,7 @@ class Drift:
             found.alarms += [
                 (name, "psi")
                 for name, value in found.psi.items()
-                if value >= PSI_THRESHOLD and name not in _RESTLESS
+                if value >= PSI_THRESHOLD and name not in RESTLESS
             ]
             self._counts[:] = 0
             self._seen = 0

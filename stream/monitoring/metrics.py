@@ -93,6 +93,10 @@ class Readings(NamedTuple):
     rebalances: int
 
 
+#: How a request to ``/predict`` may end.
+PREDICTION_ENDS: Final = ("answered", "refused", "unavailable", "failed")
+
+
 class _Catalog:
     """Declares metrics in a registry and remembers each."""
 
@@ -229,6 +233,13 @@ class Metrics:
             "event_to_alert_seconds", "From a transaction's event time to the acknowledged alert.", _SECONDS
         )
         self.score = catalog.histogram("score", "Risk scores.", _SCORES)
+        predictions = catalog.counter(
+            "predictions", "Requests to /predict, by how they ended; a forwarded one counts at both.", ["end"]
+        )
+        self.predictions = {end: predictions.labels(end) for end in PREDICTION_ENDS}
+        self.prediction_seconds = catalog.histogram(
+            "prediction_seconds", "Time to answer a request to /predict.", _SECONDS
+        )
         self.lag = catalog.gauge("lag_records", "Records not yet taken, by partition.", ["partition"])
         self.assigned = catalog.gauge("assigned_partitions", "Source partitions assigned.")
         self.ready = catalog.gauge("ready", "1 while transactions are being taken.")

@@ -17,10 +17,12 @@ from stream.errors import TopicMismatchError
 from stream.events import RiskLevel
 from stream.monitoring.metrics import Metrics
 from stream.pipeline import Pipeline, PipelineConfig
+from stream.preview import Preview
 from stream.runtime.delivery import Delivery
 from stream.runtime.endpoint import Endpoint
 from stream.runtime.faults import fault_from_environment
-from stream.runtime.faust_seams import HistoryStore, HistoryTable, PassThroughSchema, StreamApp
+from stream.runtime.faust_seams import Assignor, HistoryStore, HistoryTable, PassThroughSchema, StreamApp
+from stream.runtime.live_scoring import LiveScoring
 from stream.runtime.ownership import Ownership
 from stream.runtime.processor import Fetched, Processor
 from stream.runtime.readings import drift_of, read
@@ -33,6 +35,7 @@ from stream.topics import HISTORY_TABLE, changelog_topic
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from stream.features.history import RecordReader
     from stream.settings import KafkaSettings, Settings
 
 __all__ = ["Runtime", "aiokafka_config", "build_app", "build_runtime", "prepare"]
@@ -64,6 +67,7 @@ class Runtime:
     metrics: Metrics
     ownership: Ownership
     tracer: Tracer | None = None
+    scoring: LiveScoring | None = None
     endpoint: Endpoint = field(init=False)
     watchdog: Watchdog = field(init=False)
     recovered: int = 0
@@ -97,6 +101,30 @@ class Runtime:
             lambda: self.delivery.idempotent,
         )
 
+    def assigned(self) -> set[int]:
+        """Return the source partitions that are this worker's."""
+        topic = self.settings.topics.transactions
+        return {tp.partition for tp in self.app.consumer.assignment() if tp.topic == topic}
+
+    def histories(self, partition: int) -> RecordReader | None:
+        """Return what reads a partition's histories, None where they are not here or not restored."""
+        if not self.ready or partition not in self.assigned():
+            return None
+        return self.processor.reader(partition)
+
+    def owners(self) -> dict[int, str]:
+        """Return the address of each partition's worker, as the last rebalance left them."""
+        changelog = changelog_topic(self.settings)
+        workers = self.app.router.table_metadata(HISTORY_TABLE)
+        return {
+            partition: address for address, held in workers.items() for partition in held.get(changelog, ())
+        }
+
+    def count_prediction(self, end: str, seconds: float) -> None:
+        """Count a request to the scoring endpoint."""
+        self.metrics.predictions[end].inc()
+        self.metrics.prediction_seconds.observe(seconds)
+
     def positions(self) -> dict[int, int | None]:
         """Return the offset up to which each assigned partition of the source is done."""
         consumer = self.app.consumer
@@ -126,6 +154,10 @@ class Runtime:
             self.tasks.append(asyncio.ensure_future(self._guard(work)))
         if self.settings.metrics.enabled:
             await self.endpoint.start()
+        if self.scoring is not None:
+            await self.scoring.start()
+            # Before the consumer joins its group: it tells the others.
+            self.app.conf.canonical_url = self.scoring.address
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the processor or the watchdog; whatever goes wrong in it ends the worker, never a batch."""
@@ -138,6 +170,8 @@ class Runtime:
         """Stop it."""
         for task in self.tasks:
             task.cancel()
+        if self.scoring is not None:
+            await self.scoring.stop()
         await self.endpoint.stop()
         await self.delivery.stop()
         if self.tracer is not None:
@@ -263,6 +297,7 @@ def _build_faust_app(settings: Settings) -> StreamApp:
         store="rocksdb://",
         datadir=str(settings.state_dir),
         Table=HistoryTable,
+        PartitionAssignor=Assignor,
         autodiscover=False,
         web_enabled=False,
         topic_disable_leader=True,
@@ -320,6 +355,8 @@ def build_runtime(settings: Settings) -> Runtime:
     processor = Processor(pipeline, delivery.deliver, lambda: table.data, settings, metrics, step, tracer)
     ownership = Ownership(settings, delivery, lambda: table.data)
     runtime = Runtime(settings, app, pipeline, processor, delivery, metrics, ownership, tracer)
+    if settings.scoring.enabled:
+        runtime.scoring = _live_scoring(runtime)
     metrics.measure_with(lambda: read(runtime, table.data))
     app.fetch_max_wait_ms = settings.kafka.fetch_max_wait_ms
     app.prepare = runtime.begin
@@ -339,10 +376,32 @@ def build_runtime(settings: Settings) -> Runtime:
     return runtime
 
 
+def _live_scoring(runtime: Runtime) -> LiveScoring:
+    settings, config = runtime.settings, runtime.pipeline.config
+    preview = Preview(
+        runtime.pipeline.bundle,
+        lateness_ms=config.lateness_ms,
+        max_future_ms=config.max_future_ms,
+        max_reasons=config.max_reasons,
+    )
+    return LiveScoring(
+        settings.scoring,
+        settings.topics.partitions,
+        preview,
+        runtime.histories,
+        runtime.owners,
+        runtime.count_prediction,
+    )
+
+
 async def _score(runtime: Runtime, stream: Any) -> None:
     """Hand fetched batches to the processor, which takes all that waits at once."""
     app, consumer, processor = runtime.app, runtime.app.consumer, runtime.processor
+    scoring = runtime.scoring
     async for event in stream.events():
+        if scoring is not None:
+            for tp, records in event.value.items():
+                scoring.notice(tp.partition, (record.key for record in records))
         generation = event.message.generation_id
 
         def still_ours(generation: int = generation) -> bool:

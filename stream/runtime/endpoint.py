@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hmac
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
 from stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from stream.settings import MetricsSettings
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "guard"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Endpoint:
 
     async def start(self) -> None:
         """Bind and serve."""
-        app = web.Application(middlewares=[self._admit])
+        app = web.Application(middlewares=[guard(self._settings.wanted_token, _OPEN)])
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/readyz", self._readiness)
@@ -72,22 +72,6 @@ class Endpoint:
         if runner is not None:
             await runner.cleanup()
 
-    @web.middleware
-    async def _admit(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Ask for the token, where there is one; probes need none, they only learn yes or no."""
-        token = self._settings.wanted_token()
-        if token is not None and request.path not in _OPEN:
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-                return web.json_response(
-                    {"error": "a bearer token is required"},
-                    status=401,
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-        return await handler(request)
-
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
             body=self._render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -102,3 +86,32 @@ class Endpoint:
     @staticmethod
     def _answer(good: bool) -> web.Response:  # noqa: FBT001
         return web.json_response({"ok": good}, status=200 if good else 503)
+
+
+def guard(wanted: Callable[[], str | None], unguarded: Collection[str] = ()) -> Any:
+    """Return a middleware that asks for a bearer token.
+
+    Parameters
+    ----------
+    wanted
+        Asked at each request; None lets everybody in.
+    unguarded
+        Paths that want no token: probes, which only learn yes or no.
+    """
+
+    @web.middleware
+    async def admit(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        token = wanted()
+        if token is not None and request.path not in unguarded:
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {token}".encode()):
+                return web.json_response(
+                    {"error": "a bearer token is required"},
+                    status=401,
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        return await handler(request)
+
+    return admit

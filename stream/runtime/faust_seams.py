@@ -27,6 +27,8 @@ holds a test for each that fails when a Faust release no longer needs it.
    pipeline's own five are made instead, once.
 8. A database that cannot be opened because it is damaged is put aside and restored from the changelog;
    upstream ends, and again whenever it is started.
+9. :class:`Assignor`: upstream asserts that an assignment carries the worker's own address, and dies where a
+   worker with a ``group_instance_id`` comes back with another one.
 """
 
 from __future__ import annotations
@@ -42,10 +44,13 @@ import rocksdict
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.assignor.client_assignment import ClientMetadata
+from faust.assignor.partition_assignor import PartitionAssignor
 from faust.serializers.schemas import Schema
 from faust.stores import rocksdb
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
+from yarl import URL
 
 from stream.errors import BrokerError, StateError, TopicMismatchError
 from stream.outputs import Record
@@ -53,7 +58,7 @@ from stream.outputs import Record
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
-__all__ = ["BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema", "StreamApp"]
+__all__ = ["Assignor", "BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema", "StreamApp"]
 
 
 logger = logging.getLogger(__name__)
@@ -384,6 +389,24 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
     """Kafka transport whose consumer hands over batches."""
 
     Consumer: ClassVar[type] = BatchConsumer
+
+
+class Assignor(PartitionAssignor):  # type: ignore[misc]
+    """Takes an assignment with the address that this worker had before; the next rebalance corrects it."""
+
+    _told: URL | None = None
+
+    @property
+    def _url(self) -> URL:
+        return self._told or super()._url
+
+    def on_assignment(self, assignment: Any) -> None:
+        """Take an assignment."""
+        self._told = URL(ClientMetadata.loads(self._decompress(assignment.user_data)).url)
+        try:
+            super().on_assignment(assignment)
+        finally:
+            self._told = None
 
 
 class HistoryStore(rocksdb.Store):  # type: ignore[misc]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from typing import Protocol
 
+    from stream.features.history import RecordReader
     from stream.monitoring.metrics import Metrics
     from stream.outputs import Record
     from stream.pipeline import Pipeline, Plan
@@ -261,6 +262,13 @@ class Processor:
             f"{'open' if self._open else 'settling'}, waiting: {len(self._waiting)} batches of "
             f"{self._waiting_records} records, under way: {rounds or 'nothing'}"
         )
+
+    def reader(self, partition: int) -> RecordReader:
+        """Return what reads a partition's histories as the last decided round left them, stored or not.
+
+        Only for a partition that is this worker's and restored, and only until the event loop goes on.
+        """
+        return _PartitionReader(self._store(), partition, self._unstored)
 
     def resume(self) -> None:
         """Let rounds begin again."""

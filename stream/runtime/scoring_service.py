@@ -4,30 +4,59 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import jiter
 import orjson
 from aiohttp import web
 
 from stream import __version__
+from stream.currencies import MINOR_UNIT_DECIMALS
 from stream.errors import ConfigError, InvalidRecordError
 from stream.events import MAX_RECORD_BYTES, Transaction, parse_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from stream.features.history import RecordReader
     from stream.intake import Row
     from stream.preview import Preview
 
-__all__ = ["MAX_BATCH", "ScoringService", "listen", "openapi"]
+__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "listen", "openapi"]
 
 logger = logging.getLogger(__name__)
 
 #: Most transactions of one request, so that one cannot keep the others waiting for long.
 MAX_BATCH: Final = 500
 _MAX_BODY_BYTES: Final = 4 << 20
+#: What JSON takes for blank.
+_BLANKS: Final = b" \t\r\n"
+_ENDS: Final[Mapping[int, str]] = {200: "answered", 413: "refused", 422: "refused", 503: "unavailable"}
+
+
+class Asked(NamedTuple):
+    """A request that is valid.
+
+    Attributes
+    ----------
+    rows
+        Its transactions, in its order.
+    body, headers
+        As they came.
+    """
+
+    rows: list[Row]
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Unavailable(Exception):  # noqa: N818 - said to a client, not an error of this program
+    """Some of the transactions asked about cannot be scored now."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+        self.reason = reason
 
 
 class ScoringService:
@@ -35,14 +64,27 @@ class ScoringService:
 
     Parameters
     ----------
-    reader
-        Returns what reads the histories now.
+    score
+        Returns the answers to a valid request, in its order.
+    max_batch
+        Most transactions of one request.
+    told
+        Called with how each request ended and the seconds that it took.
     """
 
-    def __init__(self, preview: Preview, reader: Callable[[], RecordReader]) -> None:
+    def __init__(
+        self,
+        preview: Preview,
+        score: Callable[[Asked], Awaitable[list[dict[str, Any]]]],
+        *,
+        max_batch: int = MAX_BATCH,
+        told: Callable[[str, float], None] | None = None,
+    ) -> None:
         self._preview = preview
-        self._reader = reader
-        self._document = orjson.dumps(openapi())
+        self._score = score
+        self._max_batch = max_batch
+        self._told = told
+        self._document = orjson.dumps(openapi(max_batch))
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
@@ -53,13 +95,24 @@ class ScoringService:
         return web.Response(body=self._document, content_type="application/json")
 
     async def _predict(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        now_ms = time.time_ns() // 1_000_000
-        single = body.lstrip()[:1] != b"["
+        begun = time.perf_counter()
+        response = await self._answer(request)
+        if self._told is not None:
+            self._told(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
+        return response
+
+    async def _answer(self, request: web.Request) -> web.Response:
         try:
-            parsed = [parse_object(body, MAX_RECORD_BYTES)] if single else _parse_batch(body)
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            reason = f"must not be larger than {_MAX_BODY_BYTES} bytes"
+            return _refuse([_problem(InvalidRecordError("$", reason))], 413)
+        single = body.lstrip(_BLANKS)[:1] != b"["
+        try:
+            parsed = [parse_object(body, MAX_RECORD_BYTES)] if single else _parse_batch(body, self._max_batch)
         except InvalidRecordError as error:
-            return _refuse([_problem(error)])
+            return _refuse([_problem(error)], 422)
+        now_ms = time.time_ns() // 1_000_000
         rows: list[Row] = []
         problems = []
         for place, item in enumerate(parsed):
@@ -70,22 +123,40 @@ class ScoringService:
             except InvalidRecordError as error:
                 problems.append(_problem(error, *(() if single else (place,))))
         if problems:
-            return _refuse(problems)
-        answers = self._preview.score(rows, self._reader())
+            return _refuse(problems, 422)
+        try:
+            answers = await self._score(Asked(rows, body, request.headers))
+        except InvalidRecordError as error:
+            return _refuse([_problem(error)], 422)
+        except Unavailable as error:
+            problem = {"loc": ["body", *(() if single else (error.place,))], "msg": error.reason}
+            return _refuse([problem], 503)
         return web.Response(
             body=orjson.dumps(answers[0] if single else answers), content_type="application/json"
         )
 
 
-async def listen(service: ScoringService, host: str, port: int) -> tuple[web.AppRunner, int]:
+async def listen(
+    service: ScoringService,
+    host: str,
+    port: int,
+    *,
+    option: str = "--port",
+    middlewares: Sequence[Any] = (),
+) -> tuple[web.AppRunner, int]:
     """Serve on an address, and return the runner to clean up and the port in use.
+
+    Parameters
+    ----------
+    option
+        What chooses the port, for the error's text.
 
     Raises
     ------
     ConfigError
         The address cannot be bound.
     """
-    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=middlewares)
     service.add_to(app)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -94,18 +165,18 @@ async def listen(service: ScoringService, host: str, port: int) -> tuple[web.App
     except OSError as error:
         await runner.cleanup()
         raise ConfigError(
-            f"--port: cannot listen on {host}:{port}: {error.strerror or error}; choose another one, or 0"
+            f"{option}: cannot listen on {host}:{port}: {error.strerror or error}; choose another one, or 0"
         ) from error
     return runner, int(runner.addresses[0][1])
 
 
-def _parse_batch(body: bytes) -> list[Any]:
+def _parse_batch(body: bytes, most: int) -> list[Any]:
     """Return the values of a JSON list, numbers as exact as their text.
 
     Raises
     ------
     InvalidRecordError
-        It is not a list of 1 to ``MAX_BATCH`` values.
+        It is not a list of 1 to ``most`` values.
     """
     try:
         items: list[Any] = jiter.from_json(
@@ -113,8 +184,8 @@ def _parse_batch(body: bytes) -> list[Any]:
         )
     except (ValueError, UnicodeError, RecursionError) as error:
         raise InvalidRecordError("$", f"is not valid JSON: {error}") from error
-    if not 0 < len(items) <= MAX_BATCH:
-        raise InvalidRecordError("$", f"must hold 1 to {MAX_BATCH} transactions, not {len(items)}")
+    if not 0 < len(items) <= most:
+        raise InvalidRecordError("$", f"must hold 1 to {most} transactions, not {len(items)}")
     return items
 
 
@@ -122,15 +193,22 @@ def _problem(error: InvalidRecordError, *place: int) -> dict[str, Any]:
     return {"loc": ["body", *place, error.field], "msg": error.reason}
 
 
-def _refuse(problems: list[dict[str, Any]]) -> web.Response:
-    return web.Response(body=orjson.dumps({"detail": problems}), status=422, content_type="application/json")
+def _refuse(problems: list[dict[str, Any]], status: int) -> web.Response:
+    headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return web.Response(
+        body=orjson.dumps({"detail": problems}),
+        status=status,
+        content_type="application/json",
+        headers=headers,
+    )
 
 
-def openapi() -> dict[str, Any]:
+def openapi(max_batch: int = MAX_BATCH) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the routes."""
     transaction = Transaction.model_json_schema(
         mode="validation", ref_template="#/components/schemas/{model}"
     )
+    transaction["properties"]["currency"]["enum"] = sorted(MINOR_UNIT_DECIMALS)
     schemas = {**transaction.pop("$defs", {}), "Transaction": transaction, **_SCHEMAS}
 
     def content(schema: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +216,7 @@ def openapi() -> dict[str, Any]:
 
     def one_or_many(name: str) -> dict[str, Any]:
         item = {"$ref": f"#/components/schemas/{name}"}
-        return {"oneOf": [item, {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_BATCH}]}
+        return {"oneOf": [item, {"type": "array", "items": item, "minItems": 1, "maxItems": max_batch}]}
 
     return {
         "openapi": "3.1.0",
@@ -155,6 +233,14 @@ def openapi() -> dict[str, Any]:
                         },
                         "422": {
                             "description": "What is wrong with which field",
+                            **content({"$ref": "#/components/schemas/Problems"}),
+                        },
+                        "413": {
+                            "description": "The body is too large",
+                            **content({"$ref": "#/components/schemas/Problems"}),
+                        },
+                        "503": {
+                            "description": "A user's history cannot be asked now, and why; try again",
                             **content({"$ref": "#/components/schemas/Problems"}),
                         },
                     },

@@ -31,6 +31,10 @@ PARTITIONS = 4
 PATIENCE_SECONDS = 300.0
 #: So many of the demo's are seen until it is believed to stream.
 DEMO_TRANSACTIONS = 1_000
+#: Transactions a second that it sends, as the docs say.
+DEMO_RATE = 200
+#: Without its profile the demo would be left.
+DOWN = ("--profile", "demo", "down", "--volumes", "--timeout", "30")
 #: Grafana has no stand-in.
 SERVICES = ("kafka", "topics-init", "model-init", "worker", "prometheus")
 
@@ -161,6 +165,39 @@ def check_monitoring(stack: Stack, workers: int) -> None:
     say(f"Prometheus asks {workers} worker(s), with {len(rules)} rules")
 
 
+def check_what_the_docs_tell(stack: Stack) -> None:
+    """Whoever wonders looks at the log and asks for a check, in the container itself."""
+    report = stack.compose("exec", "-T", "worker", "riskstream", "check")
+    assert "WRONG" not in report
+    states = [line.partition(" ")[0] for line in report.splitlines()]
+    assert states.count("ok") >= len(("settings", "model", "state", "broker", "topics")), report
+    lines = [line.partition("| ")[2] for line in stack.compose("logs", "--no-color", "worker").splitlines()]
+    told = [json.loads(line)["message"] for line in lines if line]
+    assert "ready: taking transactions, state restored" in told
+    say("the check in the container finds nothing wrong, and its log is JSON")
+
+
+def check_overview(stack: Stack) -> None:
+    """What the docs say of the overview while the demo streams, by the dashboard's own queries."""
+    dashboard = json.loads((ROOT / "grafana/dashboards/overview.json").read_text(encoding="utf-8"))
+    asked = {}
+    for panel in dashboard["panels"]:
+        if panel["type"] == "stat":
+            expression = panel["targets"][0]["expr"]
+            for name, value in {"$job": ".*", "$instance": ".*", "$__rate_interval": "1m"}.items():
+                expression = expression.replace(name, value)
+            asked[panel["title"]] = expression
+
+    def as_told() -> bool:
+        rate, ready = ask(asked["Throughput"]), ask(asked["Workers ready"])
+        return ready == [1.0] and len(rate) == 1 and abs(rate[0] - DEMO_RATE) < DEMO_RATE / 10
+
+    wait_until(as_told, "the overview does not show what the docs say", PATIENCE_SECONDS)
+    shown = {title: ask(expression) for title, expression in asked.items()}
+    assert all(len(values) == 1 for values in shown.values()), shown
+    say("the overview shows " + ", ".join(f"{title}: {value:g}" for title, [value] in shown.items()))
+
+
 def crash(stack: Stack, service: str) -> None:
     """End a container's process from outside: its restart policy brings it back."""
     [container] = stack.containers(service)
@@ -190,6 +227,7 @@ def exercise(stack: Stack) -> None:
     check_rights(stack)
     stack.send(3_000)
     stack.wait_decided()
+    check_what_the_docs_tell(stack)
     check_monitoring(stack, 1)
 
     say("docker kill of the worker; then its process dies")
@@ -235,6 +273,7 @@ def exercise(stack: Stack) -> None:
         "the demo streams nothing",
         PATIENCE_SECONDS,
     )
+    check_overview(stack)
     stack.compose("--profile", "demo", "stop", "demo")
 
     say("stop")
@@ -269,7 +308,7 @@ def main() -> None:
                 print(stack.compose("ps", "--all", check=False), stack.logs(), sep="\n", flush=True)
                 raise
             finally:
-                stack.compose("down", "--volumes", "--timeout", "30", check=False)
+                stack.compose(*DOWN, check=False)
     finally:
         if not options.keep:
             shutil.rmtree(WORK, ignore_errors=True)

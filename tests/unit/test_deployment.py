@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import runpy
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from click import Context
+from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.brokers.kafka import KAFKA_VERSION
@@ -47,7 +50,7 @@ CONFIGURED = ("topics-init", "worker", "demo")
 #: itself gives Kafka to listen on.
 IMAGE_PORTS = {"kafka": {"9092", "9093", "29092"}, "prometheus": {"9090"}, "grafana": {"3000"}}
 
-#: Of the Compose Specification, and of docker-compose 1.29 as Debian has it.
+#: What docker-compose 1.29, as Debian has it, knows of the Compose Specification.
 COMPOSE_KEYS = {
     *("build", "cap_drop", "command", "cpus", "depends_on", "entrypoint", "environment", "healthcheck"),
     *("hostname", "image", "init", "mem_limit", "networks", "pids_limit", "ports", "profiles", "read_only"),
@@ -193,8 +196,29 @@ def test_scripts_use_verbs_and_options_that_exist(name: str) -> None:
         assert set(re.findall(r"--[\w-]+", rest)) <= known
 
 
+def compose_problems(compose: dict[str, Any]) -> list[str]:
+    """Return what the Compose Specification's own schema has against it."""
+    vendored = resources.files("check_jsonschema.builtin_schemas.vendor") / "compose-spec.json"
+    schema = json.loads(vendored.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    return [
+        f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(compose)
+    ]
+
+
 def test_is_what_the_compose_specification_allows() -> None:
-    """Every key of a service is one that the oldest compose knows that is still packaged, or newer ones do."""
+    assert compose_problems(COMPOSE) == []
+
+
+def test_what_the_compose_specification_does_not_know_is_found() -> None:
+    wrong = copy.deepcopy(COMPOSE)
+    wrong["services"]["worker"]["heathcheck"] = {}
+    wrong["services"]["kafka"]["depends_on"] = {"worker": {"condition": "service_well"}}
+    found = compose_problems(wrong)
+    assert {problem.partition(":")[0].split(".")[2] for problem in found} == {"worker", "kafka"}
+
+
+def test_the_oldest_compose_that_is_packaged_knows_every_key() -> None:
     keys = {key for service in SERVICES.values() for key in service}
     assert keys <= COMPOSE_KEYS
     assert set(COMPOSE) == {"services", "networks", "volumes", "x-confined", "x-riskstream"}

@@ -10,19 +10,24 @@ import gc
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import faust
 import pytest
 import rocksdict
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.structs import ConsumerRecord
+from faust.assignor.client_assignment import ClientAssignment, ClientMetadata
+from faust.assignor.partition_assignor import PartitionAssignor
 from faust.stores import rocksdb
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from rocksdict import DbClosedError
 
 from stream.runtime.faust_seams import (
+    Assignor,
     BatchConsumer,
     BatchTransport,
     HistoryStore,
@@ -727,3 +732,36 @@ def test_a_partition_without_a_commit_begins_at_its_beginning(
     assert sought == []
     run(positions(StreamApp, BatchTransport))
     assert sought == [(TPS[1], 2)]
+
+
+# --- 9. an assignment with a former address of this worker -----------------------------------------------
+
+
+def assignment_of(url: str) -> ConsumerProtocolMemberAssignment:
+    told = ClientMetadata(
+        assignment=ClientAssignment(actives={}, standbys={}),
+        url=url,
+        changelog_distribution={url: {"changelog": [0]}},
+        external_topic_distribution={},
+        topic_groups={},
+    )
+    return ConsumerProtocolMemberAssignment(4, [], zlib.compress(told.dumps()))
+
+
+def test_upstream_dies_of_a_former_address(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        assignor = PartitionAssignor(make_app(tmp_path, canonical_url="http://here:2"))
+        with pytest.raises(AssertionError):
+            assignor.on_assignment(assignment_of("http://here:1"))
+
+    run(main())
+
+
+def test_ours_takes_it_and_tells_its_own_when_it_joins(run: Any, tmp_path: Path) -> None:
+    async def main() -> None:
+        assignor = Assignor(make_app(tmp_path, canonical_url="http://here:2"))
+        assignor.on_assignment(assignment_of("http://here:1"))
+        assert assignor.table_metadata("changelog") == {"http://here:1": {"changelog": [0]}}
+        assert ClientMetadata.loads(assignor.metadata({TOPIC}).user_data).url == "http://here:2"
+
+    run(main())

@@ -14,7 +14,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from cloudcoil.models import prometheus_operator
 from prometheus_tools import tool
+from pydantic import ValidationError
 
 from stream.settings import _known_variables, load_settings
 
@@ -36,6 +38,35 @@ CONFIG = dict(line.split("=", 1) for line in (FOLDER / "config.env").read_text()
 VERSIONS = [f"1.{minor}" for minor in range(29, 38)]
 #: Not Kubernetes' own but the Prometheus operator's.
 OPERATORS = ("ServiceMonitor", "PrometheusRule")
+
+
+def operator_problems(found: dict[str, Any]) -> list[str]:
+    """Return what the operator's custom resource definitions, as models, have against an object."""
+    model = getattr(prometheus_operator.v1, found["kind"])
+    try:
+        known = model.model_validate(found).model_dump(by_alias=True, exclude_unset=True, mode="json")
+    except ValidationError as error:
+        return [str(problem["loc"]) for problem in error.errors()]
+    # The models pass over what they do not know.
+    return [] if known == found else ["not all of it is known"]
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_the_operators_objects_are_what_its_definitions_say(kind: str) -> None:
+    assert operator_problems(OBJECTS[kind]) == []
+
+
+def test_what_the_operators_definitions_do_not_allow_is_found() -> None:
+    monitor = copy.deepcopy(OBJECTS["ServiceMonitor"])
+    monitor["spec"]["endpoints"][0]["intervall"] = "15s"
+    assert operator_problems(monitor) == ["not all of it is known"]
+    rules = copy.deepcopy(OBJECTS["PrometheusRule"])
+    rules["spec"]["groups"][0]["interval"] = "fifteen seconds"
+    del rules["spec"]["groups"][1]["rules"][0]["expr"]
+    assert operator_problems(rules) == [
+        "('spec', 'groups', 0, 'interval')",
+        "('spec', 'groups', 1, 'rules', 0, 'expr')",
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -108,7 +108,11 @@ def test_bad_input_names_its_field(table, preview, body, loc, message):
 
     async def run():
         store = load_histories(table.slice(0, 10), lateness_ms=LATENESS_MS)
-        runner, port = await listen(ScoringService(preview, lambda: store), "127.0.0.1", 0)
+
+        async def score(asked):
+            return preview.score(asked.rows, store)
+
+        runner, port = await listen(ScoringService(preview, score), "127.0.0.1", 0)
         try:
             return await asyncio.to_thread(ask, port, body)
         finally:

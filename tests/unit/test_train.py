@@ -181,6 +181,16 @@ def test_a_precision_target_is_reached():
     assert precision_threshold(labels, scores, 0.7) == 0.2 or precision_threshold(labels, scores, 0.7) == 0.8
 
 
+def test_the_reference_is_of_rows_that_were_not_learnt_from(result):
+    """Newer ones, windows full, scores no surer than a stream's."""
+    columns = result.matrix[result.split.validation]
+    expected = reference_statistics(
+        columns, result.bundle.spec.names, result.bundle.spec.categorical, columns[:, 0]
+    )
+    assert result.bundle.reference["features"] == expected["features"]
+    assert result.bundle.reference["rows"] == result.split.validation.sum()
+
+
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=80))
 def test_reference_shares_sum_to_one(values):
     column = np.array(values)

@@ -1,0 +1,235 @@
+"""Latency of ``POST /predict`` on workers: ``python -m benchmarks.scoring [--rate 200] [--rounds 3]``.
+
+An open loop: requests are due at fixed times and sent then, whatever has become of those before; a latency
+counts from when its request was due. Client, workers, Apache Kafka and the producer of the stream beside
+share one machine. Each transaction asked about is of a user drawn at random. The median over rounds of each
+figure is printed, the cases of a round one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import numpy as np
+
+from benchmarks.cluster import running, with_headers
+from benchmarks.contest import ROOT, worker
+from benchmarks.environment import describe, environment
+from benchmarks.generator import Order
+from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
+from stream.brokers.admin import create_topics
+from stream.runtime.live_scoring import partition_of
+from stream.settings import ScoringSettings
+from stream.topics import changelog_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.cluster import Cluster
+
+#: What is promised of single requests, in ms.
+_BAR_P99_MS: Final = 15.0
+_WARM_SECONDS: Final = 3.0
+_PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
+_USER_BYTES: Final = len(b"U0000000")
+_ADDRESS: Final = re.compile(r"scores on (http://\S+)/predict")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is asked of what.
+
+    Attributes
+    ----------
+    events
+        Of each user within the horizon.
+    workers
+        All asked through the first one, which hands on what is not its own.
+    stream
+        Transactions a second that go through the workers beside.
+    batch
+        Transactions of a request; there are as many fewer requests.
+    """
+
+    name: str
+    events: int = 30
+    workers: int = 1
+    stream: int = 0
+    batch: int = 1
+    barred: bool = False
+
+
+CASES: Final = (
+    Case("one worker, nothing beside", barred=True),
+    Case("one worker, 2,000 transactions/s beside", stream=2_000, barred=True),
+    Case("1,000 events a user", events=1_000, barred=True),
+    Case("two workers, half of it forwarded", workers=2, barred=True),
+    Case("one worker, in batches of 20", batch=20),
+)
+
+
+@contextmanager
+def serving(cluster: Cluster, workload: Workload, folder: Path, count: int) -> Iterator[tuple[str, str]]:
+    """Run workers with the workload's state; yields the first one's address and the source topic."""
+    source = f"transactions-{time.monotonic_ns() % 10**9}"
+    settings = cluster.settings(folder, workload.bundle, source)
+    settings = settings.model_copy(update={"scoring": ScoringSettings(enabled=True, port=0)})
+    create_topics(settings)
+    placed = ((place(key), key, value) for _, key, value in workload.records())
+    cluster.fill(changelog_topic(settings), with_headers(placed))
+    try:
+        with ExitStack() as stack:
+            children = []
+            for number in range(count):
+                own = settings.model_copy(update={"state_dir": settings.state_dir / str(number)})
+                children.append(stack.enter_context(worker(own, folder / f"worker-{number}.log")))
+            for child in children:
+                child.wait_ready()
+            deadline = time.monotonic() + 60
+            while [child.metric("riskstream_assigned_partitions") for child in children] != [
+                PARTITIONS / count
+            ] * count or not all(child.metric("riskstream_ready") for child in children):
+                if time.monotonic() > deadline:
+                    sys.exit("the workers do not share the partitions")
+                time.sleep(0.2)
+            found = _ADDRESS.search(children[0].log)
+            assert found is not None
+            yield found[1], source
+    finally:
+        shutil.rmtree(settings.state_dir, ignore_errors=True)
+        cluster.delete_like(settings.app_id.removeprefix("bench-"))
+        cluster.delete([source])
+
+
+def place(key: bytes) -> int:
+    """Return the partition of a record whose key begins with a user."""
+    return partition_of(key[:_USER_BYTES], PARTITIONS, "murmur2")
+
+
+@contextmanager
+def streaming(cluster: Cluster, source: str, workload: Workload, rate: int, seconds: float) -> Iterator[None]:
+    """Let another process send transactions all the time, from the workload's middle on."""
+    if not rate:
+        yield
+        return
+    first = len(workload.transactions) // 2
+    count = min(int(rate * (seconds + 10)), len(workload.transactions) - first)
+    order = Order(cluster.address, source, str(workload.folder), first, count, rate, hashed=True)
+    command = [sys.executable, "-m", "benchmarks.generator", order.to_argument()]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        while not sum(cluster.ends(source)):
+            time.sleep(0.1)
+        yield
+        if process.poll() is not None:
+            sys.exit("the stream beside ended before the requests")
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def open_loop(address: str, bodies: list[bytes], rate: float) -> list[float]:
+    """Send the bodies at their times; returns the latencies in ms, without those of the warm-up."""
+    waited: list[float] = []
+    failed: list[str] = []
+    connector = aiohttp.TCPConnector(limit=256, keepalive_timeout=60)
+    async with aiohttp.ClientSession(connector=connector) as client:
+
+        async def ask(body: bytes, due: float, counted: bool) -> None:  # noqa: FBT001
+            try:
+                async with client.post(f"{address}/predict", data=body) as response:
+                    text = await response.read()
+                    if response.status != 200:  # noqa: PLR2004
+                        failed.append(text.decode())
+            except aiohttp.ClientError as error:
+                failed.append(repr(error))
+            if counted:
+                waited.append(1000 * (time.monotonic() - due))
+
+        begun = time.monotonic() + 0.1
+        async with asyncio.TaskGroup() as group:
+            for number, body in enumerate(bodies):
+                due = begun + number / rate
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                group.create_task(ask(body, due, number >= _WARM_SECONDS * rate))
+    if failed:
+        sys.exit(f"{len(failed)} requests failed: {failed[0]}")
+    return waited
+
+
+def measure(cluster: Cluster, case: Case, rate: float, seconds: float, folder: Path) -> dict[str, float]:
+    """Run one case for one round."""
+    users = 100_000 if case.events < 1_000 else 2_000  # noqa: PLR2004
+    workload = Workload.prepare(WorkloadSpec(users=users, events=case.events))
+    requests = rate / case.batch
+    count = int(requests * (seconds + _WARM_SECONDS))
+    chosen = [value for _, _, value in workload.transactions[: count * case.batch]]
+    bodies = chosen
+    if case.batch > 1:
+        bodies = [
+            b"[" + b",".join(chosen[at : at + case.batch]) + b"]" for at in range(0, len(chosen), case.batch)
+        ]
+    with (
+        serving(cluster, workload, folder, case.workers) as (address, source),
+        streaming(cluster, source, workload, case.stream, seconds + _WARM_SECONDS),
+    ):
+        waited = asyncio.run(open_loop(address, bodies, requests))
+    values = np.percentile(waited, _PERCENTILES).tolist()
+    return dict(zip(("p50", "p90", "p99", "p99.9"), values, strict=True)) | {"max": max(waited)}
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rate", type=float, default=200.0, help="transactions a second (200)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each case, after the warm-up (20)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="cases whose name has this in it")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    chosen = parser.parse_args()
+    around = environment()
+    cases = [case for case in CASES if (chosen.only or "") in case.name]
+    rounds: dict[str, list[dict[str, float]]] = {case.name: [] for case in cases}
+    with tempfile.TemporaryDirectory() as made, running("kafka", Path(made) / "kafka") as cluster:
+        for number in range(chosen.rounds):
+            for case in cases:
+                print(f"round {number + 1}: {case.name}", file=sys.stderr, flush=True)
+                rounds[case.name].append(
+                    measure(cluster, case, chosen.rate, chosen.seconds, Path(tempfile.mkdtemp(dir=made)))
+                )
+    found = {
+        name: {figure: statistics.median(one[figure] for one in all_of) for figure in all_of[0]}
+        for name, all_of in rounds.items()
+    }
+    print("\n".join(describe(around)))
+    print(
+        f"\nPOST /predict, {chosen.rate:g} transactions/s in an open loop, ms from when a request was due:\n"
+    )
+    print("| | p50 | p90 | p99 | p99.9 | max | p99 ≤ 15 ms |\n|---|---:|---:|---:|---:|---:|---|")
+    for case in cases:
+        figures = found[case.name]
+        verdict = ("met" if figures["p99"] <= _BAR_P99_MS else "missed") if case.barred else ""
+        cells = " | ".join(f"{value:.1f}" for value in figures.values())
+        print(f"| {case.name} | {cells} | {verdict} |")
+    if chosen.json is not None:
+        chosen.json.write_text(
+            json.dumps({"environment": around, "rounds": rounds, "median": found}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
