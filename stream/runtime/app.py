@@ -383,6 +383,7 @@ def _live_scoring(runtime: Runtime) -> LiveScoring:
         lateness_ms=config.lateness_ms,
         max_future_ms=config.max_future_ms,
         max_reasons=config.max_reasons,
+        language=config.language,
     )
     return LiveScoring(
         settings.scoring,
