@@ -57,7 +57,7 @@ class Order:
     first: int
     count: int
     rate: float
-    linger_ms: float = 1.0
+    linger_ms: float = 0.0
     hashed: bool = False
 
     def due_seconds(self) -> npt.NDArray[np.float64]:

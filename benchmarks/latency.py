@@ -114,7 +114,7 @@ def open_loop(
     first: int,
     rate: float,
     seconds: float,
-    linger_ms: float = 1.0,
+    linger_ms: float = 0.0,
 ) -> dict[str, Any]:
     """Send ``rate`` transactions a second for ``seconds``; returns the latencies in ms."""
     count = min(int(rate * seconds), workload.spec.transactions - first)
