@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
+from stream.features.spec import CATEGORY_COLUMNS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -41,6 +43,8 @@ _ENGLISH: Final[dict[str, str]] = {
     "plain": "{name} is {value}",
     "unknown": "{name} is not known",
     "unseen": "a value that training never saw",
+    "channel": "channel",
+    "transaction_type": "transaction type",
     # Windows of the user's own history.
     "transaction_count.one": "{value} transaction {window}{against}",
     "transaction_count": "{value} transactions {window}{against}",
@@ -70,6 +74,10 @@ _ENGLISH: Final[dict[str, str]] = {
     "balance_change_ratio": "the amount is {percent} of the balance before",
     "balance_after_ratio": "{percent} of the balance is left",
     "lifetime_count": "the user has made {whole} transactions so far",
+    "lifetime_amount_mean": "the user's amounts so far are {money} on average",
+    "lifetime_amount_max": "the user's largest amount so far is {money}",
+    "lifetime_amount_std": "the spread of the user's amounts so far is {money}",
+    "lifetime_amount_cv": "the spread of the user's amounts so far is {percent} of their mean",
     # What is missing.
     "seconds_since_previous.none": "this is the user's first known transaction",
     "days_since_last.none": "this is the user's first known transaction",
@@ -144,6 +152,8 @@ _CHINESE: Final[dict[str, str]] = {
     "plain": "{name}为{value}",
     "unknown": "{name}未知",
     "unseen": "训练数据中未出现过的值",
+    "channel": "渠道",
+    "transaction_type": "交易类型",
     "transaction_count.one": "{window}有{value}笔交易{against}",
     "transaction_count": "{window}有{value}笔交易{against}",
     "merchant_distinct.one": "{window}涉及{value}家不同商户{against}",
@@ -171,6 +181,10 @@ _CHINESE: Final[dict[str, str]] = {
     "balance_change_ratio": "金额占交易前余额的{percent}",
     "balance_after_ratio": "余额剩余{percent}",
     "lifetime_count": "该用户迄今共有{whole}笔交易",
+    "lifetime_amount_mean": "该用户迄今的平均金额为{money}",
+    "lifetime_amount_max": "该用户迄今的最大金额为{money}",
+    "lifetime_amount_std": "该用户迄今金额的标准差为{money}",
+    "lifetime_amount_cv": "该用户迄今金额的标准差为均值的{percent}",
     "seconds_since_previous.none": "这是该用户已知的第一笔交易",
     "days_since_last.none": "这是该用户已知的第一笔交易",
     "amount_to_mean_7d.none": "该用户最近7天没有其他支出",
@@ -239,7 +253,11 @@ class Sentences:
     def category(self, name: str, value: str | None) -> str:
         """Say a text's value; None is one that training never saw."""
         shown = self.unseen if value is None else value
-        return self._texts["plain"].format(name=name.replace("_", " "), value=shown)
+        # An attribute has the file's name for it, in whatever language that is.
+        known = name in CATEGORY_COLUMNS
+        return self._texts["plain"].format(
+            name=self._texts[name] if known else name.replace("_", " "), value=shown
+        )
 
     def missing(self, name: str) -> str:
         """Say that a feature has no value."""

@@ -44,6 +44,8 @@ SPEC = FeatureSpec(
     ),
 )
 
+OWN_WORDS = {"UTC", "IP", "web", "purchase", "age"}
+
 
 def explain(values: dict[str, float], name: str, language: str, *, rest: float = 2.0):
     row = np.array([values.get(known, rest) for known in SPEC.names])
@@ -77,6 +79,9 @@ def test_every_feature_has_a_sentence_of_its_language(language):
             assert "nan" not in reason["sentence"]
             chinese = any("\u4e00" <= letter <= "\u9fff" for letter in reason["sentence"])
             assert chinese == (language == "zh"), reason["sentence"]
+            if chinese and not math.isnan(shown):
+                # Nothing is left over in the other language but what is the data's own.
+                assert set(re.findall("[A-Za-z]+", reason["sentence"])) <= OWN_WORDS, reason["sentence"]
 
 
 @pytest.mark.parametrize(
