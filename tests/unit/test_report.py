@@ -111,7 +111,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(run):
         "What the model goes by",
         "Single decisions",
         "Tuning",
-        "Drift of the test part against training",
+        "Drift of the test part against validation",
         "Limits",
     ]
     for wanted in (
