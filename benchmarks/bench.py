@@ -28,8 +28,9 @@ PARTS: Final = ("throughput", "latency", "recovery", "cost", "stages")
 _WORKER: Final = "riskstream worker"
 _STEADY_RATE: Final = 2_000.0
 _BUSY_SHARE: Final = 0.7
-#: Kafka's own default since 4.0. At the lower rate the generator sends what is due each millisecond; here that
-#: would be a thousand requests a second, of a producer and a broker that share two cores with the worker.
+#: Kafka's own default since 4.0. At the lower rate the generator sends what is due each millisecond; here
+#: that would be a thousand requests a second, of a producer and a broker that share two cores with the
+#: worker.
 _BUSY_LINGER_MS: Final = 5.0
 
 
