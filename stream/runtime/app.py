@@ -108,7 +108,8 @@ class Runtime:
 
     def histories(self, partition: int) -> RecordReader | None:
         """Return what reads a partition's histories, None where they are not here or not restored."""
-        if not self.ready or partition not in self.assigned():
+        # A read would open databases again that a stop has closed.
+        if not self.ready or self.app.should_stop or partition not in self.assigned():
             return None
         return self.processor.reader(partition)
 

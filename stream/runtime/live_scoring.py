@@ -22,7 +22,7 @@ import aiohttp
 import orjson
 from aiokafka.partitioner import murmur2
 
-from stream.errors import InvalidRecordError
+from stream.errors import InvalidRecordError, StateError
 from stream.runtime.endpoint import guard
 from stream.runtime.scoring_service import ScoringService, Unavailable, listen
 
@@ -199,7 +199,14 @@ class LiveScoring:
             reader = self._reader(part.partition)
             if reader is None:
                 raise Unavailable(some[0], f"the histories of partition {part.partition} are being moved")
-            answers = self._preview.score([rows[place] for place in some], reader)
+            try:
+                answers = self._preview.score([rows[place] for place in some], reader)
+            except StateError as error:
+                # The stream will meet the same, and end the worker with it.
+                logger.warning("a history cannot be read: %s", error)
+                raise Unavailable(
+                    some[0], f"the histories of partition {part.partition} cannot be read"
+                ) from error
             found |= dict(zip(some, answers, strict=True))
         return found
 

@@ -96,7 +96,11 @@ class ScoringService:
 
     async def _predict(self, request: web.Request) -> web.Response:
         begun = time.perf_counter()
-        response = await self._answer(request)
+        try:
+            response = await self._answer(request)
+        except Exception:
+            logger.exception("a request to /predict failed")
+            response = _refuse([{"loc": [], "msg": "failed; the log says why"}], 500)
         if self._told is not None:
             self._told(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
         return response

@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from offline.histories import load_histories
 from stream.brokers.base import free_port
+from stream.errors import StateError
 from stream.preview import Preview
 from stream.runtime.live_scoring import ONLY_HEADER, LiveScoring, partition_of
 from stream.settings import ScoringSettings
@@ -181,6 +182,29 @@ def test_a_partition_that_goes_while_its_users_are_scored(start: Start, store: M
     status, body, _ = ask(scoring.address, b"[" + b",".join([RECORDS[5_000][1]] * 20) + b"]")
     assert status == 503
     assert "are being moved" in reason(body)
+
+
+class _Broken:
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def read(self, keys: Any) -> Any:  # noqa: ARG002
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "end"),
+    [
+        (StateError("the state in /x is damaged"), 503, "unavailable"),
+        (RuntimeError("a defect"), 500, "failed"),
+    ],
+)
+def test_a_history_that_cannot_be_read(start: Start, error: Exception, status: int, end: str) -> None:
+    """No detail of this machine goes out."""
+    scoring, told = start(lambda _: _Broken(error))
+    found, body, _ = ask(scoring.address, RECORDS[0][1])
+    assert (found, told) == (status, {end: 1})
+    assert str(error) not in reason(body)
 
 
 def test_other_partitioners_are_noticed(start: Start, store: MemoryRecords) -> None:
