@@ -230,6 +230,10 @@ class Pipeline:
         self._alert(parts, verdicts, matrix)
         return [part.plan for part in parts]
 
+    def forget(self) -> None:
+        """Forget the long histories that are kept unpacked; they are read anew when they are needed."""
+        self._residents.forget()
+
     def _advance(
         self,
         parts: list[_Part],

@@ -92,15 +92,15 @@ class Residents:
         The users' rows of ``table``, and which of them are unpacked.
         """
         if self._next_slot - len(self._free_slots) > self._most_slots:
-            self._empty()
+            self.forget()
         admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:
-            self._empty()
+            self.forget()
             admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:
             self._pages = 2 * sum(_size_class(int(n)) for n in ends - bases)
             self.sealed = k.new_sealed(self._pages * k.SEGMENT, self._most_slots)
-            self._empty()
+            self.forget()
             admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:  # pragma: no cover - the workspace was made for this batch
             raise RuntimeError("the workspace is too small for the batch that it was made for")
@@ -184,7 +184,8 @@ class Residents:
         self._next_page += pages
         return self._next_page - pages
 
-    def _empty(self) -> None:
+    def forget(self) -> None:
+        """Forget everybody: whoever comes next is read and unpacked anew."""
         self._users.clear()
         self._free_rows.clear()
         self._free_pages.clear()

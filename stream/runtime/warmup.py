@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from stream.features.history import MemoryRecords
-from stream.features.kernel import HEAD
+from stream.features.kernel import CHUNK, HEAD
 from stream.pipeline import Batch, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from stream.pipeline import Pipeline
 
 __all__ = ["warm_up"]
+
+_DAY_MS: Final = 86_400_000
+_MINUTE_MS: Final = 60_000
+_START_MS: Final = 1_700_000_000_000
+#: More than a resident may keep loaded.
+_LONG: Final = 48 * CHUNK
 
 
 def warm_up(pipeline: Pipeline) -> None:
     """Send made-up transactions of one user through every path of the pipeline, into memory."""
     memory = MemoryRecords()
-    day_ms = 86_400_000
-    start_ms = 1_700_000_000_000
-    for number in range(2 * HEAD + 2):
-        late = number == 2 * HEAD + 1
-        time_ms = start_ms + (0 if late else number * day_ms // 2)
-        value = orjson.dumps(
-            {
-                "transaction_id": f"warm-up-{number}",
-                "user_id": "warm-up",
-                "event_time": time_ms,
-                "amount": 1,
-                "currency": "EUR",
-                "channel": "warm-up",
-                "transaction_type": "warm-up",
-                "merchant_id": f"warm-up-{number % 3}",
-            }
-        )
-        record = Record(number, time_ms, b"warm-up", value)
-        plan = pipeline.process(Batch("warm-up", 0, 1, [record]), memory, start_ms + 100 * day_ms)
+    offset = 0
+
+    def send(times_ms: Iterable[int]) -> None:
+        nonlocal offset
+        records = []
+        for time_ms in times_ms:
+            records.append(Record(offset, time_ms, b"warm-up", _value(offset, time_ms)))
+            offset += 1
+        plan = pipeline.process(Batch("warm-up", 0, 1, records), memory, _START_MS + 100 * _DAY_MS)
         memory.write(plan.writes)
+
+    # From a user's first event to sealed chunks that are forgotten again; then one that is late. Singly and
+    # in pairs, since an array of one row has another layout for the compiler.
+    for number in range(0, 2 * HEAD, 3):
+        times_ms = [_START_MS + (number + later) * _DAY_MS // 2 for later in range(3)]
+        send(times_ms[:1])
+        send(times_ms[1:])
+    send([_START_MS])
+    # A long history, of which some is unloaded when the next event comes.
+    newest_ms = _START_MS + HEAD * _DAY_MS
+    send(newest_ms + number * _MINUTE_MS for number in range(1, _LONG + 1))
+    newest_ms += _LONG * _MINUTE_MS
+    send([newest_ms + _MINUTE_MS])
+    # As after a rebalance: it is read anew. An event out of order opens all of it.
+    pipeline.forget()
+    send([newest_ms])
+    pipeline.forget()
+
+
+def _value(number: int, time_ms: int) -> bytes:
+    return orjson.dumps(
+        {
+            "transaction_id": f"warm-up-{number}",
+            "user_id": "warm-up",
+            "event_time": time_ms,
+            "amount": 1,
+            "currency": "EUR",
+            "channel": "warm-up",
+            "transaction_type": "warm-up",
+            "merchant_id": f"warm-up-{number % 3}",
+        }
+    )

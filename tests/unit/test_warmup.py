@@ -1,0 +1,78 @@
+"""Nothing is left to compile once a worker is ready."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+START_MS = 1_700_000_000_000
+MINUTE_MS = 60_000
+
+
+def compiled() -> set[str]:
+    """Return the compiled functions of the stream's modules that have machine code, with its types."""
+    from numba.core.registry import CPUDispatcher
+
+    return {
+        f"{value.__module__}.{name}{signature}"
+        for module, content in list(sys.modules.items())
+        if module.startswith("stream.")
+        for name, value in vars(content).items()
+        if isinstance(value, CPUDispatcher)
+        for signature in value.signatures
+    }
+
+
+def main() -> None:
+    """Print how many functions warming up compiles, and what the traffic after it still does."""
+    from bundles import trained_bundle
+
+    from stream.features.history import MemoryRecords
+    from stream.pipeline import Batch, Pipeline, PipelineConfig, Record
+    from stream.runtime.warmup import warm_up
+
+    pipeline = Pipeline(trained_bundle(), PipelineConfig())
+    cold = compiled()
+    warm_up(pipeline)
+    warm = compiled()
+
+    memory = MemoryRecords()
+    minutes = [*range(2_000), 30, 1_990, *range(2_000, 2_600), 2_599, 100_000, 1]
+    for begin in range(0, len(minutes), 400):
+        records = []
+        for number, minute in enumerate(minutes[begin : begin + 400], begin):
+            time_ms = START_MS + minute * MINUTE_MS
+            content = {
+                "transaction_id": str(number),
+                "event_time": time_ms,
+                "currency": "EUR",
+                "channel": "online",
+                "transaction_type": "purchase",
+            }
+            for user in ("u", f"v{number % 90}"):
+                value = json.dumps(content | {"user_id": user, "amount": 1 + number**2}).encode()
+                records.append(Record(2 * number, time_ms, user.encode(), value))
+        memory.write(pipeline.process(Batch("t", 0, 1, records), memory, START_MS + 10**10).writes)
+        pipeline.forget()
+    json.dump([len(warm - cold), sorted(compiled() - warm)], sys.stdout)
+
+
+def test_no_transaction_waits_for_a_compiler() -> None:
+    here = Path(__file__)
+    done = subprocess.run(
+        [sys.executable, str(here)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=here.parents[2],
+        env={"PYTHONPATH": f"{here.parents[2]}:{here.parents[1]}", "PATH": ""},
+    )
+    by_warming_up, by_traffic = json.loads(done.stdout)
+    assert by_warming_up, "there was nothing to compile"
+    assert by_traffic == []
+
+
+if __name__ == "__main__":
+    main()
