@@ -84,12 +84,12 @@ def serve(
 
 
 async def _serve(service: ScoringService, host: str, port: int) -> None:
-    from stream.runtime.scoring_service import listen
+    from stream.runtime.endpoint import listen
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner, port = await listen(service, host, port)
+    runner, port = await listen(service.application(), host, port, option="--port")
     click.echo(f"Listening on http://{host}:{port}/predict")
     try:
         await stop.wait()

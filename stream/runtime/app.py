@@ -101,10 +101,10 @@ class Runtime:
             lambda: self.delivery.idempotent,
         )
 
-    def assigned(self) -> set[int]:
-        """Return the source partitions that are this worker's."""
+    def assigned(self) -> dict[int, Any]:
+        """Return the source partitions that are this worker's, with Faust's names of them."""
         topic = self.settings.topics.transactions
-        return {tp.partition for tp in self.app.consumer.assignment() if tp.topic == topic}
+        return {tp.partition: tp for tp in self.app.consumer.assignment() if tp.topic == topic}
 
     def histories(self, partition: int) -> RecordReader | None:
         """Return what reads a partition's histories, None where they are not here or not restored."""
@@ -128,11 +128,9 @@ class Runtime:
 
     def positions(self) -> dict[int, int | None]:
         """Return the offset up to which each assigned partition of the source is done."""
-        consumer = self.app.consumer
-        topic = self.settings.topics.transactions
         if not self.ready:
             return {}
-        return {tp.partition: consumer.position_of(tp) for tp in consumer.assignment() if tp.topic == topic}
+        return {partition: self.app.consumer.position_of(tp) for partition, tp in self.assigned().items()}
 
     def fail(self, error: BaseException) -> None:
         """End processing for good: nothing is acknowledged any more, and the process stops."""

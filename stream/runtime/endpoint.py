@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from stream.settings import MetricsSettings
 
-__all__ = ["Endpoint", "guard"]
+__all__ = ["Endpoint", "guard", "listen"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +53,10 @@ class Endpoint:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/readyz", self._readiness)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        host, port = self._settings.host, self._settings.port
-        try:
-            await web.TCPSite(self._runner, host, port).start()
-        except OSError as error:
-            raise ConfigError(
-                f"RISKSTREAM_METRICS__PORT: cannot listen on {host}:{port}: {error.strerror or error}; "
-                "choose another one, or 0 for any free one"
-            ) from error
-        self.port = int(self._runner.addresses[0][1])
+        host = self._settings.host
+        self._runner, self.port = await listen(
+            app, host, self._settings.port, option="RISKSTREAM_METRICS__PORT"
+        )
         logger.info("metrics, health and readiness on http://%s:%d", host, self.port)
 
     async def stop(self) -> None:
@@ -86,6 +79,32 @@ class Endpoint:
     @staticmethod
     def _answer(good: bool) -> web.Response:  # noqa: FBT001
         return web.json_response({"ok": good}, status=200 if good else 503)
+
+
+async def listen(app: web.Application, host: str, port: int, *, option: str) -> tuple[web.AppRunner, int]:
+    """Serve on an address, and return the runner to clean up and the port in use.
+
+    Parameters
+    ----------
+    option
+        What chooses the port, for the error's text.
+
+    Raises
+    ------
+    ConfigError
+        The address cannot be bound.
+    """
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigError(
+            f"{option}: cannot listen on {host}:{port}: {error.strerror or error}; "
+            "choose another one, or 0 for any free one"
+        ) from error
+    return runner, int(runner.addresses[0][1])
 
 
 def guard(wanted: Callable[[], str | None], unguarded: Collection[str] = ()) -> Any:

@@ -15,7 +15,7 @@ import logging
 import socket
 from collections import deque
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 import aiohttp
@@ -23,8 +23,8 @@ import orjson
 from aiokafka.partitioner import murmur2
 
 from stream.errors import InvalidRecordError, StateError
-from stream.runtime.endpoint import guard
-from stream.runtime.scoring_service import ScoringService, Unavailable, listen
+from stream.runtime.endpoint import guard, listen
+from stream.runtime.scoring_service import ScoringService, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -59,13 +59,6 @@ def partition_of(key: bytes, partitions: int, partitioner: str) -> int:
     """Return the partition that producers with such a partitioner choose for a key."""
     hashed = murmur2(key) & _MAX_INT32 if partitioner == "murmur2" else crc32(key)
     return int(hashed % partitions)
-
-
-class _Part(NamedTuple):
-    """Transactions of a request whose histories lie on one partition, by their places."""
-
-    partition: int
-    places: list[int]
 
 
 class LiveScoring:
@@ -114,11 +107,10 @@ class LiveScoring:
         """Bind and serve."""
         host = self._settings.host
         self._runner, port = await listen(
-            self._service,
+            self._service.application(guard(self._settings.wanted_token)),
             host,
             self._settings.port,
             option="RISKSTREAM_SCORING__PORT",
-            middlewares=[guard(self._settings.wanted_token)],
         )
         self._client = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._settings.forward_timeout_seconds)
@@ -169,43 +161,45 @@ class LiveScoring:
             )
         only = _only(asked)
         places = range(len(asked.rows)) if only is None else only
-        parts: dict[int, _Part] = {}
+        parts: dict[int, list[int]] = {}
         for place in places:
             partition = self._partition_of(asked.rows[place].user_id.encode())
-            parts.setdefault(partition, _Part(partition, [])).places.append(place)
+            parts.setdefault(partition, []).append(place)
         found: dict[int, dict[str, Any]] = {}
         away: dict[str, list[int]] = {}
-        for part in parts.values():
-            if self._reader(part.partition) is not None:
-                found |= await self._score_here(part, asked.rows)
+        for partition, part in parts.items():
+            if self._reader(partition) is not None:
+                found |= await self._score_here(partition, part, asked.rows)
                 continue
-            owner = self._owners().get(part.partition)
+            owner = self._owners().get(partition)
             if only is not None or owner is None or owner == self.address:
                 raise Unavailable(
-                    part.places[0], f"the histories of partition {part.partition} are being moved or restored"
+                    part[0], f"the histories of partition {partition} are being moved or restored"
                 )
-            away.setdefault(owner, []).extend(part.places)
+            away.setdefault(owner, []).extend(part)
         asking = [self._ask(owner, sorted(wanted), asked) for owner, wanted in away.items()]
         for answers in await asyncio.gather(*asking):
             found |= answers
         return [found[place] for place in places]
 
-    async def _score_here(self, part: _Part, rows: Sequence[Row]) -> dict[int, dict[str, Any]]:
+    async def _score_here(
+        self, partition: int, places: list[int], rows: Sequence[Row]
+    ) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
-        for start in range(0, len(part.places), _SLICE):
-            some = part.places[start : start + _SLICE]
+        for start in range(0, len(places), _SLICE):
+            some = places[start : start + _SLICE]
             if start:
                 await asyncio.sleep(0)
-            reader = self._reader(part.partition)
+            reader = self._reader(partition)
             if reader is None:
-                raise Unavailable(some[0], f"the histories of partition {part.partition} are being moved")
+                raise Unavailable(some[0], f"the histories of partition {partition} are being moved")
             try:
                 answers = self._preview.score([rows[place] for place in some], reader)
             except StateError as error:
                 # The stream will meet the same, and end the worker with it.
                 logger.warning("a history cannot be read: %s", error)
                 raise Unavailable(
-                    some[0], f"the histories of partition {part.partition} cannot be read"
+                    some[0], f"the histories of partition {partition} cannot be read"
                 ) from error
             found |= dict(zip(some, answers, strict=True))
         return found

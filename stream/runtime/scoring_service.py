@@ -13,16 +13,16 @@ from aiohttp import web
 
 from stream import __version__
 from stream.currencies import MINOR_UNIT_DECIMALS
-from stream.errors import ConfigError, InvalidRecordError
+from stream.errors import InvalidRecordError
 from stream.events import MAX_RECORD_BYTES, Transaction, parse_object
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
 
     from stream.intake import Row
     from stream.preview import Preview
 
-__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "listen", "openapi"]
+__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,12 @@ class ScoringService:
         self._told = told
         self._document = orjson.dumps(openapi(max_batch))
 
-    def add_to(self, app: web.Application) -> None:
-        """Add the routes."""
+    def application(self, *middlewares: Any) -> web.Application:
+        """Return what serves the routes."""
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=middlewares)
         app.router.add_post("/predict", self._predict)
         app.router.add_get("/openapi.json", self._describe)
+        return app
 
     async def _describe(self, _: web.Request) -> web.Response:
         return web.Response(body=self._document, content_type="application/json")
@@ -138,40 +140,6 @@ class ScoringService:
         return web.Response(
             body=orjson.dumps(answers[0] if single else answers), content_type="application/json"
         )
-
-
-async def listen(
-    service: ScoringService,
-    host: str,
-    port: int,
-    *,
-    option: str = "--port",
-    middlewares: Sequence[Any] = (),
-) -> tuple[web.AppRunner, int]:
-    """Serve on an address, and return the runner to clean up and the port in use.
-
-    Parameters
-    ----------
-    option
-        What chooses the port, for the error's text.
-
-    Raises
-    ------
-    ConfigError
-        The address cannot be bound.
-    """
-    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=middlewares)
-    service.add_to(app)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise ConfigError(
-            f"{option}: cannot listen on {host}:{port}: {error.strerror or error}; choose another one, or 0"
-        ) from error
-    return runner, int(runner.addresses[0][1])
 
 
 def _parse_batch(body: bytes, most: int) -> list[Any]:

@@ -20,7 +20,8 @@ from offline.train import TrainingOptions, train
 from stream.outputs import Record
 from stream.pipeline import Batch, Pipeline, PipelineConfig
 from stream.preview import Preview
-from stream.runtime.scoring_service import MAX_BATCH, ScoringService, listen, openapi
+from stream.runtime.endpoint import listen
+from stream.runtime.scoring_service import MAX_BATCH, ScoringService, openapi
 
 LATENESS_MS = 3 * 86_400_000
 NOW_MS = 1_800_000_000_000
@@ -112,7 +113,8 @@ def test_bad_input_names_its_field(table, preview, body, loc, message):
         async def score(asked):
             return preview.score(asked.rows, store)
 
-        runner, port = await listen(ScoringService(preview, score), "127.0.0.1", 0)
+        application = ScoringService(preview, score).application()
+        runner, port = await listen(application, "127.0.0.1", 0, option="--port")
         try:
             return await asyncio.to_thread(ask, port, body)
         finally:
