@@ -1126,5 +1126,5 @@ def run_heads(
             merchant[index], ident[index], minor_units[index],
             horizon_ms, lateness_ms, learn, low, acc, features[index],
         )  # fmt: skip
-        if hdrs[who, H_HEAD] == HEAD:
+        if is_full(hdrs[who]):
             busy[who] = True
