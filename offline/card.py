@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from offline.train import TrainingResult
 
-__all__ = ["LIMITS", "model_card"]
+__all__ = ["LIMITS", "figure_text", "model_card"]
 
 LIMITS: Final = (
     "the figures are of one stretch of one file; labels that came late or never are not in them; the score "
@@ -41,9 +41,9 @@ def model_card(result: TrainingResult) -> str:
         ),
         "",
         (
-            f"On the test part, scored once: AUC {_number(metrics['auc'])}, average precision "
-            f"{_number(metrics['average_precision'])}; at the threshold {metrics['threshold']:.4f}, chosen "
-            f"on validation: precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f}."
+            f"On the test part, scored once: AUC {figure_text(metrics['auc'])}, average precision "
+            f"{figure_text(metrics['average_precision'])}; at the threshold {metrics['threshold']:.4f}, "
+            f"chosen on validation: precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f}."
         ),
         "",
         "Goes by, most first: " + ", ".join(name for name, gain in result.gains[:8] if gain > 0) + ".",
@@ -54,5 +54,6 @@ def model_card(result: TrainingResult) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
+def figure_text(value: float | None) -> str:
+    """Return a figure as text; None is one that there is not."""
     return "-" if value is None else f"{value:.4f}"

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from offline.card import LIMITS
+from offline.card import LIMITS, figure_text
 from offline.evaluate import binary_metrics
 from offline.quality import check_quality
 from stream.events import format_event_time
@@ -168,10 +168,6 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _section(title: str, *parts: str) -> str:
     return f"<h2>{_text(title)}</h2>{''.join(parts)}"
 
@@ -246,7 +242,10 @@ def _weeks_table(
                 format_event_time(int(times_ms.min()) + number * _WEEK_MS)[:10],
                 f"{found['rows']:,}",
                 f"{found['frauds']:,}",
-                *(_number(found[name]) for name in ("auc", "average_precision", "precision", "recall", "f1")),
+                *(
+                    figure_text(found[name])
+                    for name in ("auc", "average_precision", "precision", "recall", "f1")
+                ),
             )
         )
     return _table(("from", "rows", "frauds", "AUC", "average precision", "precision", "recall", "F1"), rows)
@@ -313,7 +312,7 @@ def _protocol(training: dict[str, Any]) -> str:
 def _metrics_table(metrics: dict[str, Any]) -> str:
     names = ("auc", "average_precision", "precision", "recall", "f1", "threshold")
     rows: list[Sequence[object]] = [
-        (name.replace("_", " "), *(_number(metrics[part][name]) for part in ("validation", "test")))
+        (name.replace("_", " "), *(figure_text(metrics[part][name]) for part in ("validation", "test")))
         for name in names
     ]
     rows += [

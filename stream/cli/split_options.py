@@ -1,4 +1,4 @@
-"""The options that say how a file is split in time, shared by every verb that trains on one split."""
+"""The options of training, shared by every verb that trains on one split in time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from offline.train import TrainingOptions
+    from stream.features.entities import EntityProfile
 
-__all__ = ["split_options", "training_options"]
+__all__ = ["chosen_profiles", "imbalance_option", "profiles_option", "split_options", "training_options"]
+
+imbalance_option = click.option(
+    "--imbalance", default="none", show_default=True, help="What to do to the training part."
+)
+profiles_option = click.option(
+    "--profiles", help="Profiles of entities: accounts, cards, or a TOML file; none by default."
+)
+
+
+def chosen_profiles(name: str | None, label_delay_ms: int) -> tuple[EntityProfile, ...]:
+    """Return what ``--profiles`` means.
+
+    Raises
+    ------
+    ConfigError
+        There are no such profiles, or one is wrong.
+    """
+    from offline.profiles import load_profiles
+
+    return () if name is None else load_profiles(name, label_delay_days=label_delay_ms / 86_400_000)
 
 
 def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -23,13 +44,8 @@ def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True),
         click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True),
         click.option("--trees", type=click.IntRange(min=1), default=500, show_default=True, help="At most."),
-        click.option(
-            "--imbalance", default="none", show_default=True, help="What to do to the training part."
-        ),
-        click.option(
-            "--profiles",
-            help="Profiles of entities: accounts, cards, or a TOML file; none by default.",
-        ),
+        imbalance_option,
+        profiles_option,
         click.option(
             "--label-delay",
             type=DURATION,
@@ -63,16 +79,14 @@ def training_options(
         They contradict each other, or the imbalance is unknown.
     """
     from offline.imbalance import as_imbalance
-    from offline.profiles import load_profiles
     from offline.train import TrainingOptions
 
-    delay_days = label_delay / 86_400_000
     return TrainingOptions(
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         label_delay_ms=label_delay,
         imbalance=as_imbalance(imbalance),
-        entities=() if profiles is None else load_profiles(profiles, label_delay_days=delay_days),
+        entities=chosen_profiles(profiles, label_delay),
         trees=trees,
         seed=seed,
         threads=threads,

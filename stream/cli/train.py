@@ -11,6 +11,8 @@ import click
 
 from stream.cli.data_options import EVENT_TIME, data_options, read_table
 from stream.cli.durations import DURATION
+from stream.cli.figures import write_json
+from stream.cli.split_options import chosen_profiles, imbalance_option, profiles_option
 from stream.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ _PARTS: Final = ("train", "validation", "test")
 @click.option(
     "--precision", type=click.FloatRange(0, 1), help="Choose the threshold for this precision, not for F1."
 )
-@click.option("--imbalance", default="none", show_default=True, help="What to do to the training part.")
-@click.option("--profiles", help="Profiles of entities: accounts, cards, or a TOML file; none by default.")
+@imbalance_option
+@profiles_option
 @click.option(
     "--parameters",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -102,7 +104,7 @@ def train(
 
     from offline.card import model_card
     from offline.imbalance import as_imbalance
-    from offline.profiles import load_profiles, present
+    from offline.profiles import present
     from offline.train import TrainingOptions, load_parameters
     from offline.train import train as fit
     from stream.cli.progress import progress_bar
@@ -117,12 +119,10 @@ def train(
         leaves=leaves,
         precision_target=precision,
         imbalance=as_imbalance(imbalance),
+        entities=chosen_profiles(profiles, label_delay),
         seed=seed,
         threads=threads,
     )
-    if profiles is not None:
-        wanted = load_profiles(profiles, label_delay_days=label_delay / 86_400_000)
-        options = replace(options, entities=wanted)
     tuning = None
     if parameters is not None:
         options = replace(options, **load_parameters(parameters))
@@ -140,24 +140,21 @@ def train(
             from offline.report import render_report
 
             report.write_text(render_report(table, result, tuning=tuning), encoding="utf-8")
-        if json_path is not None:
-            _write_json(json_path, result)
     except OSError as error:
         raise DataError(f"the bundle or its figures cannot be written: {error}") from error
+    if json_path is not None:
+        write_json(json_path, _figures(result))
     _print_summary(result, output)
 
 
-def _write_json(path: Path, result: TrainingResult) -> None:
-    import orjson
-
+def _figures(result: TrainingResult) -> dict[str, Any]:
     bundle = result.bundle
-    figures: dict[str, Any] = {
+    return {
         "model_version": bundle.model_version,
         "feature_spec": bundle.spec.hash,
         "metrics": bundle.metrics,
         "training": bundle.training,
     }
-    path.write_bytes(orjson.dumps(figures, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def _print_summary(result: TrainingResult, output: Path) -> None:
