@@ -112,6 +112,25 @@ def _rows_by(who: npt.NDArray[np.int64], count: int) -> list[npt.NDArray[np.int6
     return np.split(order, np.cumsum(np.bincount(who, minlength=count))[:-1])
 
 
+def _struck(
+    rng: np.random.Generator,
+    world: World,
+    day: npt.NDArray[np.int64],
+    rows_of: list[npt.NDArray[np.int64]],
+    count: int,
+    lasting: tuple[int, int],
+) -> Iterator[tuple[npt.NDArray[np.int64], bool]]:
+    """Yield the rows of each of ``count`` struck every day, and whether frauds have changed by then.
+
+    ``lasting`` is for how many days one is struck, before the change and after it.
+    """
+    for today in range(world.days):
+        changed = world.change_day is not None and today >= world.change_day
+        for which in rng.choice(len(rows_of), count, replace=False).tolist():
+            rows = rows_of[which]
+            yield rows[(day[rows] >= today) & (day[rows] < today + lasting[changed])], changed
+
+
 def _compromise(
     rng: np.random.Generator,
     world: World,
@@ -119,15 +138,8 @@ def _compromise(
     terminal: npt.NDArray[np.int64],
     kind: npt.NDArray[np.int64],
 ) -> None:
-    rows_of = _rows_by(terminal, world.terminals)
-    for today in range(world.days):
-        changed = world.change_day is not None and today >= world.change_day
-        for which in rng.choice(world.terminals, 2, replace=False).tolist():
-            rows = rows_of[which]
-            rows = rows[(day[rows] >= today) & (day[rows] < today + (10 if changed else 28))]
-            if changed:
-                rows = rng.choice(rows, len(rows) // 2, replace=False)
-            kind[rows] = 2
+    for rows, changed in _struck(rng, world, day, _rows_by(terminal, world.terminals), 2, (28, 10)):
+        kind[rng.choice(rows, len(rows) // 2, replace=False) if changed else rows] = 2
 
 
 def _leak(
@@ -139,17 +151,12 @@ def _leak(
     amount: npt.NDArray[np.float64],
     second: npt.NDArray[np.float64],
 ) -> None:
-    rows_of = _rows_by(user, world.customers)
-    for today in range(world.days):
-        changed = world.change_day is not None and today >= world.change_day
-        for which in rng.choice(world.customers, 3, replace=False).tolist():
-            rows = rows_of[which]
-            rows = rows[(day[rows] >= today) & (day[rows] < today + 14)]
-            rows = rng.choice(rows, len(rows) // 3, replace=False)
-            kind[rows] = 3
-            amount[rows] *= 0.1 if changed else 5.0
-            if changed:
-                second[rows] = rng.uniform(0, 18_000, len(rows))
+    for these, changed in _struck(rng, world, day, _rows_by(user, world.customers), 3, (14, 14)):
+        rows = rng.choice(these, len(these) // 3, replace=False)
+        kind[rows] = 3
+        amount[rows] *= 0.1 if changed else 5.0
+        if changed:
+            second[rows] = rng.uniform(0, 18_000, len(rows))
 
 
 def judge(

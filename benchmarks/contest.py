@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from stream.settings import Settings
 
-__all__ = ["ROOT", "Child", "Rate", "measure", "spawn", "worker"]
+__all__ = ["ROOT", "Child", "Rate", "measure", "spawn", "worker", "workers"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _POLL_SECONDS: Final = 0.1
@@ -172,6 +172,36 @@ def worker(settings: Settings, log: Path) -> Iterator[Child]:
     command = [sys.executable, "-c", "from stream.cli import main; main()", "worker"]
     with spawn(command, settings.child_environment(), log) as child:
         yield child
+
+
+@contextmanager
+def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[Child]]:
+    """Run so many workers of one group, each with its own state; yields them once they share the partitions.
+
+    Raises
+    ------
+    RiskStreamError
+        One has ended, or they do not come to share them.
+    """
+    share = settings.topics.partitions / count
+    with contextlib.ExitStack() as stack:
+        children = []
+        for number in range(count):
+            own = settings.model_copy(update={"state_dir": settings.state_dir / str(number)})
+            children.append(stack.enter_context(worker(own, folder / f"worker-{number}.log")))
+        for child in children:
+            child.wait_ready()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not all(
+            child.metric("riskstream_assigned_partitions") == share and child.metric("riskstream_ready")
+            for child in children
+        ):
+            for child in children:
+                child.check()
+            if time.monotonic() > deadline:
+                raise RiskStreamError(f"{count} workers do not share the partitions; see {folder}")
+            time.sleep(_POLL_SECONDS)
+        yield children
 
 
 def measure(

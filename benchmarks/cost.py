@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.cluster import with_headers
-from benchmarks.contest import Rate, measure, worker
+from benchmarks.contest import Rate, measure, workers
 from benchmarks.throughput import fill_source, run_ceiling
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
 from stream.brokers.admin import create_topics
@@ -113,18 +112,7 @@ def _run(cluster: Cluster, workload: Workload, folder: Path, count: int) -> Rate
     cluster.fill(changelog_topic(settings), with_headers(workload.records()))
     decisions = settings.topics.decisions
     try:
-        with ExitStack() as stack:
-            children = []
-            for number in range(count):
-                own = settings.model_copy(update={"state_dir": settings.state_dir / str(number)})
-                children.append(stack.enter_context(worker(own, folder / f"worker-{number}.log")))
-            for child in children:
-                child.wait_ready()
-            while any(
-                child.metric("riskstream_assigned_partitions") != PARTITIONS / count for child in children
-            ):
-                for child in children:
-                    child.check()
+        with workers(settings, folder, count) as children:
             cluster.fill(source, with_headers(workload.transactions))
             return measure(children, lambda: sum(cluster.ends(decisions)), workload.spec.transactions)
     finally:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,7 +27,7 @@ import aiohttp
 import numpy as np
 
 from benchmarks.cluster import running, with_headers
-from benchmarks.contest import ROOT, worker
+from benchmarks.contest import ROOT, workers
 from benchmarks.environment import describe, environment
 from benchmarks.generator import Order
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
@@ -92,20 +92,7 @@ def serving(cluster: Cluster, workload: Workload, folder: Path, count: int) -> I
     placed = ((place(key), key, value) for _, key, value in workload.records())
     cluster.fill(changelog_topic(settings), with_headers(placed))
     try:
-        with ExitStack() as stack:
-            children = []
-            for number in range(count):
-                own = settings.model_copy(update={"state_dir": settings.state_dir / str(number)})
-                children.append(stack.enter_context(worker(own, folder / f"worker-{number}.log")))
-            for child in children:
-                child.wait_ready()
-            deadline = time.monotonic() + 60
-            while [child.metric("riskstream_assigned_partitions") for child in children] != [
-                PARTITIONS / count
-            ] * count or not all(child.metric("riskstream_ready") for child in children):
-                if time.monotonic() > deadline:
-                    sys.exit("the workers do not share the partitions")
-                time.sleep(0.2)
+        with workers(settings, folder, count) as children:
             found = _ADDRESS.search(children[0].log)
             assert found is not None
             yield found[1], source
