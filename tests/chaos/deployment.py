@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from helpers import PATIENCE_SECONDS, settings_for
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.errors import KafkaError
 
 from chaos.checker import Checker
 from chaos.traffic import Traffic
@@ -313,6 +314,24 @@ class Deployment:
             "not every worker is ready",
             supervise=not orders,
         )
+
+    def settled(self) -> bool:
+        """Whether every wanted worker is ready, and the group is of them and of nobody else.
+
+        One that was given up and woke again looks ready until it learns of it; a member it is only once it has
+        joined anew, with nothing of its former life under way.
+        """
+        wanted = [slot for slot in self.slots if slot.wanted]
+        if not all(slot.alive and slot.ready() for slot in wanted):
+            return False
+        client = KafkaAdminClient(**self._kafka)
+        try:
+            group = client.describe_groups([self.settings.app_id])[self.settings.app_id]
+        except KafkaError:
+            return False
+        finally:
+            client.close()
+        return not wanted or (group["group_state"] == "Stable" and len(group["members"]) == len(wanted))
 
     def wait(
         self,

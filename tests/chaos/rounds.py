@@ -176,6 +176,8 @@ class Lane:
             result.late, result.redelivered = checker.late - late, checker.redelivered - redelivered
             result.recovery_seconds = max(now.recoveries_seconds, default=None)
         now.restore()
+        # What becomes of a worker that was given up belongs to this round, however late it learns of it.
+        deployment.wait(deployment.settled, "not every worker is a member of the group again")
         for at, slot in enumerate(deployment.slots):
             result.last_words += slot.last_words[words[at] if at < len(words) else 0 :]
         if now.may_be_damaged:  # damage that nobody has read yet is not for the next round to find
