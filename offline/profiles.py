@@ -10,12 +10,12 @@ A file of profiles is TOML, each table what an :class:`stream.features.entities.
     label_aggregates = ["fraud_count", "fraud_share"]
     label_recency = ["days_since_last_fraud"]
     # label_delay_days = 7.0            # that of the training where it is not given
+    # label_horizon_days = 90.0         # later labels do not count
 """
 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +31,7 @@ __all__ = ["SHIPPED", "load_profiles", "present"]
 #: By name; which of them a file can have is for :func:`present` to say.
 SHIPPED: Final[dict[str, tuple[EntityProfile, ...]]] = {"accounts": ACCOUNTS, "cards": CARDS.entities}
 _LENGTHS: Final = ("windows_days", "label_windows_days")
-_NUMBERS: Final = ("usual_days", "large_factor", "label_delay_days")
+_NUMBERS: Final = ("usual_days", "large_factor", "label_delay_days", "label_horizon_days")
 
 
 def load_profiles(name: str, *, label_delay_days: float) -> tuple[EntityProfile, ...]:
@@ -45,7 +45,7 @@ def load_profiles(name: str, *, label_delay_days: float) -> tuple[EntityProfile,
         There is no such name or file, or a profile is wrong; the text says which and why.
     """
     if name in SHIPPED:
-        return tuple(replace(profile, label_delay_days=label_delay_days) for profile in SHIPPED[name])
+        return tuple(profile.delayed(label_delay_days) for profile in SHIPPED[name])
     try:
         found = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

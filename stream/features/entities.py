@@ -17,7 +17,7 @@ A transaction whose entity is not known has NaN in all of its features.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -104,6 +104,9 @@ class EntityProfile:
         Members of ``LABEL_RECENCY``.
     label_delay_days:
         No label is known sooner than this after its transaction.
+    label_horizon_days:
+        A label that becomes known later than this after its transaction does not count; so long a worker
+        keeps transactions for their labels.
 
     Raises
     ------
@@ -118,6 +121,7 @@ class EntityProfile:
     label_aggregates: tuple[str, ...] = ()
     label_recency: tuple[str, ...] = ()
     label_delay_days: float = 7.0
+    label_horizon_days: float = 90.0
     usual_days: float | None = None
     large_factor: float = 2.5
 
@@ -146,6 +150,12 @@ class EntityProfile:
         if not 0 <= self.label_delay_days < math.inf:
             msg = f"label_delay_days: must be at least 0, not {self.label_delay_days}"
             raise ValueError(msg)
+        if not self.label_delay_days <= self.label_horizon_days <= _MOST_DAYS:
+            msg = (
+                f"label_horizon_days: must lie between label_delay_days and {_MOST_DAYS}, "
+                f"not {self.label_horizon_days}"
+            )
+            raise ValueError(msg)
 
     def _check_names(self) -> None:
         if self.entity not in ENTITIES:
@@ -164,6 +174,10 @@ class EntityProfile:
             if len(set(given)) != len(given):
                 msg = f"{name}: a name is there twice"
                 raise ValueError(msg)
+
+    def delayed(self, days: float) -> Self:
+        """Return the profile with another label delay."""
+        return replace(self, label_delay_days=days, label_horizon_days=max(days, self.label_horizon_days))
 
     @property
     def names(self) -> tuple[str, ...]:

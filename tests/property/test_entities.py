@@ -120,7 +120,7 @@ def compute(profile, rows):
 )
 def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, delay, usual):
     profile = EntityProfile(
-        "merchant", activity, ACTIVITY_AGGREGATES, labels, LABEL_AGGREGATES, LABEL_RECENCY, delay, usual
+        "merchant", activity, ACTIVITY_AGGREGATES, labels, LABEL_AGGREGATES, LABEL_RECENCY, delay, 90.0, usual
     )
     if in_order:
         rows = sorted(rows, key=lambda row: row[1])
@@ -134,7 +134,7 @@ def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, dela
 def test_what_comes_later_changes_nothing(rows, cut, data):
     """Nothing of a row's features depends on later arrivals, nor on labels that are not known yet."""
     profile = EntityProfile(
-        "user", (2.5,), ACTIVITY_AGGREGATES, (1.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY, 1.0, 9.0
+        "user", (2.5,), ACTIVITY_AGGREGATES, (1.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY, 1.0, 90.0, 9.0
     )
     rows = sorted(rows, key=lambda row: row[1])
     cut = min(cut, len(rows))
