@@ -17,7 +17,7 @@ Nothing is chosen here: not a parameter, not a threshold, not when to stop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
