@@ -63,6 +63,9 @@ class Row(NamedTuple):
     pre_balance_minor: int | None
     post_balance_minor: int | None
     attributes: Mapping[str, float | str] | None
+    card_id: str | None = None
+    device_id: str | None = None
+    ip: str | None = None
 
 
 def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Row, int]:
@@ -122,6 +125,9 @@ def row_of(transaction: Transaction) -> Row:
         transaction.pre_balance_minor,
         transaction.post_balance_minor,
         transaction.attributes,
+        transaction.card_id,
+        transaction.device_id,
+        transaction.ip,
     )
 
 
@@ -154,11 +160,11 @@ def _plain_row(parsed: dict[str, Any]) -> Row | None:
         return None
     if (value := get("post_balance")) is not None and (post := _minor(value, money)) is None:
         return None
-    merchant_id = get("merchant_id")
-    for value in (merchant_id, get("card_id"), get("device_id")):
+    merchant_id, card_id, device_id = get("merchant_id"), get("card_id"), get("device_id")
+    for value in (merchant_id, card_id, device_id):
         if value is not None and (type(value) is not str or not 0 < len(value) <= 128):  # noqa: PLR2004
             return None
-    if (value := get("ip")) is not None and (type(value) is not str or _IPV4(value) is None):
+    if (ip := get("ip")) is not None and (type(ip) is not str or _IPV4(ip) is None):
         return None
     if (value := get("country")) is not None and (type(value) is not str or _COUNTRY(value) is None):
         return None
@@ -166,7 +172,7 @@ def _plain_row(parsed: dict[str, Any]) -> Row | None:
         return None
     return Row(
         transaction_id, user_id, event_time, amount, money[1],
-        channel, transaction_type, merchant_id, pre, post, None,
+        channel, transaction_type, merchant_id, pre, post, None, card_id, device_id, ip,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from stream.errors import BundleError, InvalidRecordError, RiskStreamError, StateError
+from stream.errors import InvalidRecordError, RiskStreamError, StateError
 from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
 from stream.features.history import (
@@ -51,8 +51,9 @@ __all__ = [
     "Plan",
     "Record",
     "columns_of",
-    "require_servable",
 ]
+
+Sends = dict[tuple[str, int], list[Message]]
 
 #: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
@@ -129,6 +130,13 @@ class Plan:
         The offending field and the source offset of each dead letter, in their order.
     scores, features:
         Of every scored transaction (float64[n] and float64[n, k]).
+    sends, asks:
+        Records for other stages of a model with profiles, by topic and partition; those of ``asks`` may be
+        sent only once all others are acknowledged.
+    hold:
+        Where the batch's partition has to be taken up again after a restart; None: behind the batch.
+    hop:
+        How often what happened between the stages.
     """
 
     alerts: list[Message] = field(default_factory=list)
@@ -143,19 +151,23 @@ class Plan:
     unknown_fields: int = 0
     other_source: int = 0
     rejected: list[tuple[str, int]] = field(default_factory=list)
+    sends: Sends = field(default_factory=dict)
+    asks: Sends = field(default_factory=dict)
+    hold: int | None = None
+    hop: dict[str, int] = field(default_factory=dict)
 
 
-class _Decoded(NamedTuple):
+class Decoded(NamedTuple):
     record: Record
     row: Row
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """One partition's batch on its way: its valid transactions, and their rows in the common matrix."""
 
     batch: Batch
-    decoded: list[_Decoded]
+    decoded: list[Decoded]
     plan: Plan
     now_ms: int
     rows: slice = field(default_factory=lambda: slice(0, 0))
@@ -163,27 +175,13 @@ class _Part:
     errors: dict[str, StateError] = field(default_factory=dict)
 
 
-def require_servable(bundle: Bundle) -> None:
-    """Return where the stream keeps all that a model wants.
-
-    Raises
-    ------
-    BundleError
-        It wants profiles.
-    """
-    if bundle.spec.entities:
-        wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
-        raise BundleError(
-            f"model {bundle.model_version} wants profiles of {wanted}, which the stream does not keep "
-            "yet; serve one that was trained without them"
-        )
-
-
 class Pipeline:
-    """Decides batches with one model bundle."""
+    """Decides batches with one model bundle; of a model with profiles see :mod:`stream.profiled`."""
+
+    #: Transactions that wait for what is known elsewhere.
+    waiting = 0
 
     def __init__(self, bundle: Bundle, config: PipelineConfig) -> None:
-        require_servable(bundle)
         self.bundle = bundle
         self.config = config
         self._history = HistoryConfig(config.lateness_ms)
@@ -213,22 +211,37 @@ class Pipeline:
             Processing time: bounds event times from above.
         """
         parts = [self._decode(batch, now_ms) for batch in batches]
+        matrix = self._vectors(parts, readers)
+        self._conclude(parts, matrix)
+        return [part.plan for part in parts]
+
+    def rebalanced(self) -> None:
+        """Forget what may have become another worker's; nothing is under way."""
+
+    def _vectors(
+        self, parts: list[Part], readers: Sequence[RecordReader], more: int = 0
+    ) -> npt.NDArray[np.float64]:
+        """Return the transactions' vectors, having taken them into the histories; then so many empty rows."""
         everything = [item for part in parts for item in part.decoded]
-        matrix = self._builder.empty(len(everything))
+        count = len(everything)
+        matrix = self._builder.empty(count + more)
         start = 0
         for part in parts:
             part.rows = slice(start, start + len(part.decoded))
             start = part.rows.stop
         if everything:
-            events, ends = _events(parts, everything)
-            self._advance(parts, events, Partitioned(readers, ends), matrix)
+            events, ends = events_of(parts, everything)
+            self._advance(parts, events, Partitioned(readers, ends), matrix[:count])
             rows = [row for _, row in everything]
-            self._builder.fill(columns_of(rows, events, self.bundle.spec), matrix)
+            self._builder.fill(columns_of(rows, events, self.bundle.spec), matrix[:count])
+        return matrix
+
+    def _conclude(self, parts: list[Part], matrix: npt.NDArray[np.float64]) -> None:
+        """Score the vectors of transactions that have an outcome; the plans get what is said of them."""
         verdicts = self._judge(parts, matrix)
         for part in parts:
             self._decide(part, verdicts, matrix)
         self._alert(parts, verdicts, matrix)
-        return [part.plan for part in parts]
 
     def forget(self) -> None:
         """Forget the long histories that are kept unpacked; they are read anew when they are needed."""
@@ -236,7 +249,7 @@ class Pipeline:
 
     def _advance(
         self,
-        parts: list[_Part],
+        parts: list[Part],
         events: HistoryEvents,
         reader: Partitioned,
         matrix: npt.NDArray[np.float64],
@@ -256,7 +269,7 @@ class Pipeline:
         ):
             parts[at].plan.writes.append(write)
 
-    def _judge(self, parts: list[_Part], matrix: npt.NDArray[np.float64]) -> dict[int, Verdict]:
+    def _judge(self, parts: list[Part], matrix: npt.NDArray[np.float64]) -> dict[int, Verdict]:
         """Score every row that has features, and return the verdicts by row."""
         outcomes = np.concatenate([part.outcome for part in parts]) if parts else np.empty(0, np.uint8)
         scored = np.flatnonzero(outcomes <= kernel.LATE)
@@ -268,9 +281,9 @@ class Pipeline:
             part.plan.features = rows[first:last]
         return dict(zip(scored.tolist(), map(self._policy.judge, scores.tolist()), strict=True))
 
-    def _decode(self, batch: Batch, now_ms: int) -> _Part:
+    def _decode(self, batch: Batch, now_ms: int) -> Part:
         """Return the valid transactions; the others become dead letters, each on its own."""
-        part = _Part(batch, [], Plan(), now_ms)
+        part = Part(batch, [], Plan(), now_ms)
         latest = now_ms + self.config.max_future_ms
         max_bytes = self.config.max_record_bytes
         for record in batch.records:
@@ -290,10 +303,10 @@ class Pipeline:
                 _reject(part, record, error, error.field, error.reason)
                 continue
             part.plan.unknown_fields += unknown
-            part.decoded.append(_Decoded(record, row))
+            part.decoded.append(Decoded(record, row))
         return part
 
-    def _decide(self, part: _Part, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]) -> None:
+    def _decide(self, part: Part, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]) -> None:
         """Count every transaction's outcome, and make its decision."""
         plan = part.plan
         names = self.bundle.spec.names if self.config.decision_features else ()
@@ -314,7 +327,7 @@ class Pipeline:
                 _reject(part, record, error, "$", f"{error}, at offset {record.offset}")
 
     def _alert(
-        self, parts: list[_Part], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]
+        self, parts: list[Part], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]
     ) -> None:
         """Explain and encode the alerts."""
         chosen = [place for place, verdict in verdicts.items() if verdict.alert]
@@ -339,7 +352,7 @@ class Pipeline:
         return Encoder(self.bundle.model_version, self._spec_hash, batch.topic, batch.partition)
 
 
-def _reject(part: _Part, record: Record, error: RiskStreamError, field_name: str, reason: str) -> None:
+def _reject(part: Part, record: Record, error: RiskStreamError, field_name: str, reason: str) -> None:
     plan, batch = part.plan, part.batch
     plan.outcomes[Outcome.REJECTED] = plan.outcomes.get(Outcome.REJECTED, 0) + 1
     plan.rejected.append((field_name, record.offset))
@@ -348,7 +361,7 @@ def _reject(part: _Part, record: Record, error: RiskStreamError, field_name: str
     )
 
 
-def _events(parts: list[_Part], everything: list[_Decoded]) -> tuple[HistoryEvents, list[int]]:
+def events_of(parts: list[Part], everything: list[Decoded]) -> tuple[HistoryEvents, list[int]]:
     """Return the events of all partitions, and the place behind the last user of each."""
     users: list[bytes] = []
     user: list[int] = []

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from stream.errors import InvalidRecordError
+from stream.errors import BundleError, InvalidRecordError
 from stream.events import Outcome
 from stream.features import kernel
 from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
 from stream.features.identity import identities
 from stream.features.vector import VectorBuilder
 from stream.intake import Row, row_of_object
-from stream.pipeline import columns_of, require_servable
+from stream.pipeline import columns_of
 from stream.scoring.policy import Policy
 from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer
@@ -45,7 +45,7 @@ class Preview:
     Raises
     ------
     BundleError
-        The model wants profiles that the stream does not keep.
+        The model wants profiles, which lie on other workers.
     """
 
     def __init__(
@@ -57,7 +57,12 @@ class Preview:
         max_reasons: int,
         language: Language = "en",
     ) -> None:
-        require_servable(bundle)
+        if bundle.spec.entities:
+            wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
+            raise BundleError(
+                f"model {bundle.model_version} wants profiles of {wanted}, which lie on other workers: "
+                "transactions of such a model are scored by the stream only"
+            )
         self._bundle = bundle
         self._max_future_ms = max_future_ms
         self._history = HistoryConfig(lateness_ms)

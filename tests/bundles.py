@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from offline.table import TransactionTable
+    from stream.features.entities import EntityProfile
 
 #: Every user's history spans the file, so that a model has something to learn from it.
 SIMULATION = Simulation(transactions=6_000, users=60, seed=11, fraud_rate=0.03)
@@ -61,12 +62,14 @@ def made_bundle(
     numeric_attributes: tuple[str, ...] = (),
     categorical_attributes: Mapping[str, tuple[str, ...]] | None = None,
     thresholds: Thresholds | None = None,
+    entities: tuple[EntityProfile, ...] = (),
 ) -> Bundle:
-    """Return a bundle of a made-up model for a spec with these attributes."""
+    """Return a bundle of a made-up model for a spec with these attributes and profiles."""
     texts = dict(categorical_attributes or {})
     spec = FeatureSpec(
         {"channel": ("web", "pos"), "transaction_type": ("purchase",), **texts},
         numeric_attributes,
         tuple(texts),
+        entities,
     )
     return Bundle(model_text(len(spec.names)), "made-up-1", spec, thresholds or Thresholds())

@@ -50,9 +50,13 @@ __all__ = [
     "MIGRATIONS",
     "chunk_key",
     "describe_record",
+    "entity_prefix",
     "head_key",
     "live_key",
+    "make_record",
     "pack_parts",
+    "read_words",
+    "record_key",
     "segment_key",
     "unpack_chunk",
     "unpack_live",
@@ -121,6 +125,19 @@ def live_key(user: bytes) -> bytes:
     return user + b"\0L\0\0\0\0"
 
 
+def record_key(prefix: bytes, kind: int, number: int = 0) -> bytes:
+    """Return the key of any kind of record."""
+    return prefix + _SUFFIX.pack(0, kind, number)
+
+
+def entity_prefix(code: int, name: int) -> bytes:
+    """Return what the keys of an entity begin with: no user's, since UTF-8 has no byte 255.
+
+    ``code`` is the kind of entity, ``name`` the identity of the one.
+    """
+    return b"\xff" + bytes([code]) + name.to_bytes(8, "big", signed=True)
+
+
 def user_of_key(key: bytes) -> tuple[bytes, str, int]:
     """Return the user, the kind and the number that a record's key names."""
     _, kind, number = _SUFFIX.unpack(key[-6:])
@@ -130,7 +147,12 @@ def user_of_key(key: bytes) -> tuple[bytes, str, int]:
 def describe_record(key: bytes) -> str:
     """Return how an error names a record."""
     user, kind, number = user_of_key(key)
-    kinds = {"H": "head", "L": "live bitmap", "S": f"segment {number}", "C": f"chunk {number}"}
+    kinds = {
+        "H": "head", "L": "live bitmap", "S": f"segment {number}", "C": f"chunk {number}",
+        "P": "profile", "E": f"transactions {number}", "K": f"labels {number}",
+    }  # fmt: skip
+    if user[:1] == b"\xff":
+        return f"state of entity {user[1:].hex()} ({kinds.get(kind, kind)})"
     return f"state of user {user.decode(errors='replace')!r} ({kinds.get(kind, kind)})"
 
 
@@ -290,7 +312,8 @@ def _with_live_word(body: Words) -> Words:
 MIGRATIONS: dict[tuple[int, int], Callable[[Words], Words]] = {(1, HEAD_KIND): _with_live_word}
 
 
-def _record(kind: int, *parts: npt.NDArray[np.int64] | npt.NDArray[np.uint32]) -> bytes:
+def make_record(kind: int, *parts: npt.NDArray[np.int64] | npt.NDArray[np.uint32]) -> bytes:
+    """Return a record of today's version."""
     body = b"".join(part.tobytes() for part in parts)
     body += b"\0" * (-len(body) % 8)
     words = np.empty(2 + len(body) // 8, np.int64)
@@ -309,7 +332,7 @@ def migrate(record: bytes, key: bytes) -> bytes:
         It is damaged, newer than this program, or too old.
     """
     kind = ord(user_of_key(key)[1])
-    return _record(kind, read_words(record, kind, key))
+    return make_record(kind, read_words(record, kind, key))
 
 
 def complaint(key: bytes, record: bytes) -> str:

@@ -127,7 +127,12 @@ class FeatureSpec:
 
     def _check_entities(self) -> None:
         usual = False
+        horizons: dict[str, float] = {}
         for profile in self.entities:
+            days = profile.label_horizon_days
+            if profile.label_windows_days and horizons.setdefault(profile.entity, days) != days:
+                msg = f"profiles of {profile.entity} must have one label_horizon_days"
+                raise ValueError(msg)
             if "fraud_to_usual_min" in profile.label_aggregates and not usual:
                 msg = "fraud_to_usual_min needs a profile of the user with usual_days before it"
                 raise ValueError(msg)

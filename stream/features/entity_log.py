@@ -1,0 +1,359 @@
+"""Logs of entities: transactions and labels in arrival order, in memory and as stored.
+
+==========  ============================================================  =========================
+key suffix  record                                                        written
+==========  ============================================================  =========================
+``P``       header; transactions and labels that are not sealed; labels   with every change
+            that wait for their transaction
+``E`` n     sealed chunk ``n`` of 16 transactions                         once
+``K`` n     sealed chunk ``n`` of 16 labels                               once
+==========  ============================================================  =========================
+
+Keys, first words and checksums are those of :mod:`stream.features.layout`. A key begins with the user id, or
+with :func:`layout.entity_prefix`. What no later transaction can see is forgotten by whole chunks; that is no
+matter of exactness, so nothing depends on when it happens.
+
+:class:`EntityLogs` keeps logs in memory between batches. The caller stores what they return, or ends: what
+is in memory is ahead of the store until then, and nobody else writes these records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from stream.errors import StateError
+from stream.features.entity_event import E_SIZE, E_TIME, L_IDENT, L_OFFSET, L_SIZE, L_UNTIL, L_WHEN, NEVER
+from stream.features.layout import describe_record, make_record, read_words, record_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from stream.features.compiled import Ints
+    from stream.features.history import RecordReader
+
+__all__ = ["HEAD_KIND", "EntityLog", "EntityLogs", "Horizon", "Waiting"]
+
+HEAD_KIND: Final = ord("P")
+EVENTS_KIND: Final = ord("E")
+LABELS_KIND: Final = ord("K")
+
+#: Rows of a sealed chunk. What is not sealed is written with every change, so short ones keep writes small.
+CHUNK: Final = 16
+
+#: Words of the header: newest time, transactions ever, first and next chunk of transactions, of labels, and
+#: how many transactions, labels and waiting labels follow.
+_HEADER: Final = 9
+_NOTHING: Final = -(2**62)
+
+#: Most chunks that a head may name; more is not believed, since room is made before they are read.
+_MAX_CHUNKS: Final = 1 << 20
+_MAX_NUMBER: Final = 1 << 31
+
+#: Most labels of one user that wait for transactions; the oldest give way.
+MAX_WAITING: Final = 256
+
+_WAITING_SIZE: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A label whose transaction is not known yet."""
+
+    ident: int
+    is_fraud: int
+    when_ms: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How far behind its newest transaction a log reaches, by event time of transactions and of labels."""
+
+    events_ms: int
+    labels_ms: int
+
+
+class _Rows:
+    """Rows of int64 in arrival order, each a column; the first ones may be forgotten, the last are not sealed."""
+
+    __slots__ = ("array", "end", "first", "first_chunk", "next_chunk", "width")
+
+    def __init__(self, width: int, extra: int = 0) -> None:
+        self.width = width
+        self.array = np.empty((width + extra, CHUNK), np.int64)
+        self.first = self.end = 0
+        self.first_chunk = self.next_chunk = 0
+
+    @property
+    def tail(self) -> int:
+        """Where what is not sealed begins."""
+        return self.first + (self.next_chunk - self.first_chunk) * CHUNK
+
+    def add(self, values: Sequence[int]) -> None:
+        if self.end == self.array.shape[1]:
+            self._grow()
+        self.array[:, self.end] = values
+        self.end += 1
+
+    def _grow(self) -> None:
+        count = self.end - self.first
+        grown = np.empty((len(self.array), max(2 * count, 4 * CHUNK)), np.int64)
+        grown[:, :count] = self.array[:, self.first : self.end]
+        self.array, self.first, self.end = grown, 0, count
+
+    def forget(self, row: int, until: int) -> list[int]:
+        """Forget leading chunks whose every value in a row is at most ``until``; returns their numbers."""
+        gone = []
+        while (
+            self.first_chunk < self.next_chunk
+            and self.array[row, self.first : self.first + CHUNK].max() <= until
+        ):
+            gone.append(self.first_chunk)
+            self.first_chunk += 1
+            self.first += CHUNK
+        return gone
+
+    def seal(self) -> list[tuple[int, Ints]]:
+        """Return the chunks that are full by now, each with its number."""
+        sealed = []
+        while self.end - self.tail >= CHUNK:
+            sealed.append((self.next_chunk, self.array[: self.width, self.tail : self.tail + CHUNK]))
+            self.next_chunk += 1
+        return sealed
+
+    def fill(self, parts: Sequence[Ints], first_chunk: int, next_chunk: int) -> None:
+        """Take stored rows, those of the chunks and then the others."""
+        count = sum(part.shape[1] for part in parts)
+        self.array = np.empty((len(self.array), max(2 * count, CHUNK)), np.int64)
+        if count:
+            np.concatenate(parts, axis=1, out=self.array[: self.width, :count])
+        self.first, self.end = 0, count
+        self.first_chunk, self.next_chunk = first_chunk, next_chunk
+
+
+class EntityLog:
+    """One entity's log.
+
+    Attributes
+    ----------
+    newest:
+        The largest event time among its transactions.
+    total:
+        How many it has had.
+    error:
+        Why what is stored cannot be used, in which case nothing is written.
+    """
+
+    __slots__ = ("error", "events", "labels", "newest", "prefix", "total", "waiting")
+
+    def __init__(self, prefix: bytes, width: int) -> None:
+        self.prefix = prefix
+        self.events = _Rows(width)
+        self.labels = _Rows(L_SIZE, 1)
+        self.waiting: list[Waiting] = []
+        self.newest = _NOTHING
+        self.total = 0
+        self.error: StateError | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its rows."""
+        return int(self.events.array.nbytes + self.labels.array.nbytes) + 500
+
+    def add(self, event: Sequence[int]) -> None:
+        """Append a transaction."""
+        self.events.add(event)
+        self.newest = max(self.newest, event[E_TIME])
+        self.total += 1
+
+    def label(self, label: Sequence[int]) -> bool:
+        """Append a label of a transaction in the log; False where it is there already.
+
+        Labels of one transaction are in the order of their time and offset; each is the transaction's until
+        the next one is known.
+        """
+        rows = self.labels
+        order = (label[L_WHEN], label[L_OFFSET])
+        until = NEVER
+        same = np.flatnonzero(rows.array[L_IDENT, rows.first : rows.end] == label[L_IDENT]) + rows.first
+        for at in same.tolist():
+            other = (int(rows.array[L_WHEN, at]), int(rows.array[L_OFFSET, at]))
+            if other == order:
+                return False
+            if other > order:
+                until = min(until, other[0])
+        for at in same.tolist():
+            if (int(rows.array[L_WHEN, at]), int(rows.array[L_OFFSET, at])) < order:
+                rows.array[L_UNTIL, at] = min(int(rows.array[L_UNTIL, at]), order[0])
+        rows.add((*label, until))
+        return True
+
+    def writes(self, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
+        """Return what has to be stored after a change, None to delete; the head last."""
+        prefix, events, labels = self.prefix, self.events, self.labels
+        writes: list[tuple[bytes, bytes | None]] = []
+        for kind, rows, row, until in (
+            (EVENTS_KIND, events, E_TIME, self.newest - horizon.events_ms),
+            (LABELS_KIND, labels, L_WHEN, self.newest - horizon.labels_ms),
+        ):
+            writes += [
+                (record_key(prefix, kind, number), make_record(kind, np.ascontiguousarray(chunk)))
+                for number, chunk in rows.seal()
+            ]
+            writes += [(record_key(prefix, kind, number), None) for number in rows.forget(row, until)]
+        header = np.array(
+            (
+                self.newest, self.total, events.first_chunk, events.next_chunk, labels.first_chunk,
+                labels.next_chunk, events.end - events.tail, labels.end - labels.tail, len(self.waiting),
+            ),
+            np.int64,
+        )  # fmt: skip
+        waiting = np.array(
+            [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in self.waiting], np.int64
+        )
+        head = make_record(
+            HEAD_KIND,
+            header,
+            np.ascontiguousarray(events.array[: events.width, events.tail : events.end]),
+            np.ascontiguousarray(labels.array[: labels.width, labels.tail : labels.end]),
+            waiting,
+        )
+        writes.append((record_key(prefix, HEAD_KIND), head))
+        return writes
+
+
+class EntityLogs:
+    """Logs in memory, the last used ones up to so many bytes.
+
+    Parameters
+    ----------
+    width
+        Words of a transaction: ``E_SIZE`` and more where a log keeps more of each.
+    """
+
+    def __init__(self, max_bytes: int, width: int = E_SIZE) -> None:
+        self._max_bytes = max_bytes
+        self._width = width
+        self._logs: dict[tuple[int, bytes], EntityLog] = {}
+        self._bytes = 0
+
+    def forget(self) -> None:
+        """Forget everything; it is read anew when it is needed."""
+        self._logs.clear()
+        self._bytes = 0
+
+    def of(self, partition: int, prefixes: Iterable[bytes], reader: RecordReader) -> dict[bytes, EntityLog]:
+        """Return a partition's logs, read where they are not in memory.
+
+        One that cannot be used says so in its ``error`` and is not kept.
+        """
+        found: dict[bytes, EntityLog] = {}
+        missing: list[bytes] = []
+        for prefix in prefixes:
+            log = self._logs.pop((partition, prefix), None)
+            if log is None:
+                missing.append(prefix)
+            else:
+                self._bytes -= log.nbytes
+                found[prefix] = log
+        if missing:
+            self._read(missing, reader, found)
+        return found
+
+    def keep(self, partition: int, logs: Iterable[EntityLog]) -> None:
+        """Take logs back that :meth:`of` has given out."""
+        for log in logs:
+            if log.error is None:
+                self._logs[partition, log.prefix] = log
+                self._bytes += log.nbytes
+        while self._bytes > self._max_bytes and self._logs:
+            key = next(iter(self._logs))
+            self._bytes -= self._logs.pop(key).nbytes
+
+    def _read(self, prefixes: list[bytes], reader: RecordReader, found: dict[bytes, EntityLog]) -> None:
+        keys = [record_key(prefix, HEAD_KIND) for prefix in prefixes]
+        chunks: list[bytes] = []
+        heads: list[tuple[EntityLog, Ints]] = []
+        for prefix, key, record in zip(prefixes, keys, reader.read(keys), strict=True):
+            log = found[prefix] = EntityLog(prefix, self._width)
+            if record is None:
+                continue
+            try:
+                words = _head_words(record, key, self._width)
+            except StateError as error:
+                log.error = error
+                continue
+            heads.append((log, words))
+            for kind, first, end in ((EVENTS_KIND, 2, 3), (LABELS_KIND, 4, 5)):
+                chunks += [
+                    record_key(prefix, kind, number) for number in range(int(words[first]), int(words[end]))
+                ]
+        stored = dict(zip(chunks, reader.read(chunks), strict=True)) if chunks else {}
+        for log, words in heads:
+            try:
+                self._load(log, words, stored)
+            except StateError as error:
+                log.error = error
+
+    def _load(self, log: EntityLog, words: Ints, stored: dict[bytes, bytes | None]) -> None:
+        log.newest, log.total = int(words[0]), int(words[1])
+        tail, tail_labels, waiting = (int(count) for count in words[6:9])
+        place = _HEADER
+        for kind, rows, at, count in (
+            (EVENTS_KIND, log.events, 2, tail),
+            (LABELS_KIND, log.labels, 4, tail_labels),
+        ):
+            first, end = int(words[at]), int(words[at + 1])
+            parts = [
+                _chunk(stored, record_key(log.prefix, kind, number), kind, rows.width)
+                for number in range(first, end)
+            ]
+            size = rows.width * count
+            parts.append(words[place : place + size].reshape(rows.width, count))
+            place += size
+            rows.fill(parts, first, end)
+        log.waiting = [
+            Waiting(*row)
+            for row in words[place : place + waiting * _WAITING_SIZE].reshape(-1, _WAITING_SIZE).tolist()
+        ]
+        _link(log.labels)
+
+
+def _head_words(record: bytes, key: bytes, width: int) -> Ints:
+    words = read_words(record, HEAD_KIND, key)
+    ok = len(words) >= _HEADER
+    if ok:
+        counts = [int(count) for count in words[6:9]]
+        ok = (
+            all(
+                0 <= first <= end < _MAX_NUMBER and end - first <= _MAX_CHUNKS
+                for first, end in ((int(words[2]), int(words[3])), (int(words[4]), int(words[5])))
+            )
+            and all(0 <= count <= MAX_WAITING for count in counts)
+            and len(words) == _HEADER + counts[0] * width + counts[1] * L_SIZE + counts[2] * _WAITING_SIZE
+        )
+    if not ok:
+        raise StateError(f"{describe_record(key)} is corrupt, or of a model that keeps other columns")
+    return words
+
+
+def _chunk(stored: dict[bytes, bytes | None], key: bytes, kind: int, width: int) -> Ints:
+    record = stored[key]
+    if record is None:
+        raise StateError(f"{describe_record(key)} is missing")
+    words = read_words(record, kind, key)
+    if len(words) != width * CHUNK:
+        raise StateError(f"{describe_record(key)} is corrupt, or of a model that keeps other columns")
+    return words.reshape(width, CHUNK)
+
+
+def _link(rows: _Rows) -> None:
+    """Find for each label when a later one of its transaction became known."""
+    labels = rows.array[:, rows.first : rows.end]
+    labels[L_UNTIL] = NEVER
+    order = np.lexsort((labels[L_OFFSET], labels[L_WHEN], labels[L_IDENT]))
+    follows = labels[L_IDENT, order[1:]] == labels[L_IDENT, order[:-1]]
+    labels[L_UNTIL, order[:-1][follows]] = labels[L_WHEN, order[1:][follows]]
