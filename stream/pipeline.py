@@ -28,7 +28,7 @@ from stream.features.identity import identities
 from stream.features.residents import Residents
 from stream.features.vector import MISSING, Columns, VectorBuilder
 from stream.intake import Row, decode_row
-from stream.outputs import Encoder, Message, Record, dead_letter
+from stream.outputs import Encoder, HopEvent, Message, Record, dead_letter
 from stream.scoring.policy import Policy, Verdict
 from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer
@@ -154,7 +154,7 @@ class Plan:
     sends: Sends = field(default_factory=dict)
     asks: Sends = field(default_factory=dict)
     hold: int | None = None
-    hop: dict[str, int] = field(default_factory=dict)
+    hop: dict[HopEvent, int] = field(default_factory=dict)
 
 
 class Decoded(NamedTuple):

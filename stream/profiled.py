@@ -55,12 +55,28 @@ if TYPE_CHECKING:
     from stream.features.entity_log import EntityLog
     from stream.features.history import RecordReader
     from stream.intake import Row
-    from stream.outputs import Record
+    from stream.outputs import HopEvent, Record
     from stream.scoring.bundle import Bundle
 
-__all__ = ["HopTopics", "ProfiledPipeline", "hops"]
+__all__ = ["HopTopics", "ProfiledPipeline"]
 
 _DAY_MS: Final = 86_400_000
+
+# What is counted, see stream.outputs.HOP_EVENTS.
+CASES: Final = ("case", "opened")
+OTHER_MODEL: Final = ("case", "other_model")
+ANSWERED: Final = ("question", "answered")
+REPEATED: Final = ("question", "repeated")
+LATE: Final = ("question", "late")
+UNUSABLE: Final = ("question", "unusable_state")
+LABELS_NOTED: Final = ("label", "noted")
+LABELS_WAITING: Final = ("label", "waiting")
+LABELS_EXPIRED: Final = ("label", "expired")
+NOTES_SENT: Final = ("note", "sent")
+NOTES_LEARNT: Final = ("note", "learnt")
+NOTES_REPEATED: Final = ("note", "repeated")
+NOTES_UNKNOWN: Final = ("note", "unknown")
+NOTES_EXPIRED: Final = ("note", "expired")
 
 #: The outcome of a transaction that is decided elsewhere.
 _ASKED: Final = 7
@@ -99,11 +115,6 @@ class _Columns:
     looker: Looker
     first: int
     end: int
-
-
-def hops(bundle: Bundle) -> bool:
-    """Say whether a model looks at more than its users' own transactions."""
-    return bool(bundle.spec.entities)
 
 
 class _Stages:
@@ -254,7 +265,7 @@ class ProfiledPipeline(Pipeline):
                     log.add((row.event_time, row.amount_minor, user, ident, *routes))
                     waiting = [one for one in log.waiting if one.ident == ident]
                 else:
-                    _count(plan, "unusable_state")
+                    _count(plan, UNUSABLE)
             self._ask(part, place, vector, (user, ident, to_usual))
             if waiting:
                 log.waiting = [one for one in log.waiting if one.ident != ident]
@@ -309,7 +320,7 @@ class ProfiledPipeline(Pipeline):
             )  # fmt: skip
             self._to_entity(plan, entity, question)
         part.outcome[place] = _ASKED
-        _count(plan, "cases")
+        _count(plan, CASES)
 
     def _to_entity(self, plan: Plan, name: int, what: Question | Note) -> None:
         to = (self._hop.questions, partition_of(name, self._hop.partitions))
@@ -319,19 +330,7 @@ class ProfiledPipeline(Pipeline):
 
     def _route(self, batch: Batch, reader: RecordReader, plan: Plan, now_ms: int) -> None:
         """Tell labels to the entities of their transactions; what is not known yet waits."""
-        labels: list[tuple[Record, Label]] = []
-        for record in batch.records:
-            try:
-                label, unknown = decode_label(record.value, max_bytes=self.config.max_record_bytes)
-                if record.key != label.user_id.encode():
-                    raise InvalidRecordError(
-                        "key", "must be the user_id, so that a label meets its user's transactions"
-                    )
-            except InvalidRecordError as error:
-                _refuse(batch, record, error, plan, now_ms)
-                continue
-            plan.unknown_fields += unknown
-            labels.append((record, label))
+        labels = self._labels(batch, plan, now_ms)
         if not self._stages.labelled:
             return
         logs = self._users.of(
@@ -349,17 +348,34 @@ class ProfiledPipeline(Pipeline):
             if at >= 0:
                 self._tell(plan, log, at, one)
             elif label.event_time <= log.newest - self._stages.user_horizon.events_ms:
-                _count(plan, "labels_expired")
+                _count(plan, LABELS_EXPIRED)
             elif one not in log.waiting:
                 log.waiting.append(one)
                 if len(log.waiting) > MAX_WAITING:
                     log.waiting.pop(0)
-                    _count(plan, "labels_expired")
-                _count(plan, "labels_waiting")
+                    _count(plan, LABELS_EXPIRED)
+                _count(plan, LABELS_WAITING)
                 changed[log.prefix] = log
         for log in changed.values():
             plan.writes += log.writes(self._stages.user_horizon)
         self._users.keep(batch.partition, logs.values())
+
+    def _labels(self, batch: Batch, plan: Plan, now_ms: int) -> list[tuple[Record, Label]]:
+        """Return the valid labels; the others become dead letters."""
+        labels: list[tuple[Record, Label]] = []
+        for record in batch.records:
+            try:
+                label, unknown = decode_label(record.value, max_bytes=self.config.max_record_bytes)
+                if record.key != label.user_id.encode():
+                    raise InvalidRecordError(
+                        "key", "must be the user_id, so that a label meets its user's transactions"
+                    )
+            except InvalidRecordError as error:
+                _refuse(batch, record, error, plan, now_ms)
+                continue
+            plan.unknown_fields += unknown
+            labels.append((record, label))
+        return labels
 
     def _tell(self, plan: Plan, log: EntityLog, at: int, one: Waiting) -> None:
         """Note a label to each entity that its transaction names and the model has labels of."""
@@ -371,7 +387,8 @@ class ProfiledPipeline(Pipeline):
             if name:
                 note = Note(CODES[entity], name, one.ident, one.is_fraud, one.when_ms, one.offset)
                 self._to_entity(plan, name, note)
-        _count(plan, "labels_noted")
+                _count(plan, NOTES_SENT)
+        _count(plan, LABELS_NOTED)
 
     # --- entities ----------------------------------------------------------------------------------
 
@@ -414,14 +431,14 @@ class ProfiledPipeline(Pipeline):
         if not wanted:
             return features, False
         if log.error is not None:
-            _count(plan, "unusable_state")
+            _count(plan, UNUSABLE)
             return features, False
         events, labels = log.events, log.labels
         if find(events.array[E_CASE], events.first, events.end, asked.case) >= 0:
-            _count(plan, "repeated")
+            _count(plan, REPEATED)
             return None, False
         if asked.time_ms < log.newest - self.config.lateness_ms:
-            _count(plan, "late_for_entity")
+            _count(plan, LATE)
             return features, False
         place = 0
         for columns in wanted:
@@ -434,27 +451,28 @@ class ProfiledPipeline(Pipeline):
             place += looker.size
         bits = int(np.float64(asked.to_usual).view(np.int64))
         log.add((asked.time_ms, asked.amount_minor, asked.user, asked.ident, bits, asked.case))
-        _count(plan, "answers")
+        _count(plan, ANSWERED)
         return features, True
 
     def _learn(self, log: EntityLog, note: Note, plan: Plan) -> bool:
         """Take a label into a log; whether that changed it."""
         wanted = self._stages.asked.get(note.entity, [])
         if not wanted or log.error is not None:
+            _count(plan, NOTES_UNKNOWN)
             return False
         events = log.events
         at = find(events.array[E_IDENT], events.first, events.end, note.ident)
         if at < 0:
-            _count(plan, "labels_unknown")
+            _count(plan, NOTES_UNKNOWN)
             return False
         time_ms, amount, _, _, to_usual, _ = events.array[:E_SIZE, at].tolist()
         if note.when_ms > time_ms + self._stages.label_horizon_ms[note.entity]:
-            _count(plan, "labels_expired")
+            _count(plan, NOTES_EXPIRED)
             return False
         number = log.total - (events.end - at)
         label = (note.when_ms, note.is_fraud, note.offset, time_ms, amount, to_usual, note.ident, number)
         learnt = log.label(label)
-        _count(plan, "labels_learnt" if learnt else "labels_repeated")
+        _count(plan, NOTES_LEARNT if learnt else NOTES_REPEATED)
         return learnt
 
     # --- cases and answers -------------------------------------------------------------------------
@@ -510,7 +528,7 @@ class ProfiledPipeline(Pipeline):
             for code, answer in one.answers.items():
                 start = 0
                 if answer.spec_hash != self._spec_hash:
-                    _count(part.plan, "other_model")
+                    _count(part.plan, OTHER_MODEL)
                     continue
                 for columns in self._stages.asked.get(code, []):
                     end = start + columns.end - columns.first
@@ -519,7 +537,7 @@ class ProfiledPipeline(Pipeline):
 
     def _translate(self, part: Part, place: int, one: _Open, matrix: npt.NDArray[np.float64]) -> None:
         """Write the vector of a case that was opened for another model: its history, and no profiles."""
-        _count(part.plan, "other_model")
+        _count(part.plan, OTHER_MODEL)
         alone = Part(part.batch, [part.decoded[place - part.rows.start]], Plan(), part.now_ms)
         events, _ = events_of([alone], alone.decoded)
         vector = matrix[place : place + 1]
@@ -535,7 +553,7 @@ def _joined(plan: Plan, other: Plan) -> Plan:
     return plan
 
 
-def _count(plan: Plan, what: str) -> None:
+def _count(plan: Plan, what: HopEvent) -> None:
     plan.hop[what] = plan.hop.get(what, 0) + 1
 
 

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
 
     from stream.settings import Settings
 
-__all__ = ["HISTORY_TABLE", "TopicSpec", "changelog_topic", "topic_specs", "writer_id"]
+__all__ = [
+    "HISTORY_TABLE",
+    "TopicSpec",
+    "answers_topic",
+    "changelog_topic",
+    "questions_topic",
+    "topic_specs",
+    "writer_id",
+]
 
 #: Name of the one table; its changelog topic is named after it.
 HISTORY_TABLE: Final = "history"
@@ -43,6 +51,16 @@ def changelog_topic(settings: Settings) -> str:
     return f"{settings.app_id}-{HISTORY_TABLE}-changelog"
 
 
+def questions_topic(settings: Settings) -> str:
+    """Return the name of the topic in which entities are asked and told of labels."""
+    return f"{settings.app_id}-entity-questions"
+
+
+def answers_topic(settings: Settings) -> str:
+    """Return the name of the topic of cases and of what entities answer."""
+    return f"{settings.app_id}-entity-answers"
+
+
 def writer_id(settings: Settings, partition: int) -> str:
     """Return the transactional id under which a changelog partition is written; it fences former owners."""
     return f"{settings.app_id}-{HISTORY_TABLE}-{partition}"
@@ -66,6 +84,9 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         deleted(topics.decisions),
         deleted(topics.labels),
         deleted(topics.dead_letters, str(int(topics.dead_letter_retention_days * _DAY_MS))),
+        # Used by models with profiles only; nothing in them is needed once it is worked off.
+        deleted(questions_topic(settings)),
+        deleted(answers_topic(settings)),
         compacted(topics.control, 1),
         compacted(changelog_topic(settings), topics.partitions),
     )

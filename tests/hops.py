@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from profiles import START_MS
 
 from stream.features.history import MemoryRecords
 from stream.features.identity import identity
@@ -16,13 +16,14 @@ from stream.pipeline import Batch, Plan
 from stream.profiled import HopTopics, ProfiledPipeline
 
 if TYPE_CHECKING:
+    import random
+
     from stream.pipeline import PipelineConfig
     from stream.scoring.bundle import Bundle
 
 TOPICS = HopTopics("transactions", "labels", "questions", "answers", 1)
 #: Where a worker may fall: before anything is sent, and after each effect.
 STEPS = ("decided", "sent", "asked", "logged", "stored", "committed")
-START_MS = 1_700_000_000_000
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Bus:
     alerts: list[tuple[int, Message]] = field(default_factory=list)
     decisions: list[tuple[int, Message]] = field(default_factory=list)
     dead: list[Message] = field(default_factory=list)
-    hop: dict[str, int] = field(default_factory=dict)
+    hop: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def of(self, topic: str, partition: int) -> list[Record]:
         return self.topics.setdefault((topic, partition), [])
@@ -64,7 +65,9 @@ class Worker:
     """One worker that has every partition."""
 
     def __init__(self, bus: Bus, bundle: Bundle, config: PipelineConfig, now_ms: int) -> None:
-        names = HopTopics(TOPICS.transactions, TOPICS.labels, TOPICS.questions, TOPICS.answers, bus.partitions)
+        names = HopTopics(
+            TOPICS.transactions, TOPICS.labels, TOPICS.questions, TOPICS.answers, bus.partitions
+        )
         self.bus = bus
         self.pipeline = ProfiledPipeline(bundle, config, names)
         self.places = dict(bus.committed)

@@ -77,7 +77,7 @@ class Horizon:
 
 
 class _Rows:
-    """Rows of int64 in arrival order, each a column; the first ones may be forgotten, the last are not sealed."""
+    """Rows of int64 in arrival order, each a column; the first may be forgotten, the last are not sealed."""
 
     __slots__ = ("array", "end", "first", "first_chunk", "next_chunk", "width")
 

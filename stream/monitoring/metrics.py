@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from stream import __version__
 from stream.events import Outcome, RiskLevel
+from stream.outputs import HOP_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -221,6 +222,13 @@ class Metrics:
             "other_source_users",
             "Users met whose state was written from another incarnation of the source topic.",
         )
+        hop = catalog.counter(
+            "hop_events",
+            "Of models with profiles: cases, questions to entities, labels and notes of labels, by outcome.",
+            ["kind", "outcome"],
+        )
+        self.hop = {event: hop.labels(*event) for event in HOP_EVENTS}
+        self.cases = catalog.gauge("waiting_cases", "Transactions that wait for answers of entities.")
         self.batch_size = catalog.histogram("batch_records", "Records per batch.", _SIZES)
         stage = catalog.histogram("stage_seconds", "Duration of a batch's stages.", _SECONDS, ["stage"])
         self.stages = {name: stage.labels(name) for name in STAGES}

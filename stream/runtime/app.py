@@ -18,6 +18,7 @@ from stream.events import RiskLevel
 from stream.monitoring.metrics import Metrics
 from stream.pipeline import Pipeline, PipelineConfig
 from stream.preview import Preview
+from stream.profiled import HopTopics, ProfiledPipeline
 from stream.runtime.delivery import Delivery
 from stream.runtime.endpoint import Endpoint
 from stream.runtime.faults import fault_from_environment
@@ -30,7 +31,7 @@ from stream.runtime.tracing import Tracer, build_tracer
 from stream.runtime.warmup import warm_up
 from stream.runtime.watchdog import Watchdog
 from stream.scoring.bundle import Bundle
-from stream.topics import HISTORY_TABLE, changelog_topic
+from stream.topics import HISTORY_TABLE, answers_topic, changelog_topic, questions_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -43,6 +44,9 @@ __all__ = ["Runtime", "aiokafka_config", "build_app", "build_runtime", "prepare"
 logger = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
+
+#: Transactions that may wait for answers before no more are fetched: memory does not grow with a slow entity.
+_MOST_WAITING = 20_000
 
 
 @dataclass(slots=True)
@@ -148,7 +152,8 @@ class Runtime:
             await asyncio.to_thread(prepare, self)
         topics = self.settings.topics
         outputs = (topics.alerts, topics.decisions, topics.dead_letters)
-        await self.delivery.start([topics.transactions, *outputs, changelog_topic(self.settings)])
+        consumed = consumed_topics(self.settings, self.pipeline)
+        await self.delivery.start([*consumed, *outputs, changelog_topic(self.settings)])
         for work in (self.processor.run(), self.watchdog.run(self.processor.topic_id)):
             self.tasks.append(asyncio.ensure_future(self._guard(work)))
         if self.settings.metrics.enabled:
@@ -206,7 +211,13 @@ class Runtime:
                 "partitions": sorted(tp.partition for tp in mine),
             },
         )
+        self.pipeline.rebalanced()
         self.processor.resume()
+
+    def held_up(self) -> str | None:
+        """Return the transactions' topic while too many of them wait for answers."""
+        crowded = self.pipeline.waiting >= _MOST_WAITING
+        return self.settings.topics.transactions if crowded else None
 
     def count_recovered(self, records: int) -> None:
         """Count restored changelog records."""
@@ -245,6 +256,30 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         decision_features=settings.decisions.features,
         resident_bytes=settings.history.resident_mib << 20,
     )
+
+
+def build_pipeline(settings: Settings, bundle: Bundle) -> Pipeline:
+    """Return the pipeline that a bundle needs: in stages only where the model has profiles."""
+    config = pipeline_config(settings, bundle)
+    if not bundle.spec.entities:
+        return Pipeline(bundle, config)
+    topics = settings.topics
+    hop = HopTopics(
+        topics.transactions,
+        topics.labels,
+        questions_topic(settings),
+        answers_topic(settings),
+        topics.partitions,
+    )
+    return ProfiledPipeline(bundle, config, hop)
+
+
+def consumed_topics(settings: Settings, pipeline: Pipeline) -> tuple[str, ...]:
+    """Return the topics that a worker consumes, the transactions first."""
+    topics = settings.topics
+    if not isinstance(pipeline, ProfiledPipeline):
+        return (topics.transactions,)
+    return (topics.transactions, topics.labels, questions_topic(settings), answers_topic(settings))
 
 
 def ssl_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
@@ -332,7 +367,7 @@ def build_runtime(settings: Settings) -> Runtime:
     """
     step = fault_from_environment()
     bundle = Bundle.load(settings.bundle)
-    pipeline = Pipeline(bundle, pipeline_config(settings, bundle))
+    pipeline = build_pipeline(settings, bundle)
     metrics = Metrics(
         bundle.model_version, bundle.spec.hash, bundle.trained_at_seconds, drift_of(settings, bundle)
     )
@@ -340,7 +375,9 @@ def build_runtime(settings: Settings) -> Runtime:
     delivery = Delivery(aiokafka_config(kafka), kafka.request_timeout_seconds, kafka.delivery_timeout_seconds)
     app = _build_faust_app(settings)
     schema = PassThroughSchema(allow_empty=True)
-    source = app.topic(settings.topics.transactions, schema=schema, partitions=settings.topics.partitions)
+    source = app.topic(
+        *consumed_topics(settings, pipeline), schema=schema, partitions=settings.topics.partitions
+    )
     table = app.Table(
         HISTORY_TABLE,
         schema=schema,
@@ -362,6 +399,8 @@ def build_runtime(settings: Settings) -> Runtime:
     app.release = runtime.end
     app.settle = processor.settle
     app.room = processor.room
+    if isinstance(pipeline, ProfiledPipeline):
+        app.held_up = runtime.held_up
     app.resume = runtime.resume
     app.take_over = runtime.take_over
     app.on_fatal = runtime.fail
@@ -413,10 +452,14 @@ async def _score(runtime: Runtime, stream: Any) -> None:
                 tp.partition,
                 records,
                 still_ours,
-                partial(consumer.done, tp, records[-1].offset, generation),
+                partial(_done, consumer, tp, generation),
             )
             for tp, records in event.value.items()
         )
+
+
+def _done(consumer: Any, tp: Any, generation: int, offset: int) -> None:
+    consumer.done(tp, offset, generation)
 
 
 def build_app(settings: Settings) -> StreamApp:
@@ -437,8 +480,9 @@ def prepare(runtime: Runtime) -> None:
         create_topics(settings)
     require_topics(settings)
     source, changelog = settings.topics.transactions, changelog_topic(settings)
-    ids = topic_ids(settings, [source, changelog])
-    runtime.processor.topic_id = runtime.ownership.source_id = runtime.app.source_id = ids[source]
+    ids = topic_ids(settings, [*consumed_topics(settings, runtime.pipeline), changelog])
+    runtime.processor.topic_id = runtime.ownership.source_id = ids[source]
+    runtime.app.topic_ids = ids
     runtime.app.changelog_id = ids[changelog]
     warm_up(runtime.pipeline)
     runtime.prepared = True

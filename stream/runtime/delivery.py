@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 #: Largest record batch. Brokers refuse batches over 1 MiB unless told otherwise.
 _MAX_BATCH_BYTES: Final = 900_000
 
+#: More than a record, or a record batch, takes beside its key and value where it has no headers.
+_RECORD_BYTES: Final = 80
+
 #: Pause before a request is repeated, and the most that is slept when a broker's coordinator moves.
 _BACKOFF_SECONDS: Final = 0.05
 
@@ -213,6 +216,7 @@ class Delivery:
         self,
         records: Iterable[tuple[str, int, Sequence[Sendable]]],
         on_sent: Callable[[], None] | None = None,
+        group: Callable[[Sendable], bytes] | None = None,
     ) -> dict[tuple[str, int], int]:
         """Produce lists of records, each for a topic and partition, and wait until all are acknowledged.
 
@@ -222,6 +226,9 @@ class Delivery:
         ----------
         on_sent
             Called once everything is handed to the broker, before it has answered; for tests.
+        group
+            Records behind one another for which it says the same are written all or none, as far as one
+            record batch can hold them.
 
         Returns
         -------
@@ -238,7 +245,7 @@ class Delivery:
         timestamp_ms = time.time_ns() // 1_000_000
         queues = {
             TopicPartition(topic, partition): self._build(
-                TopicPartition(topic, partition), messages, timestamp_ms
+                TopicPartition(topic, partition), messages, timestamp_ms, group
             )
             for topic, partition, messages in records
             if messages
@@ -252,7 +259,13 @@ class Delivery:
             on_sent = None
         return last
 
-    def _build(self, tp: TopicPartition, messages: Sequence[Sendable], timestamp_ms: int) -> list[_Built]:
+    def _build(
+        self,
+        tp: TopicPartition,
+        messages: Sequence[Sendable],
+        timestamp_ms: int,
+        group: Callable[[Sendable], bytes] | None = None,
+    ) -> list[_Built]:
         """Return the record batches of one partition, in order, each no larger than a broker takes."""
         producer = self._producers.get(tp)
         if producer is None:
@@ -260,8 +273,12 @@ class Delivery:
             producer = self._producers[tp] = _Producer(plain.producer_id, plain.epoch)
         built: list[_Built] = []
         builder, count = self._builder(), 0
-        for key, value, own in messages:
+        ends = set() if group is None else _ends(messages, group)
+        for number, (key, value, own) in enumerate(messages):
             headers = list(own) if own else _NO_HEADERS
+            if number in ends:
+                built.append(self._close(builder, count, producer))
+                builder, count = self._builder(), 0
             if builder.append(count, timestamp_ms, key, value, headers) is None:
                 built.append(self._close(builder, count, producer))
                 builder, count = self._builder(), 0
@@ -379,6 +396,25 @@ class Delivery:
                     raise
             await client.force_metadata_update()
             await asyncio.sleep(_BACKOFF_SECONDS)
+
+
+def _ends(messages: Sequence[Sendable], group: Callable[[Sendable], bytes]) -> set[int]:
+    """Return where new record batches have to begin so that groups stay whole."""
+    sizes = [len(key or b"") + len(value or b"") + _RECORD_BYTES for key, value, _ in messages]
+    if sum(sizes) <= _MAX_BATCH_BYTES - _RECORD_BYTES:
+        return set()
+    ends: set[int] = set()
+    first, filled, of_group = 0, 0, 0
+    name: bytes | None = None
+    for number, (message, size) in enumerate(zip(messages, sizes, strict=True)):
+        if group(message) != name:
+            name, first, of_group = group(message), number, 0
+        if filled + size > _MAX_BATCH_BYTES - _RECORD_BYTES and first not in ends and first:
+            ends.add(first)
+            filled = of_group
+        filled += size
+        of_group += size
+    return ends
 
 
 def _raise_final(tp: TopicPartition, error: BaseException) -> None:

@@ -20,7 +20,7 @@ holds a test for each that fails when a Faust release no longer needs it.
    pays up to all of it. The setting ``kafka.fetch_max_wait_ms`` bounds it.
 5. :class:`HistoryTable`: takes the store above, restores whole fetched batches at a time (upstream:
    record by record), and leaves the declaration of topics to ``riskstream topics``.
-6. Commits carry Kafka's id of the source topic. A topic that was deleted and made again keeps the group's
+6. Commits carry Kafka's id of their topic. A topic that was deleted and made again keeps the group's
    offsets, and upstream would go on at them in records of another topic; and where offsets go back under a
    running worker it drops records without a word.
 7. :class:`_LeanRecords`: aiokafka makes a frozen dataclass of eleven fields of each record, for 3 us; the
@@ -37,6 +37,7 @@ import contextlib
 import logging
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import faust
@@ -56,7 +57,7 @@ from stream.errors import BrokerError, StateError, TopicMismatchError
 from stream.outputs import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Assignor", "BatchTransport", "HistoryStore", "HistoryTable", "PassThroughSchema", "StreamApp"]
 
@@ -139,7 +140,9 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Commit, with the source's id; one that is refused ends the worker in one line."""
         assigned = self.assignment()
         marked = {
-            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, self.app.source_id)
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(
+                offset, self.app.topic_ids.get(tp.topic, "")
+            )
             for tp, offset in offsets.items()
             if tp in assigned
         }
@@ -229,11 +232,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await super().perform_seek()
         mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
         committed = await self._thread.committed(mine)
-        source = self.app.source_id
+        ids = self.app.topic_ids
         self._floor = {
             tp: offset
             for tp, (offset, found) in committed.items()
-            if not found or not source or found == source
+            if not found or not ids.get(tp.topic) or found == ids[tp.topic]
         }
         following = dict(self._floor)
         begin = [tp for tp in mine if tp not in self._floor]
@@ -356,6 +359,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             carrier, whole = next(iter(source.items()))
             self._read_offset[carrier] = None
             yield carrier, self._message_of(carrier, whole[-1].offset, source, generation)
+
+    def _get_active_partitions(self) -> set[Any]:
+        """Leave a topic out of the next fetch that is ahead of what has to be done about it elsewhere."""
+        active: set[Any] = super()._get_active_partitions()
+        held_up = None if self.app.held_up is None else self.app.held_up()
+        return active if held_up is None else {tp for tp in active if tp.topic != held_up}
 
     @staticmethod
     def _message_of(tp: Any, offset: int, value: Any, generation: int) -> ConsumerMessage:
@@ -621,9 +630,12 @@ class StreamApp(faust.App):  # type: ignore[misc]
     take_over: Callable[[set[Any]], Awaitable[None]] | None = None
     #: Set by ``build_app``: told of what the worker cannot go on with.
     on_fatal: Callable[[BaseException], None] | None = None
-    #: Set by ``build_app``: Kafka's ids of the source topic and the changelog; empty where it has none.
-    source_id: str = ""
+    #: Set by ``build_app``: Kafka's ids of the topics that are consumed and of the changelog; empty where it
+    #: has none.
+    topic_ids: Mapping[str, str] = MappingProxyType({})
     changelog_id: str = ""
+    #: Set by ``build_app``: names the topic that is not fetched while there is more of its to do elsewhere.
+    held_up: Callable[[], str | None] | None = None
     #: Set by ``build_app``: lets batches begin again after a rebalance.
     resume: Callable[[set[Any]], None] | None = None
     #: Set by ``build_app``: what to start before, and to stop after, everything of Faust's.

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from stream.features.history import RecordReader
     from stream.monitoring.metrics import Metrics
-    from stream.outputs import Record
-    from stream.pipeline import Pipeline, Plan
+    from stream.outputs import Message, Record
+    from stream.pipeline import Pipeline, Plan, Sends
     from stream.runtime.delivery import Sendable
     from stream.runtime.tracing import Tracer
     from stream.settings import Settings
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
             self,
             records: Iterable[tuple[str, int, Sequence[Sendable]]],
             on_sent: Callable[[], None] | None = ...,
+            group: Callable[[Sendable], bytes] | None = ...,
         ) -> Awaitable[Mapping[tuple[str, int], int]]: ...
 
 
@@ -78,14 +79,14 @@ class Fetched:
     still_ours
         Says whether the partition is assigned as it was when the batch was fetched.
     done
-        Called once all effects of the batch are safe.
+        Called once all effects of the batch are safe, with the last offset that need not be taken again.
     """
 
     topic: str
     partition: int
     records: Sequence[Record]
     still_ours: Callable[[], bool]
-    done: Callable[[], None]
+    done: Callable[[int], None]
 
 
 class _Unstored:
@@ -143,6 +144,8 @@ class _Round:
     fetched: list[Fetched]
     batches: list[Batch]
     plans: list[Plan]
+    #: State records by partition, of all topics together.
+    writes: dict[int, list[tuple[bytes, bytes | None]]]
     records: int
     #: When it was taken and when it was decided, in ns since 1970.
     taken_ns: int
@@ -159,7 +162,8 @@ class Processor:
     each step awaited before the next:
 
     1. decide everything in memory (:meth:`Pipeline.process_all`; no effects);
-    2. produce alerts, decisions and dead letters, and wait for the acknowledgements;
+    2. produce alerts, decisions and dead letters, and wait for the acknowledgements; of a model with profiles
+       the cases and answers as well, and then, in the same way, the questions;
     3. produce the changelog of the changed state, and wait for the acknowledgements;
     4. write the state to RocksDB, with the changelog's offset, in one atomic batch per partition;
     5. say that the batches are done, upon which Faust may commit their offsets.
@@ -380,28 +384,29 @@ class Processor:
         self._metrics.stages["decide"].observe(time.perf_counter() - started)
         self._step("decided")
         self._numbers += 1
+        writes: dict[int, list[tuple[bytes, bytes | None]]] = {}
         for batch, plan in zip(batches, plans, strict=True):
             if plan.writes:
-                self._unstored.add(self._numbers, batch.partition, plan.writes)
-        return _Round(self._numbers, fetched, batches, plans, records, taken_ns, time.time_ns())
+                known = writes.setdefault(batch.partition, plan.writes)
+                if known is not plan.writes:
+                    known += plan.writes
+        for partition, changed in writes.items():
+            self._unstored.add(self._numbers, partition, changed)
+        return _Round(self._numbers, fetched, batches, plans, writes, records, taken_ns, time.time_ns())
 
     async def _carry_out(self, one: _Round, before: _Round | None) -> None:
         """Make a decided round's effects real, in turn behind the round before it."""
         metrics, step = self._metrics, self._step
         watched = step is not no_fault
-        outputs = (
-            (name, batch.partition, messages)
-            for batch, plan in zip(one.batches, one.plans, strict=True)
-            for name, messages in (
-                (self._topics.alerts, plan.alerts),
-                (self._topics.decisions, plan.decisions),
-                (self._topics.dead_letters, plan.dead_letters),
-            )
-        )
+        outputs = self._outputs(one)
+        asks = _joined(plan.asks for plan in one.plans)
         async with self._producing:
             begun = time.perf_counter()
             producing_ns = time.time_ns()
             await self._deliver(outputs, (lambda: step("outputs_sent")) if watched else None)
+            if asks:
+                # An answer must not come before its case.
+                await self._deliver(asks, (lambda: step("asks_sent")) if watched else None)
         step("outputs_acked")
         produced = time.perf_counter()
         produced_ns = time.time_ns()
@@ -410,10 +415,12 @@ class Processor:
             await before.logged.wait()
             produced = time.perf_counter()
         changes = (
-            (self._changelog, batch.partition, [(key, value, ()) for key, value in plan.writes])
-            for batch, plan in zip(one.batches, one.plans, strict=True)
+            (self._changelog, partition, [(key, value, ()) for key, value in writes])
+            for partition, writes in one.writes.items()
         )
-        offsets = await self._deliver(changes, (lambda: step("changelog_sent")) if watched else None)
+        sent = (lambda: step("changelog_sent")) if watched else None
+        # A user's or entity's records go together: what is restored has all of a change or nothing of it.
+        offsets = await self._deliver(changes, sent, _owner)
         one.logged.set()
         step("changelog_acked")
         logged = time.perf_counter()
@@ -423,12 +430,18 @@ class Processor:
             logged = time.perf_counter()
         await self._write(one, offsets)
         metrics.stages["store"].observe(time.perf_counter() - logged)
+        holds = {
+            (batch.topic, batch.partition): plan.hold
+            for batch, plan in zip(one.batches, one.plans, strict=True)
+        }
         for item in one.fetched:
-            item.done()
+            hold = holds[item.topic, item.partition]
+            item.done(item.records[-1].offset if hold is None else hold - 1)
         step("done")
         self.progress += one.records
         one.finished.set()
         metrics.batch_size.observe(one.records)
+        metrics.cases.set(self.pipeline.waiting)
         if self._tracer is not None:
             times = RoundTimes(one.taken_ns, one.decided_ns, producing_ns, produced_ns, time.time_ns())
             self._tracer.trace(one.batches, one.plans, times)
@@ -447,17 +460,40 @@ class Processor:
     async def _write(self, one: _Round, offsets: Mapping[tuple[str, int], int]) -> None:
         """Write a round's state to RocksDB."""
         store = self._store()
-        for number, (batch, plan) in enumerate(zip(one.batches, one.plans, strict=True)):
+        for number, (partition, writes) in enumerate(one.writes.items()):
             if number == 1:
                 self._step("part_stored")
-            if plan.writes:
-                offset = offsets[self._changelog, batch.partition]
-                if len(plan.writes) <= _INLINE_RECORDS:
-                    store.write(batch.partition, plan.writes, offset)
-                else:
-                    await asyncio.to_thread(store.write, batch.partition, plan.writes, offset)
-                self._unstored.drop(one.number, batch.partition)
+            offset = offsets[self._changelog, partition]
+            if len(writes) <= _INLINE_RECORDS:
+                store.write(partition, writes, offset)
+            else:
+                await asyncio.to_thread(store.write, partition, writes, offset)
+            self._unstored.drop(one.number, partition)
         self._step("stored")
+
+    def _outputs(self, one: _Round) -> list[tuple[str, int, list[Message]]]:
+        """Return what a round sends first, each topic's partition once."""
+        found = _joined(plan.sends for plan in one.plans)
+        if not found and len(one.batches) == len({batch.partition for batch in one.batches}):
+            # Of one topic only, as ever without profiles: nothing to join.
+            return [
+                (name, batch.partition, messages)
+                for batch, plan in zip(one.batches, one.plans, strict=True)
+                for name, messages in self._named(plan)
+            ]
+        joined = {(topic, partition): messages for topic, partition, messages in found}
+        for batch, plan in zip(one.batches, one.plans, strict=True):
+            for name, messages in self._named(plan):
+                if messages:
+                    joined.setdefault((name, batch.partition), []).extend(messages)
+        return [(topic, partition, messages) for (topic, partition), messages in joined.items()]
+
+    def _named(self, plan: Plan) -> tuple[tuple[str, list[Message]], ...]:
+        return (
+            (self._topics.alerts, plan.alerts),
+            (self._topics.decisions, plan.decisions),
+            (self._topics.dead_letters, plan.dead_letters),
+        )
 
     def _batches(self, fetched: list[Fetched]) -> list[Batch]:
         """Join the fetches of each partition, in their order."""
@@ -477,6 +513,8 @@ class Processor:
             metrics.dead_letters.labels(name.split(".", 1)[0]).inc()
         metrics.replayed.inc(plan.replayed)
         metrics.unknown_fields.inc(plan.unknown_fields)
+        for event, count in plan.hop.items():
+            metrics.hop[event].inc(count)
         metrics.other_source.inc(plan.other_source)
         for score in plan.scores.tolist():
             metrics.score.observe(score)
@@ -512,6 +550,24 @@ class Processor:
                 logger.warning(
                     "record refused, its dead letter sent", extra=said | _suppressed(self._refusal_lines)
                 )
+
+
+def _owner(record: Sendable) -> bytes:
+    """Return whose state a changelog record belongs to."""
+    key = record[0]
+    assert key is not None
+    return key[:-6]
+
+
+def _joined(sends: Iterable[Sends]) -> list[tuple[str, int, list[Message]]]:
+    """Return the records of several plans, each topic's partition once."""
+    found: Sends = {}
+    for each in sends:
+        for to, messages in each.items():
+            known = found.setdefault(to, messages)
+            if known is not messages:
+                known += messages
+    return [(topic, partition, messages) for (topic, partition), messages in found.items()]
 
 
 def _suppressed(lines: LineBudget) -> dict[str, object]:

@@ -108,10 +108,14 @@ class Worker:
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric over its labels."""
+        return sum(self.metrics(name).values())
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Return a metric's values by its labels, as Prometheus writes them."""
         with urllib.request.urlopen(self.address + "/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
-        matches = (re.fullmatch(rf"{name}(?:\{{.*\}})? (\S+)", line) for line in lines)
-        return sum(float(match.group(1)) for match in matches if match)
+        matches = (re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line) for line in lines)
+        return {match[1] or "": float(match[2]) for match in matches if match}
 
     def stop(self) -> int:
         """End it with SIGTERM; returns its exit status."""
@@ -180,6 +184,14 @@ class Stream:
         places = [(result.partition, result.offset) for result in results]
         self.sent |= dict(zip(places, records, strict=True))
         return places
+
+    def produce_labels(self, records: Iterable[Sent]) -> None:
+        """Produce labels, and wait for the acknowledgements."""
+        topic = self.settings.topics.labels
+        futures = [self._producer.send(topic, key=record.key, value=record.value) for record in records]
+        self._producer.flush(PATIENCE_SECONDS)
+        for future in futures:
+            future.get(PATIENCE_SECONDS)
 
     def read(self, name: str) -> list[Found]:
         """Return every record of a topic so far (``alerts``, ``decisions``, ``dead_letters``)."""

@@ -9,90 +9,14 @@ import numpy as np
 import orjson
 import pytest
 from bundles import made_bundle
-from hops import START_MS, TOPICS, Bus, run
+from hops import TOPICS, Bus, run
+from profiles import PROFILES, START_MS, labels_of, table_of, transactions
 
 from offline.features import build_features
-from offline.table import MISSING, TransactionTable
-from stream.features.entities import ACTIVITY_AGGREGATES, LABEL_AGGREGATES, LABEL_RECENCY, EntityProfile
 from stream.pipeline import PipelineConfig
 
 DAY_MS = 86_400_000
 CONFIG = PipelineConfig(decision_features=True)
-PROFILES = (
-    EntityProfile("user", (1.0, 5.0), ACTIVITY_AGGREGATES, usual_days=9.0),
-    EntityProfile(
-        "merchant", (2.0,), ACTIVITY_AGGREGATES[:5], (3.0, 8.0), LABEL_AGGREGATES, LABEL_RECENCY, 2.0, 20.0
-    ),
-    EntityProfile("device", (1.0,), ("count", "user_distinct"), (4.0,), ("fraud_share",), (), 1.0, 20.0),
-)
-
-
-def transactions(rng, count, users=4, merchants=3, devices=3):
-    """Rows in order of time, some without a merchant or a device, some twice."""
-    rows, time = [], START_MS
-    for number in range(count):
-        time += rng.choice([0, 1, DAY_MS // 50, rng.randrange(DAY_MS // 4)])
-        name = f"t{rng.randrange(number)}" if number and rng.random() < 0.05 else f"t{number}"
-        row = {
-            "transaction_id": name,
-            "user_id": f"u{rng.randrange(users)}",
-            "event_time": time,
-            "amount": rng.randrange(1, 500),
-            "currency": "EUR",
-            "channel": "web",
-            "transaction_type": "purchase",
-        }
-        if rng.random() < 0.9:
-            row["merchant_id"] = f"m{rng.randrange(merchants)}"
-        if rng.random() < 0.7:
-            row["device_id"] = f"d{rng.randrange(devices)}"
-        rows.append(row)
-    return rows
-
-
-def labels_of(rng, rows):
-    """One label of most transactions, known up to ten days later."""
-    seen, labels = set(), []
-    for row in rows:
-        who = (row["user_id"], row["transaction_id"])
-        if who in seen or rng.random() < 0.2:
-            continue
-        seen.add(who)
-        labels.append(
-            {
-                "transaction_id": row["transaction_id"],
-                "user_id": row["user_id"],
-                "is_fraud": rng.random() < 0.4,
-                "event_time": row["event_time"],
-                "label_time": row["event_time"] + rng.randrange(0, 10 * DAY_MS),
-            }
-        )
-    return sorted(labels, key=lambda label: label["label_time"])
-
-
-def table_of(rows, labels=()):
-    known = {(label["user_id"], label["transaction_id"]): label for label in labels}
-    found = [known.get((row["user_id"], row["transaction_id"])) for row in rows]
-
-    def texts(name):
-        return np.array([row.get(name) for row in rows], np.object_)
-
-    return TransactionTable(
-        transaction_id=texts("transaction_id"),
-        user_id=texts("user_id"),
-        event_time_ms=np.array([row["event_time"] for row in rows], np.int64),
-        amount_minor=np.array([row["amount"] * 100 for row in rows], np.int64),
-        minor_units=np.full(len(rows), 100, np.int64),
-        currency=texts("currency"),
-        channel=texts("channel"),
-        transaction_type=texts("transaction_type"),
-        pre_balance_minor=np.full(len(rows), MISSING, np.int64),
-        post_balance_minor=np.full(len(rows), MISSING, np.int64),
-        merchant_id=texts("merchant_id"),
-        device_id=texts("device_id"),
-        is_fraud=np.array([-1 if one is None else int(one["is_fraud"]) for one in found], np.int8),
-        label_time_ms=np.array([0 if one is None else one["label_time"] for one in found], np.int64),
-    )
 
 
 def decided(bus):

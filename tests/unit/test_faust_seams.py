@@ -724,7 +724,7 @@ def test_a_partition_without_a_commit_begins_at_its_beginning(
     async def positions(kind: type, transport: type) -> None:
         consumer = make_consumer(make_app(tmp_path, kind), transport, {})
         monkeypatch.setattr(consumer, "_thread", Thread())
-        consumer.app.source_id = "this-topic"
+        consumer.app.topic_ids = {tp.topic: "this-topic" for tp in TPS}
         sought.clear()
         await consumer.perform_seek()
 
