@@ -3,7 +3,7 @@
 JSON lines are the very records of the topic and are decoded by the same code. CSV and Parquet columns
 are named like the fields of a Transaction, or a mapping says what they mean. In every form the labels
 ``is_fraud`` and ``label_time`` may stand in the row; for JSON lines also in a file of Label events
-beside it (``x.labels.jsonl`` beside ``x.jsonl``).
+beside it (``x.labels.jsonl`` beside ``x.jsonl``), with as many of a transaction as it was given.
 """
 
 from __future__ import annotations

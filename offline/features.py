@@ -94,7 +94,7 @@ def build_features(
     table
         Rows in the order in which they arrived.
     allowed_lateness_ms
-        As the worker's ``history.allowed_lateness_days``.
+        As the worker's ``history.allowed_lateness_days``; of profiles too.
     progress
         Called with the number of events done since its last call.
     """
@@ -129,7 +129,7 @@ def build_features(
     to_usual: npt.NDArray[np.float64] | None = None
     for place, profile in enumerate(spec.entities):
         filled = builder.entities(matrix, place)
-        _fill_entity(table, profile, outcome == SCORED, filled, to_usual)
+        _fill_entity(table, profile, outcome == SCORED, allowed_lateness_ms, filled, to_usual)
         if profile.entity == "user" and profile.usual_days is not None:
             to_usual = filled[:, -1].copy()
     matrix[outcome >= DUPLICATE] = np.nan
@@ -139,18 +139,20 @@ def build_features(
 def _fill_entity(
     table: TransactionTable,
     profile: EntityProfile,
-    applied: npt.NDArray[np.bool_],
+    scored: npt.NDArray[np.bool_],
+    allowed_lateness_ms: int,
     out: npt.NDArray[np.float64],
     to_usual: npt.NDArray[np.float64] | None,
 ) -> None:
-    """Write a profile's features of the rows that a worker would have applied."""
+    """Write a profile's features of the rows that a worker would have scored."""
     names = getattr(table, ENTITIES[profile.entity])
     if names is None:
         return
-    rows = np.flatnonzero(applied)
+    rows = np.flatnonzero(scored)
     if profile.entity != "user":
         rows = rows[[name is not None for name in names[rows].tolist()]]
     entity_of = _numbered(names[rows].tolist())
+    labels = table.labels()
     fill_profile(
         profile,
         starts=np.concatenate([[0], np.cumsum(np.bincount(entity_of))]).astype(np.int64),
@@ -159,8 +161,8 @@ def _fill_entity(
         amount_minor=table.amount_minor,
         minor_units=np.maximum(table.minor_units, 1),
         user=_numbered(table.user_id.tolist()),
-        is_fraud=None if table.is_fraud is None else table.is_fraud.astype(np.int64),
-        label_time_ms=table.label_time_ms,
+        labels=(labels.row, labels.is_fraud.astype(np.int64), labels.time_ms),
+        allowed_lateness_ms=allowed_lateness_ms,
         out=out,
         to_usual=to_usual,
     )

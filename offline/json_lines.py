@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
+from offline.labels import read_labels
 from offline.table import MISSING, TransactionTable
 from stream.errors import DataError, InvalidRecordError
-from stream.events import decode_label, decode_transaction, parse_event_time
+from stream.events import decode_transaction, parse_event_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,8 @@ _OPTIONAL_TEXTS: Final = ("merchant_id", "card_id", "device_id", "ip", "country"
 
 def read_json_lines(path: Path) -> TransactionTable:
     """Return the transactions of a file with one a line, in the file's order; empty lines are nothing.
+
+    Labels in its lines arrived before those of the file beside it, see :meth:`TransactionTable.with_labels`.
 
     Raises
     ------
@@ -53,12 +56,10 @@ def read_json_lines(path: Path) -> TransactionTable:
             if b'"is_fraud"' in raw:
                 labels[row] = _inline_label(path, number, orjson.loads(raw))
     beside = path.with_name(f"{path.name.removesuffix(path.suffix)}.labels{path.suffix}")
-    if beside.is_file():
-        _labels_beside(beside, transactions, labels)
     table = _from_transactions(transactions, invalid, labels)
     for row, name in ids.items():
         table.transaction_id[row] = name
-    return table
+    return table.with_labels(read_labels(beside, table)[0]) if beside.is_file() else table
 
 
 def _id_of(raw: bytes) -> str:
@@ -84,25 +85,6 @@ def _inline_label(path: Path, number: int, record: dict[str, Any]) -> tuple[int,
         raise DataError(f"{path}: line {number}, label_time: {error}") from error
 
 
-def _labels_beside(
-    path: Path, transactions: Sequence[Transaction | None], labels: dict[int, tuple[int, int | None]]
-) -> None:
-    rows = {
-        (item.user_id, item.transaction_id): row for row, item in enumerate(transactions) if item is not None
-    }
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                label, _ = decode_label(line.strip())
-            except InvalidRecordError as error:
-                raise DataError(f"{path}: line {number}, {error}") from error
-            row = rows.get((label.user_id, label.transaction_id))
-            if row is not None:
-                labels[row] = (int(label.is_fraud), label.label_time)
-
-
 def _from_transactions(
     transactions: Sequence[Transaction | None],
     invalid: dict[int, InvalidRecordError],
@@ -120,14 +102,19 @@ def _from_transactions(
         return np.fromiter((missing if value is None else value for value in values), np.int64, rows)
 
     optional = {name: texts(name, None) for name in _OPTIONAL_TEXTS}
+    known: dict[str, Any] = {
+        name: column if any(value is not None for value in column) else None
+        for name, column in optional.items()
+    }
     times = integers("event_time_ms", 0)
     is_fraud = label_times = None
     if labels:
         is_fraud = np.full(rows, -1, dtype=np.int8)
-        label_times = times.copy()
+        if any(time is not None for _, time in labels.values()):
+            label_times = times.copy()
         for row, (value, time) in labels.items():
             is_fraud[row] = value
-            if time is not None:
+            if label_times is not None and time is not None:
                 label_times[row] = time
     return TransactionTable(
         transaction_id=texts("transaction_id", ""),
@@ -140,10 +127,7 @@ def _from_transactions(
         minor_units=integers("minor_units", 1),
         pre_balance_minor=integers("pre_balance_minor", MISSING),
         post_balance_minor=integers("post_balance_minor", MISSING),
-        **{
-            name: column if any(value is not None for value in column) else None
-            for name, column in optional.items()
-        },
+        **known,
         attributes=_attribute_columns(transactions),
         is_fraud=is_fraud,
         label_time_ms=label_times,

@@ -345,8 +345,7 @@ def weekly_features(
     """Return features of the whole table, and their spec with the first training part's categories."""
     before = table.event_time_ms < protocol.first_week_ms - protocol.label_delay_ms
     wanted = tuple(
-        profile.delayed(protocol.label_delay_ms / _DAY_MS)
-        for profile in present(table, recipe.entities)
+        profile.delayed(protocol.label_delay_ms / _DAY_MS) for profile in present(table, recipe.entities)
     )
     spec = fit_spec(table, before, wanted)
     return spec, build_features(

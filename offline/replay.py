@@ -22,9 +22,7 @@ from stream.events import format_event_time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import numpy.typing as npt
-
-    from offline.table import TransactionTable
+    from offline.table import Labels, TransactionTable
     from stream.settings import Settings, TopicSettings
 
 __all__ = ["Pacing", "Record", "ReplayReport", "count_labels", "replay", "table_records"]
@@ -124,42 +122,45 @@ def table_records(
     (:func:`count_labels` says how many are). Invalid rows have no record.
     """
     times = table.event_time_ms[table.valid].tolist()
-    known = _labels_in_order(table) if labels else np.zeros(0, dtype=np.int64)
-    label_times = [] if table.label_time_ms is None else table.label_time_ms[known].tolist()
+    known = _labels_in_order(table)
+    label_times = known.time_ms.tolist() if labels else []
     place = 0
     clock = -1
     for event_time_ms, (key, value) in zip(times, table.to_records(), strict=True):
         clock = max(clock, event_time_ms)
         while place < len(label_times) and label_times[place] <= clock:
-            yield _label_record(table, int(known[place]), topics.labels)
+            yield _label_record(table, known, place, topics.labels)
             place += 1
         yield Record(topics.transactions, key, value, event_time_ms)
 
 
 def count_labels(table: TransactionTable) -> int:
     """Return how many labels :func:`table_records` sends."""
-    if table.label_time_ms is None or not table.valid.any():
+    if not table.valid.any():
         return 0
     end = table.event_time_ms[table.valid].max()
-    return int((table.label_time_ms[_labels_in_order(table)] <= end).sum())
+    return int((_labels_in_order(table).time_ms <= end).sum())
 
 
-def _labels_in_order(table: TransactionTable) -> npt.NDArray[np.int64]:
-    """Return the rows that have a label, in the order in which the labels become known."""
-    if table.is_fraud is None or table.label_time_ms is None:
-        return np.zeros(0, dtype=np.int64)
-    rows = np.flatnonzero((table.is_fraud >= 0) & table.valid)
-    order: npt.NDArray[np.int64] = rows[np.argsort(table.label_time_ms[rows], kind="stable")]
-    return order
+def _labels_in_order(table: TransactionTable) -> Labels:
+    """Return the labels of valid rows, corrected ones too, in the order in which they become known.
+
+    There are none where the file does not say when that is.
+    """
+    labels = table.labels()
+    known = table.valid[labels.row] & (table.label_time_ms is not None)
+    order = np.flatnonzero(known)
+    order = order[np.argsort(labels.time_ms[order], kind="stable")]
+    return labels.only(order)
 
 
-def _label_record(table: TransactionTable, row: int, topic: str) -> Record:
-    label_time_ms = int(np.asarray(table.label_time_ms)[row])
+def _label_record(table: TransactionTable, labels: Labels, place: int, topic: str) -> Record:
+    row, label_time_ms = int(labels.row[place]), int(labels.time_ms[place])
     value = orjson.dumps(
         {
             "transaction_id": table.transaction_id[row],
             "user_id": table.user_id[row],
-            "is_fraud": bool(np.asarray(table.is_fraud)[row] == 1),
+            "is_fraud": bool(labels.is_fraud[place] == 1),
             "event_time": format_event_time(int(table.event_time_ms[row])),
             "label_time": format_event_time(label_time_ms),
         }

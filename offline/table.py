@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stream.errors import InvalidRecordError
 
-__all__ = ["MISSING", "TransactionTable", "format_minor"]
+__all__ = ["MISSING", "Labels", "TransactionTable", "format_minor"]
 
 #: Rows turned into Python objects at a time by :meth:`TransactionTable.to_records`.
 _CHUNK_ROWS: Final = 8_192
@@ -25,6 +25,50 @@ _CHUNK_ROWS: Final = 8_192
 _REQUIRED_TEXTS: Final = ("transaction_id", "user_id", "channel", "transaction_type", "currency")
 _OPTIONAL_TEXTS: Final = ("merchant_id", "card_id", "device_id", "ip", "country")
 _INTEGERS: Final = ("event_time_ms", "amount_minor", "minor_units", "pre_balance_minor", "post_balance_minor")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels of a table's rows, ``k`` of them in the order in which they arrived, any number of a row.
+
+    Attributes
+    ----------
+    row:
+        int64[k], the row of the transaction.
+    is_fraud:
+        int8[k], 1 fraud, 0 legitimate.
+    time_ms:
+        int64[k], when the label becomes known.
+    """
+
+    row: npt.NDArray[np.int64]
+    is_fraud: npt.NDArray[np.int8]
+    time_ms: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def then(self, later: Labels) -> Labels:
+        """Return these labels and those that arrived after them."""
+        return Labels(
+            np.concatenate([self.row, later.row]),
+            np.concatenate([self.is_fraud, later.is_fraud]),
+            np.concatenate([self.time_ms, later.time_ms]),
+        )
+
+    def only(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Labels:
+        """Return the labels that a mask of shape ``(k,)`` selects, or those of the given places, in order."""
+        return Labels(self.row[chosen], self.is_fraud[chosen], self.time_ms[chosen])
+
+    def of(self, rows: npt.NDArray[np.int64], count: int) -> Labels:
+        """Return the labels of chosen rows among ``count``, by their places in the choice."""
+        by_row = np.argsort(self.row, kind="stable")
+        each = np.bincount(self.row, minlength=count)
+        first = np.cumsum(each) - each
+        wanted = each[rows]
+        within = np.arange(wanted.sum()) - np.repeat(np.cumsum(wanted) - wanted, wanted)
+        chosen = by_row[np.repeat(first[rows], wanted) + within]
+        return Labels(np.repeat(np.arange(len(rows)), wanted), self.is_fraud[chosen], self.time_ms[chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +90,12 @@ class TransactionTable:
     attributes:
         Further columns by name: float64 with NaN, or object arrays of texts with None, where missing.
     is_fraud:
-        int8, 1 fraud, 0 legitimate, -1 not known; None where the file has no labels.
+        int8, 1 fraud, 0 legitimate, -1 not known; None where the file has no labels. Of several labels of
+        a row the last one, by its time and among those of one time by its arrival.
     label_time_ms:
-        int64, when the label becomes known; None where the file does not say.
+        int64, when that label becomes known; None where the file does not say.
+    label_history:
+        Every label, the last ones too, where a row has several; None where no row has.
     invalid:
         By row, why it does not make a valid transaction. Such a row is kept, with zeros and empty texts
         in it but for its id, and is rejected by whatever computes features; it never disappears in silence.
@@ -72,6 +119,7 @@ class TransactionTable:
     attributes: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     is_fraud: npt.NDArray[np.int8] | None = None
     label_time_ms: npt.NDArray[np.int64] | None = None
+    label_history: Labels | None = None
     invalid: dict[int, InvalidRecordError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +140,42 @@ class TransactionTable:
             mask[list(self.invalid)] = False
         return mask
 
+    def labels(self) -> Labels:
+        """Return every label; one whose time the file does not say is known with its transaction."""
+        if self.label_history is not None:
+            return self.label_history
+        if self.is_fraud is None:
+            nothing = np.zeros(0, np.int64)
+            return Labels(nothing, nothing.astype(np.int8), nothing)
+        rows = np.flatnonzero(self.is_fraud >= 0)
+        times = self.event_time_ms if self.label_time_ms is None else self.label_time_ms
+        return Labels(rows, self.is_fraud[rows], times[rows])
+
+    def with_labels(self, later: Labels) -> TransactionTable:
+        """Return the table with further labels, which arrived after those that it has.
+
+        Where it does not say when its own become known, a row's gives way to the further ones, which do: it
+        is none that they correct, but what became of it in the end.
+        """
+        if not len(later):
+            return self
+        every = self.labels()
+        if self.label_time_ms is None:
+            every = every.only(~np.isin(every.row, later.row))
+        every = every.then(later)
+        is_fraud = np.full(len(self), -1, np.int8) if self.is_fraud is None else self.is_fraud.copy()
+        times = (self.event_time_ms if self.label_time_ms is None else self.label_time_ms).copy()
+        order = np.lexsort((every.time_ms, every.row))
+        last = order[np.append(np.diff(every.row[order]) > 0, True)]
+        is_fraud[every.row[last]] = every.is_fraud[last]
+        times[every.row[last]] = every.time_ms[last]
+        return replace(
+            self,
+            is_fraud=is_fraud,
+            label_time_ms=times,
+            label_history=every if len(last) < len(every) else None,
+        )
+
     def take(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | Sequence[int]) -> TransactionTable:
         """Return the rows that a mask of shape ``(n,)`` selects, or those of the given indices."""
         chosen = np.asarray(rows)
@@ -105,15 +189,14 @@ class TransactionTable:
             name: column[indices] for name, column in self._columns() if not name.startswith("attributes.")
         }
         columns["attributes"] = {name: column[indices] for name, column in self.attributes.items()}
+        indices = np.where(indices < 0, indices + len(self), indices)
         columns["invalid"] = (
-            {
-                place: self.invalid[row]
-                for place, row in enumerate(np.where(indices < 0, indices + len(self), indices).tolist())
-                if row in self.invalid
-            }
+            {place: self.invalid[row] for place, row in enumerate(indices.tolist()) if row in self.invalid}
             if self.invalid
             else {}
         )
+        if self.label_history is not None:
+            columns["label_history"] = self.label_history.of(indices, len(self))
         return TransactionTable(**columns)
 
     def slice(self, start: int, stop: int) -> TransactionTable:

@@ -50,9 +50,9 @@ def write_table(
 ) -> None:
     """Write a table as ``.jsonl``, ``.csv`` or ``.parquet``, by the path's ending; invalid rows are left out.
 
-    Columns are the fields of a Transaction, then ``is_fraud`` and ``label_time``. Amounts are exact
-    decimals and times exact to the millisecond in all three. ``progress`` is called with the number of
-    rows written since its last call.
+    Columns are the fields of a Transaction, then ``is_fraud`` and ``label_time``, of several labels the last
+    one's. Amounts are exact decimals and times exact to the millisecond in all three. ``progress`` is called
+    with the number of rows written since its last call.
 
     Raises
     ------

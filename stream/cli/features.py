@@ -8,6 +8,7 @@ import click
 
 from stream.cli.data_options import data_options, read_table
 from stream.cli.durations import DURATION
+from stream.cli.split_options import chosen_profiles, profiles_option
 from stream.errors import DataError
 
 __all__ = ["features"]
@@ -28,26 +29,62 @@ __all__ = ["features"]
     show_default=True,
     help="Later events are not scored, as the worker's setting has it.",
 )
+@profiles_option
+@click.option(
+    "--label-delay",
+    type=DURATION,
+    default="7d",
+    show_default=True,
+    help="Profiles know no label sooner than this after its transaction.",
+)
+@click.option(
+    "--labels",
+    "labels_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Label events for the profiles, JSON lines as they arrived; later ones of a transaction correct it.",
+)
 def features(
-    *, source: Path, dataset: str | None, mapping: Path | None, output: Path, allowed_lateness: int
+    *,
+    source: Path,
+    dataset: str | None,
+    mapping: Path | None,
+    output: Path,
+    allowed_lateness: int,
+    profiles: str | None,
+    label_delay: int,
+    labels_path: Path | None,
 ) -> None:
     """Compute every feature of a file of transactions, as a worker would on arrival.
 
     One row for each row of the input, in its order: transaction_id, outcome (scored, late, duplicate or
     rejected) and each feature by its name. Codes of categories are fitted on ALL rows of this file: do not
     train on them what you will judge on the same file; 'riskstream train' fits them on its training part.
+    With --profiles the profiles' features come last, from the file's labels and those of --labels.
     """
     if output.suffix.lower() != ".parquet":
         raise click.UsageError(f"--output: name a .parquet file, not {output}")
+    if labels_path is not None and profiles is None:
+        raise click.UsageError("--labels: only --profiles make features of labels")
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pa_parquet
 
     from offline.features import build_features, fit_spec
+    from offline.labels import read_labels
+    from offline.profiles import present
     from stream.cli.progress import progress_bar
 
+    wanted = chosen_profiles(profiles, label_delay)
     table = read_table(source, dataset, mapping)
-    spec = fit_spec(table, np.ones(len(table), dtype=np.bool_))
+    unknown = 0
+    if labels_path is not None:
+        labels, unknown = read_labels(labels_path, table)
+        table = table.with_labels(labels)
+    entities = present(table, wanted)
+    for profile in wanted:
+        if profile not in entities:
+            click.echo(f"The file names no {profile.entity}: that profile is left out.")
+    spec = fit_spec(table, np.ones(len(table), dtype=np.bool_), entities)
     with progress_bar("Features", len(table)) as advance:
         built = build_features(table, spec, allowed_lateness_ms=allowed_lateness, progress=advance)
     outcomes = np.array(["scored", "late", "duplicate", "rejected"], dtype=np.object_)
@@ -65,4 +102,5 @@ def features(
     shown = ", ".join(
         f"{count:,} {name}" for name, count in zip(outcomes.tolist(), counts, strict=True) if count
     )
-    click.echo(f"{output}: {len(table):,} rows ({shown}) and {len(spec.names)} features")
+    ignored = f"; {unknown:,} labels are of unknown transactions" if unknown else ""
+    click.echo(f"{output}: {len(table):,} rows ({shown}) and {len(spec.names)} features{ignored}")

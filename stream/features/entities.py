@@ -11,6 +11,24 @@ time t are point-in-time:
   its transaction, so a feature means the same for a file whose labels are old and for a stream whose labels
   are not. Its own label can never be among them.
 
+Which transactions and which labels these are:
+
+* Profiles are of transactions that are *scored* for their user; late, repeated and rejected ones have NaN and
+  are not counted.
+* A transaction whose time lies more than the allowed lateness, which is that of the histories, behind the
+  newest of the earlier arrived ones applied to its entity is late for that entity: it has NaN in that
+  profile's features and is not applied to the entity, nor does its label ever count there. So what lies
+  behind its horizon may be forgotten without any feature changing. What is scored is never late for its
+  user's own profile.
+* A label whose own time is more than ``label_horizon_days`` after its transaction does not count at all.
+* A transaction may have several labels: a later one corrects the one before it. They are ordered by their own
+  times, those of one time as they arrived. At time t its label is the last of them among those known by
+  then, and became known when that very label did: a correction takes the first one's place when it is known
+  itself, in every window, even where it says the same again. Of labels that become known together, as the
+  delay makes them, only the last ever counts, so one that comes twice changes nothing.
+* The labels' order, for what came after the last fraud, is that in which those valid at t became known; of
+  one time, that in which their transactions arrived.
+
 A transaction whose entity is not known has NaN in all of its features.
 """
 
@@ -22,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from stream.features.entity_kernel import fill_activity, fill_labels
+from stream.features.entity_kernel import fill_activity, fill_labels, mark_on_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +59,7 @@ __all__ = [
 
 _DAY_MS: Final = 86_400_000
 _MOST_DAYS: Final = 3650
+_NEVER: Final = 2**63 - 1
 
 #: Entities, and the transaction's field that names each.
 ENTITIES: Final = {
@@ -105,8 +124,8 @@ class EntityProfile:
     label_delay_days:
         No label is known sooner than this after its transaction.
     label_horizon_days:
-        A label that becomes known later than this after its transaction does not count; so long a worker
-        keeps transactions for their labels.
+        A label whose own time is later than this after its transaction does not count; so long a worker keeps
+        transactions for their labels.
 
     Raises
     ------
@@ -239,8 +258,8 @@ def fill_profile(
     amount_minor: Ints,
     minor_units: Ints,
     user: Ints,
-    is_fraud: Ints | None,
-    label_time_ms: Ints | None,
+    labels: tuple[Ints, Ints, Ints],
+    allowed_lateness_ms: int,
     out: Floats,
     to_usual: Floats | None = None,
 ) -> None:
@@ -250,16 +269,23 @@ def fill_profile(
     ----------
     starts : int64[entities + 1], order : int64[m]
         The rows of entity e, in arrival order, are ``order[starts[e]:starts[e + 1]]``; rows in none have no
-        known entity and are left as they are.
+        known entity and are left as they are, and so are those that are late for theirs.
     time_ms, amount_minor, minor_units, user : int64[n]
         By row; ``user`` numbers the users from 0.
-    is_fraud, label_time_ms : int64[n] or None
-        1 fraud, 0 legitimate, -1 not known; and when a label becomes known, by itself.
+    labels : three int64[labels]
+        Each label's row, 1 for fraud or 0, and its own time, in the order in which they arrived.
+    allowed_lateness_ms
+        See the module's text.
     out : float64[n, len(profile.names)]
-        Is written to.
+        Is written to; NaN before.
     to_usual : float64[n] or None
         Each row's amount in proportion to its user's usual one, NaN where there is none.
     """
+    on_time = np.empty(len(order), np.bool_)
+    mark_on_time(starts, order, time_ms, allowed_lateness_ms, on_time)
+    if not on_time.all():
+        starts = np.concatenate([[0], np.cumsum(on_time)])[starts]
+        order = order[on_time]
     longest = int(np.diff(starts).max()) if len(starts) > 1 else 0
     scratch = (
         np.zeros(int(user.max()) + 1 if len(user) else 0, np.int64),
@@ -294,19 +320,47 @@ def fill_profile(
         if name in profile.label_recency:
             recency[LABEL_RECENCY.index(name)] = used
             used += 1
-    label = np.full(len(time_ms), -1, np.int64) if is_fraud is None else is_fraud
-    known = time_ms + round(profile.label_delay_days * _DAY_MS)
-    if label_time_ms is not None:
-        known = np.maximum(known, label_time_ms)
-    # Every entity's labels in the order in which they become known; of the same time, in arrival order.
-    entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    by_label = np.lexsort((np.arange(len(order)), known[order], entity))
+    by_entity = _labels_by_entity(profile, starts, order, time_ms, labels)
     fill_labels(
-        starts, order, order[by_label], by_label, time_ms, amount_minor, minor_units, label, known,
+        starts, order, *by_entity, time_ms, amount_minor, minor_units,
         np.array([round(days * _DAY_MS) for days in profile.label_windows_days], np.int64),
         label_columns, recency, np.full(len(time_ms), np.nan) if to_usual is None else to_usual,
-        np.empty(longest, np.int64), out,
+        np.empty(int(np.diff(by_entity[0]).max(initial=0)), np.int64), out,
     )  # fmt: skip
+
+
+def _labels_by_entity(
+    profile: EntityProfile, starts: Ints, order: Ints, time_ms: Ints, labels: tuple[Ints, Ints, Ints]
+) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints]:
+    """Return the labels that ever count, as :func:`fill_labels` takes them."""
+    rows, is_fraud, own_time_ms = labels
+    place_of = np.full(len(time_ms), -1, np.int64)
+    place_of[order] = np.arange(len(order))
+    counts = (place_of[rows] >= 0) & (
+        own_time_ms <= time_ms[rows] + round(profile.label_horizon_days * _DAY_MS)
+    )
+    place, is_fraud, own_time_ms = place_of[rows[counts]], is_fraud[counts], own_time_ms[counts]
+    known = np.maximum(time_ms[order[place]] + round(profile.label_delay_days * _DAY_MS), own_time_ms)
+    until = np.full(len(place), _NEVER, np.int64)
+    corrects = np.full(len(place), -1, np.int64)
+    if np.bincount(place).max(initial=0) > 1:
+        by_place = np.lexsort((own_time_ms, place))
+        place, is_fraud, known = place[by_place], is_fraud[by_place], known[by_place]
+        # Of labels that become known together only the last is ever seen.
+        seen = np.ones(len(place), np.bool_)
+        seen[:-1] = (place[1:] != place[:-1]) | (known[1:] != known[:-1])
+        place, is_fraud, known = place[seen], is_fraud[seen], known[seen]
+        corrected = np.flatnonzero(place[1:] == place[:-1])
+        until, corrects = until[: len(place)], corrects[: len(place)]
+        until[corrected] = known[corrected + 1]
+        corrects[corrected + 1] = corrected
+    entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))[place]
+    by_known = np.lexsort((place, known, entity))
+    moved = np.empty(len(place), np.int64)
+    moved[by_known] = np.arange(len(place))
+    corrects = np.where(corrects >= 0, moved[corrects], -1)[by_known]
+    label_starts = np.searchsorted(entity[by_known], np.arange(len(starts)))
+    return label_starts, place[by_known], is_fraud[by_known], known[by_known], until[by_known], corrects
 
 
 def _places(windows: tuple[float, ...], chosen: tuple[str, ...], known: tuple[str, ...]) -> Ints:

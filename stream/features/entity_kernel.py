@@ -7,9 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from stream.features.compiled import Floats, Ints, compiled, counted
+from stream.features.compiled import Flags, Floats, Ints, compiled, counted
 
-__all__ = ["fill_activity", "fill_labels"]
+__all__ = ["fill_activity", "fill_labels", "mark_on_time"]
 
 # Places of the activity aggregates in ``ACTIVITY_AGGREGATES``.
 COUNT: Final = 0
@@ -22,6 +22,21 @@ MEDIAN: Final = 6
 TO_MEDIAN: Final = 7
 MAX_TO_USUAL: Final = 8
 LARGE_COUNT: Final = 9
+
+
+@compiled
+def mark_on_time(starts: Ints, order: Ints, time_ms: Ints, allowed_lateness: int, on_time: Flags) -> None:
+    """Write for each place in ``order`` whether its row is not late for its entity: bool[m].
+
+    A late row lies behind the newest one, so those that are not applied do not move it.
+    """
+    for entity in range(len(starts) - 1):
+        first, end = starts[entity], starts[entity + 1]
+        newest = time_ms[order[first]] if first < end else 0
+        for at in range(first, end):
+            now = time_ms[order[at]]
+            on_time[at] = now >= newest - allowed_lateness
+            newest = max(newest, now)
 
 
 @compiled
@@ -194,13 +209,15 @@ def _median(ranked: Ints, count: int) -> float:
 def fill_labels(
     starts: Ints,
     order: Ints,
-    label_rows: Ints,
+    label_starts: Ints,
     label_places: Ints,
+    is_fraud: Ints,
+    known: Ints,
+    until: Ints,
+    corrects: Ints,
     time_ms: Ints,
     amount_minor: Ints,
     minor_units: Ints,
-    label: Ints,
-    known: Ints,
     windows: Ints,
     columns: Ints,
     recency: Ints,
@@ -212,10 +229,14 @@ def fill_labels(
 
     Parameters
     ----------
-    label_rows, label_places : int64[m]
-        Rows of each entity in the order in which their labels become known, and their places in ``order``.
-    frauds : int64[longest]
-        Scratch: the entity's known frauds, as places in ``label_rows``.
+    label_starts : int64[entities + 1]
+        The labels of entity e are ``label_starts[e]:label_starts[e + 1]`` of the arrays below, by the time at
+        which they become known and, of one time, in the order in which their transactions arrived.
+    label_places, is_fraud, known, until, corrects : int64[labels]
+        Of each label the place of its row in ``order``; 1 for a fraud and else 0; when it becomes known;
+        when another takes its place, beyond all times where none does; the label whose place it takes, or -1.
+    frauds : int64[labels of the entity with most]
+        Scratch: the entity's known frauds, as places among the labels.
     """
     longest = windows.max()
     width = len(windows)
@@ -224,14 +245,14 @@ def fill_labels(
     label_count = np.zeros(width, np.int64)
     for entity in range(len(starts) - 1):
         first, end = starts[entity], starts[entity + 1]
-        any_fraud = False
+        first_label, end_label = label_starts[entity], label_starts[entity + 1]
         ordered = True
-        for at in range(first, end):
-            any_fraud |= label[order[at]] == 1
-            if at > first and time_ms[order[at]] < time_ms[order[at - 1]]:
+        for at in range(first + 1, end):
+            if time_ms[order[at]] < time_ms[order[at - 1]]:
                 ordered = False
-        newest = first
-        oldest[:] = first
+                break
+        newest = first_label
+        oldest[:] = first_label
         fraud_count[:] = 0
         label_count[:] = 0
         found, forgotten = 0, 0
@@ -240,47 +261,69 @@ def fill_labels(
             row = order[at]
             now = time_ms[row]
             if ordered:
+                fraud_corrected = False
                 # What became known with or after its own arrival ends the walk: its time is now at the least,
                 # and of labels of one time the earlier arrived come first.
-                while newest < end and label_places[newest] < at and known[label_rows[newest]] <= now:
-                    other = label_rows[newest]
-                    if label[other] >= 0:
-                        legitimate += 1
+                while newest < end_label and label_places[newest] < at and known[newest] <= now:
+                    fraud = is_fraud[newest]
+                    before = corrects[newest]
+                    if before >= 0:
                         for window in range(width):
-                            label_count[window] += 1
-                            fraud_count[window] += label[other]
-                    if label[other] == 1:
+                            if before >= oldest[window]:
+                                label_count[window] -= 1
+                                fraud_count[window] -= is_fraud[before]
+                        if is_fraud[before] == 1:
+                            fraud_corrected = True
+                        elif found == 0 or before > frauds[found - 1]:
+                            legitimate -= 1
+                    for window in range(width):
+                        label_count[window] += 1
+                        fraud_count[window] += fraud
+                    legitimate += 1
+                    if fraud == 1:
                         legitimate = 0
                         frauds[found] = newest
                         found += 1
                     newest += 1
                 for window in range(width):
-                    while (
-                        oldest[window] < newest and known[label_rows[oldest[window]]] <= now - windows[window]
-                    ):
-                        gone = label[label_rows[oldest[window]]]
-                        label_count[window] -= gone >= 0
-                        fraud_count[window] -= gone == 1
+                    while oldest[window] < newest and known[oldest[window]] <= now - windows[window]:
+                        # A corrected one has left the counts before.
+                        if until[oldest[window]] > now:
+                            label_count[window] -= 1
+                            fraud_count[window] -= is_fraud[oldest[window]]
                         oldest[window] += 1
-                while forgotten < found and known[label_rows[frauds[forgotten]]] <= now - longest:
+                if fraud_corrected:
+                    kept = forgotten
+                    for place in range(forgotten, found):
+                        if until[frauds[place]] > now:
+                            frauds[kept] = frauds[place]
+                            kept += 1
+                    found = kept
+                    legitimate = 0
+                    since = frauds[found - 1] if found > forgotten else newest
+                    for other in range(since + 1, newest):
+                        if is_fraud[other] == 0 and until[other] > now:
+                            legitimate += 1
+                while forgotten < found and known[frauds[forgotten]] <= now - longest:
                     forgotten += 1
             else:
                 fraud_count[:] = 0
                 label_count[:] = 0
                 found, forgotten, legitimate = 0, 0, 0
-                for place in range(first, end):
-                    other = label_rows[place]
-                    if label_places[place] >= at or known[other] > now or label[other] < 0:
+                for other in range(first_label, end_label):
+                    if known[other] > now:
+                        break
+                    if label_places[other] >= at or until[other] <= now:
                         continue
                     for window in range(width):
                         if known[other] > now - windows[window]:
                             label_count[window] += 1
-                            fraud_count[window] += label[other]
+                            fraud_count[window] += is_fraud[other]
                     legitimate += 1
-                    if label[other] == 1:
+                    if is_fraud[other] == 1:
                         legitimate = 0
                         if known[other] > now - longest:
-                            frauds[found] = place
+                            frauds[found] = other
                             found += 1
             for window in range(width):
                 if columns[window, 0] >= 0:
@@ -292,13 +335,13 @@ def fill_labels(
                     if label_count[window] > 0:
                         share = fraud_count[window] / label_count[window]
                     out[row, columns[window, 2]] = share
-            if found == forgotten or not any_fraud:
+            if found == forgotten:
                 continue
             earliest = now
-            latest = time_ms[label_rows[frauds[forgotten]]]
-            smallest = amount_minor[label_rows[frauds[forgotten]]]
+            latest = time_ms[order[label_places[frauds[forgotten]]]]
+            smallest = amount_minor[order[label_places[frauds[forgotten]]]]
             for place in range(forgotten, found):
-                other = label_rows[frauds[place]]
+                other = order[label_places[frauds[place]]]
                 earliest = min(earliest, time_ms[other])
                 latest = max(latest, time_ms[other])
                 smallest = min(smallest, amount_minor[other])
@@ -307,8 +350,8 @@ def fill_labels(
                     continue
                 lowest = math.inf
                 for place in range(forgotten, found):
-                    other = label_rows[frauds[place]]
-                    if known[other] > now - windows[window] and to_usual[other] < lowest:
+                    other = order[label_places[frauds[place]]]
+                    if known[frauds[place]] > now - windows[window] and to_usual[other] < lowest:
                         lowest = to_usual[other]
                 if lowest < math.inf:
                     out[row, columns[window, 3]] = lowest

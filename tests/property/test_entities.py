@@ -20,14 +20,15 @@ from stream.features.entities import (
 
 DAY_MS = 86_400_000
 
+#: A label and its own time after its transaction, sixths of a day.
+label = st.tuples(st.sampled_from([0, 0, 1]), st.integers(-3, 30))
 rows_of_events = st.lists(
     st.tuples(
         st.integers(0, 2),  # entity
         st.integers(0, 60),  # time, sixths of a day, so that ties and window edges are met often
         st.integers(0, 400),  # amount
         st.integers(0, 2),  # user
-        st.sampled_from([-1, 0, 0, 1]),  # label
-        st.integers(0, 30),  # the label's own delay, sixths of a day
+        st.lists(label, max_size=4),  # as they arrive
     ),
     max_size=25,
 )
@@ -39,10 +40,39 @@ def to_usual_of(amount, user):
     return math.nan if user == 2 else amount / (50.0 + user)
 
 
-def oracle(profile, rows, at):
+def applied_before(rows, at, lateness):
+    """Return the earlier rows applied to the entity of ``rows[at]``, and whether that one is on time."""
+    applied = []
+    on_time = True
+    for row in rows[: at + 1]:
+        if row[0] != rows[at][0]:
+            continue
+        on_time = all(row[1] >= before[1] - lateness for before in applied)
+        if on_time:
+            applied.append(row)
+    return (applied[:-1] if on_time else applied), on_time
+
+
+def label_at(profile, time, labels, now):
+    """Return when a transaction's label at ``now`` became known, and what it says; None for none."""
+    found = None
+    for own_time, _, says in sorted(
+        (time + delay, arrival, says)
+        for arrival, (says, delay) in enumerate(labels)
+        if delay <= profile.label_horizon_days * 6
+    ):
+        known = max(own_time, time + profile.label_delay_days * 6)
+        if known <= now:
+            found = known, says
+    return found
+
+
+def oracle(profile, rows, at, lateness):
     """Return the features of ``rows[at]`` by looking at every row that arrived before."""
-    entity, now, amount, user, _, _ = rows[at]
-    earlier = [row for row in rows[:at] if row[0] == entity]
+    _, now, amount, user, _ = rows[at]
+    earlier, on_time = applied_before(rows, at, lateness)
+    if not on_time:
+        return [math.nan] * len(profile.names)
     before = [row[2] for row in earlier if now - profile.usual_days * 6 < row[1] <= now]
     usual = median(before) if before else math.nan
     to_usual = amount / usual if usual > 0 else math.nan
@@ -65,18 +95,18 @@ def oracle(profile, rows, at):
             sum(value > 2.5 * usual for value in amounts) if usual > 0 else math.nan,
         ]
     labels = []
-    for place, (_, time, value, who, label, own_delay) in enumerate(earlier):
-        known = time + max(own_delay, profile.label_delay_days * 6)
-        if label >= 0 and known <= now:
-            labels.append((known, place, time, value, label, to_usual_of(value, who)))
+    for place, (_, time, value, who, given_labels) in enumerate(earlier):
+        valid = label_at(profile, time, given_labels, now)
+        if valid is not None:
+            labels.append((valid[0], place, time, value, valid[1], to_usual_of(value, who)))
     labels.sort()
     for days in profile.label_windows_days:
         seen = [row[4] for row in labels if row[0] > now - days * 6]
         unusual = [row[5] for row in labels if row[4] == 1 and row[0] > now - days * 6 and row[5] == row[5]]
         features += [sum(seen), len(seen), sum(seen) / len(seen) if seen else math.nan]
         features.append(min(unusual, default=math.nan))
-    horizon = max(profile.label_windows_days)
-    frauds = [row for row in labels if row[4] == 1 and row[0] > now - horizon * 6]
+    longest = max(profile.label_windows_days)
+    frauds = [row for row in labels if row[4] == 1 and row[0] > now - longest * 6]
     if not frauds:
         return [*features, math.nan, math.nan, math.nan, math.nan, to_usual]
     return [
@@ -89,10 +119,17 @@ def oracle(profile, rows, at):
     ]
 
 
-def compute(profile, rows):
-    columns = np.array(rows, np.int64).reshape(-1, 6).T.copy()
+def compute(profile, rows, lateness=1_000):
+    columns = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4).T.copy()
     order = np.argsort(columns[0], kind="stable")
     out = np.full((len(rows), len(profile.names)), np.nan)
+    # The first labels of all rows arrive before all corrections.
+    labels = sorted(
+        (arrival, row, says, time + delay)
+        for row, (_, time, _, _, given_labels) in enumerate(rows)
+        for arrival, (says, delay) in enumerate(given_labels)
+    )
+    _, label_row, is_fraud, label_time = np.array(labels, np.int64).reshape(-1, 4).T.copy()
     fill_profile(
         profile,
         starts=np.concatenate([[0], np.cumsum(np.bincount(columns[0]))]).astype(np.int64),
@@ -101,32 +138,83 @@ def compute(profile, rows):
         amount_minor=columns[2],
         minor_units=np.full(len(rows), 100, np.int64),
         user=columns[3],
-        is_fraud=columns[4],
-        label_time_ms=(columns[1] + columns[5]) * (DAY_MS // 6),
+        labels=(label_row, is_fraud, label_time * (DAY_MS // 6)),
+        allowed_lateness_ms=lateness * (DAY_MS // 6),
         out=out,
         to_usual=np.array([to_usual_of(row[2], row[3]) for row in rows], np.float64),
     )
     return out
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=500)
 @given(
     rows=rows_of_events,
     in_order=st.booleans(),
     activity=windows,
     labels=windows,
     delay=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    horizon=st.sampled_from([2.0, 3.0, 90.0]),
     usual=st.sampled_from([1.0, 9.0]),
+    lateness=st.sampled_from([0, 3, 12, 1_000]),
 )
-def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, delay, usual):
+def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, delay, horizon, usual, lateness):
     profile = EntityProfile(
-        "merchant", activity, ACTIVITY_AGGREGATES, labels, LABEL_AGGREGATES, LABEL_RECENCY, delay, 90.0, usual
+        "merchant",
+        activity,
+        ACTIVITY_AGGREGATES,
+        labels,
+        LABEL_AGGREGATES,
+        LABEL_RECENCY,
+        delay,
+        horizon,
+        usual,
     )
     if in_order:
         rows = sorted(rows, key=lambda row: row[1])
-    expected = [oracle(profile, rows, at) for at in range(len(rows))]
-    found = compute(profile, rows)
+    expected = [oracle(profile, rows, at, lateness) for at in range(len(rows))]
+    found = compute(profile, rows, lateness)
     np.testing.assert_allclose(found, np.array(expected).reshape(found.shape), rtol=1e-12, atol=0)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.just(0), st.integers(0, 40), st.just(1), st.just(0), st.lists(label, min_size=1, max_size=4)
+        ),
+        min_size=15,
+        max_size=30,
+    ),
+    in_order=st.booleans(),
+    labels=windows,
+    delay=st.sampled_from([0.0, 1.0]),
+)
+def test_corrections_in_one_busy_entity_are_those_of_the_oracle(rows, in_order, labels, delay):
+    """Many labels wait between two transactions, and corrections of corrections fall into one step."""
+    profile = EntityProfile(
+        "merchant", (1.0,), ACTIVITY_AGGREGATES, labels, LABEL_AGGREGATES, LABEL_RECENCY, delay, 4.0, 9.0
+    )
+    if in_order:
+        rows = sorted(rows, key=lambda row: row[1])
+    expected = [oracle(profile, rows, at, 1_000) for at in range(len(rows))]
+    np.testing.assert_allclose(compute(profile, rows), np.array(expected), rtol=1e-12, atol=0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=rows_of_events, data=st.data(), delay=st.sampled_from([0.0, 1.0]))
+def test_a_label_that_comes_again_changes_nothing(rows, data, delay):
+    profile = EntityProfile("card", (), (), (1.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY, delay, 90.0, 9.0)
+    rows = sorted(rows, key=lambda row: row[1])
+    # Of several with one time only the last may come again: that of another would correct it.
+    again = [
+        (*row[:4], [*row[4], *(one for one in row[4] if data.draw(st.booleans()) and last_of(row[4], one))])
+        for row in rows
+    ]
+    np.testing.assert_array_equal(compute(profile, rows), compute(profile, again))
+
+
+def last_of(labels, one):
+    return [label for label in labels if label[1] == one[1]][-1] == one
 
 
 @settings(deadline=None, max_examples=50)
@@ -139,21 +227,22 @@ def test_what_comes_later_changes_nothing(rows, cut, data):
     rows = sorted(rows, key=lambda row: row[1])
     cut = min(cut, len(rows))
     now = rows[cut - 1][1] if cut else 0
-    other = [
-        row
-        if place < cut and row[1] + max(row[5], 6) <= now
-        else (*row[:4], data.draw(st.integers(-1, 1)), row[5])
-        for place, row in enumerate(rows)
-    ]
-    other = other[:cut] + [(*row[:2], row[2] + 7, *row[3:]) for row in other[cut:]]
+    other = []
+    for place, row in enumerate(rows):
+        known = [one for one in row[4] if place < cut and row[1] + max(one[1], 6) <= now]
+        others = [
+            one
+            for one in data.draw(st.lists(label, max_size=2))
+            if row[1] + max(one[1], 6) > now or place >= cut
+        ]
+        other.append((*row[:2], row[2] + 7 * (place >= cut), row[3], [*known, *others]))
     np.testing.assert_array_equal(compute(profile, rows)[:cut], compute(profile, other)[:cut])
 
 
 def test_the_choice_of_aggregates_moves_columns_and_no_value():
     rng = np.random.default_rng(5)
-    rows = sorted(
-        (tuple(rng.integers(0, [3, 60, 400, 3, 2, 9]).tolist()) for _ in range(200)), key=lambda row: row[1]
-    )
+    drawn = (rng.integers(0, [3, 60, 400, 3, 2, 9]).tolist() for _ in range(200))
+    rows = sorted(((*row[:4], [tuple(row[4:])]) for row in drawn), key=lambda row: row[1])
     whole = EntityProfile(
         "card", (1.0, 7.0), ACTIVITY_AGGREGATES, (2.0, 7.0), LABEL_AGGREGATES, LABEL_RECENCY, usual_days=3.0
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from offline.columns import Problems, read_money, read_time
 from offline.datasets import read_transactions
 from offline.mapping import TimeFormat
 from offline.simulate import Simulation, simulate
-from offline.table import MISSING, TransactionTable, format_minor
+from offline.table import MISSING, Labels, TransactionTable, format_minor
 from offline.table_files import write_table
 from stream.errors import ConfigError, DataError
 from stream.events import decode_transaction, parse_event_time
@@ -233,6 +234,85 @@ def test_json_lines_keep_bad_lines_and_read_labels_beside(tmp_path):
     assert table.is_fraud.tolist() == [1, -1, 0, -1]
     assert table.label_time_ms[[0, 2]].tolist() == [5000, 9000]
     assert table.amount_minor.tolist() == [150, 0, 150, 0]
+
+
+LINE = {"user_id": "u", "event_time": 1000, "amount": 1.5, "currency": "EUR", "channel": "c",
+        "transaction_type": "t"}  # fmt: skip
+
+
+def read_labelled(folder, lines, labels):
+    """Read transactions, and labels beside them as pairs of transaction, fraud and time."""
+    path = folder / "x.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps(LINE | line) for line in lines))
+    (folder / "x.labels.jsonl").write_bytes(
+        b"\n".join(
+            orjson.dumps(
+                {"transaction_id": name, "user_id": "u", "is_fraud": fraud, "event_time": 1000,
+                 "label_time": time}
+            )
+            for name, fraud, time in labels
+        )
+    )  # fmt: skip
+    return read_transactions(path)
+
+
+def labels_of(table):
+    labels = table.labels()
+    return list(zip(labels.row.tolist(), labels.is_fraud.tolist(), labels.time_ms.tolist(), strict=True))
+
+
+def test_every_label_of_a_transaction_is_kept_and_the_last_of_its_times_is_the_truth(tmp_path):
+    lines = [{"transaction_id": name} for name in "123"]
+    lines[2] |= {"is_fraud": True, "label_time": 5000}
+    told = [("1", True, 7000), ("2", False, 8000), ("1", False, 9000), ("1", True, 8000), ("3", False, 5000),
+            ("9", True, 1)]  # fmt: skip
+    table = read_labelled(tmp_path, lines, told)
+    assert labels_of(table) == [
+        (2, 1, 5000), (0, 1, 7000), (1, 0, 8000), (0, 0, 9000), (0, 1, 8000), (2, 0, 5000)
+    ]  # fmt: skip
+    assert table.is_fraud.tolist() == [0, 0, 0]
+    assert table.label_time_ms.tolist() == [9000, 8000, 5000]
+    # Where no row has two, the columns say it all.
+    assert read_labelled(tmp_path, lines, told[:2]).label_history is None
+
+
+def test_labels_without_a_time_give_way_to_those_with_one(tmp_path):
+    lines = [{"transaction_id": name, "is_fraud": True} for name in "12"]
+    table = read_labelled(tmp_path, lines, [("2", True, 7000), ("2", False, 9000)])
+    assert sorted(labels_of(table)) == [(0, 1, 1000), (1, 0, 9000), (1, 1, 7000)]
+    assert table.label_time_ms.tolist() == [1000, 9000]
+
+
+def test_a_label_is_of_the_transaction_and_not_of_its_repetition(tmp_path):
+    table = read_labelled(tmp_path, [{"transaction_id": name} for name in "121"], [("1", True, 7000)])
+    assert table.is_fraud.tolist() == [1, -1, -1]
+
+
+@given(
+    labels=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 9)), max_size=12),
+    chosen=st.lists(st.integers(-5, 4), max_size=8),
+)
+def test_labels_go_with_their_rows(labels, chosen):
+    whole = simulate(Simulation(transactions=100, users=5)).slice(0, 5)
+    bare = replace(whole, is_fraud=None, label_time_ms=None)
+    columns = np.array(labels, np.int64).reshape(-1, 3)
+    table = bare.with_labels(Labels(columns[:, 0], columns[:, 1].astype(np.int8), columns[:, 2]))
+    assert labels_of(table) == labels or table.label_history is None
+    each = [[label[1:] for label in labels if label[0] == row] for row in range(5)]
+    for row, mine in enumerate(each):
+        latest = max((time for _, time in mine), default=None)
+        if mine:
+            assert table.label_time_ms[row] == latest
+            assert table.is_fraud[row] == [fraud for fraud, time in mine if time == latest][-1]
+        else:
+            assert not labels or table.is_fraud[row] == -1
+    taken = table.take(chosen)
+    assert sorted(labels_of(taken)) == sorted(
+        (at, *one) for at, row in enumerate(chosen) for one in each[row]
+    )
+    for at, row in enumerate(chosen):
+        assert [one[1:] for one in labels_of(taken) if one[0] == at] == each[row]
+    assert labels_of(table.slice(1, 3)) == [(row - 1, *one) for row in (1, 2) for one in each[row]]
 
 
 def test_whole_floats_are_identifiers_without_a_point(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from offline.replay import Pacing, ReplayReport, count_labels, table_records
 from offline.simulate import Simulation, simulate
+from offline.table import Labels
 from stream.cli.durations import DURATION, format_duration, parse_duration
 from stream.errors import ConfigError, InvalidRecordError
 from stream.events import decode_label, decode_transaction
@@ -65,6 +66,21 @@ def test_labels_are_sent_when_they_become_known():
         label = decode_label(record.value)[0]
         assert label.is_fraud == truth[label.transaction_id]
         assert label.label_time == record.event_time_ms > label.event_time
+
+
+def test_a_label_and_its_correction_are_both_sent():
+    table = simulate(Simulation(transactions=2_000, seed=1))
+    first = int(np.argmin(table.label_time_ms))
+    time_ms = int(table.label_time_ms[first])
+    table = table.with_labels(
+        Labels(np.array([first]), 1 - table.is_fraud[[first]], np.array([time_ms + 86_400_000]))
+    )
+    records = list(table_records(table, TOPICS, labels=True))
+    found = [decode_label(record.value)[0] for record in records if record.topic == "labels"]
+    assert len(found) == count_labels(table)
+    mine = [label for label in found if label.transaction_id == table.transaction_id[first]]
+    assert [label.label_time - time_ms for label in mine] == [0, 86_400_000]
+    assert mine[0].is_fraud != mine[1].is_fraud
 
 
 def test_labels_follow_the_highest_event_time_of_an_unsorted_file():
