@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from offline.table import MISSING, TransactionTable
+from offline.table import MISSING, Labels, TransactionTable
 from stream.features.entities import ACTIVITY_AGGREGATES, LABEL_AGGREGATES, LABEL_RECENCY, EntityProfile
 
 START_MS = 1_700_000_000_000
@@ -62,13 +62,16 @@ def labels_of(rng, rows):
 
 
 def table_of(rows, labels=()):
-    known = {(label["user_id"], label["transaction_id"]): label for label in labels}
-    found = [known.get((row["user_id"], row["transaction_id"])) for row in rows]
+    """The file of these transactions, with labels in the order of their arrival."""
+    first = {}
+    for number, row in enumerate(rows):
+        first.setdefault((row["user_id"], row["transaction_id"]), number)
+    known = [label for label in labels if (label["user_id"], label["transaction_id"]) in first]
 
     def texts(name):
         return np.array([row.get(name) for row in rows], np.object_)
 
-    return TransactionTable(
+    table = TransactionTable(
         transaction_id=texts("transaction_id"),
         user_id=texts("user_id"),
         event_time_ms=np.array([row["event_time"] for row in rows], np.int64),
@@ -81,6 +84,36 @@ def table_of(rows, labels=()):
         post_balance_minor=np.full(len(rows), MISSING, np.int64),
         merchant_id=texts("merchant_id"),
         device_id=texts("device_id"),
-        is_fraud=np.array([-1 if one is None else int(one["is_fraud"]) for one in found], np.int8),
-        label_time_ms=np.array([0 if one is None else one["label_time"] for one in found], np.int64),
     )
+    return table.with_labels(
+        Labels(
+            np.array([first[label["user_id"], label["transaction_id"]] for label in known], np.int64),
+            np.array([label["is_fraud"] for label in known], np.int8),
+            np.array([label["label_time"] for label in known], np.int64),
+        )
+    )
+
+
+def out_of_order(rng, rows):
+    """Move some transactions back in time, a few of them beyond the allowed lateness."""
+    for row in rows:
+        if rng.random() < 0.2:
+            row["event_time"] -= rng.choice([1, DAY_MS // 24, DAY_MS, 5 * DAY_MS, 5 * DAY_MS])
+    return rows
+
+
+def corrected(rng, labels):
+    """Add labels that say something else later or earlier, or the same again."""
+    more = [
+        label
+        | {
+            "is_fraud": rng.random() < 0.5,
+            "label_time": label["label_time"]
+            + rng.choice([0, -DAY_MS // 2, DAY_MS, 6 * DAY_MS, 30 * DAY_MS]),
+        }
+        for label in labels
+        if rng.random() < 0.4
+    ]
+    every = [*labels, *more]
+    rng.shuffle(every)
+    return every

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from bundles import made_bundle
 from hops import TOPICS, Bus, run
-from profiles import PROFILES, START_MS, labels_of, table_of, transactions
+from profiles import PROFILES, START_MS, corrected, labels_of, out_of_order, table_of, transactions
 
 from offline.features import build_features
 from stream.pipeline import PipelineConfig
@@ -71,7 +71,7 @@ def test_without_labels_one_partition_gives_the_features_of_the_file(seed, crash
     compare(bus, bundle, order, expected)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("partitions", "crashes"), [(1, 0), (3, 0), (3, 1)])
 def test_labels_that_come_when_they_are_known_give_the_features_of_the_file(seed, partitions, crashes):
     """Each record is worked off before the next one comes; every worker begins with what is stored."""
@@ -88,3 +88,41 @@ def test_labels_that_come_when_they_are_known_give_the_features_of_the_file(seed
     expected = build_features(table_of(rows, labels), bundle.spec, allowed_lateness_ms=CONFIG.lateness_ms)
     compare(bus, bundle, order, expected)
     assert np.nansum(expected.matrix[:, list(bundle.spec.names).index("merchant_fraud_count_3d")]) > 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("crashes", [0, 2])
+def test_out_of_order_transactions_and_corrected_labels_give_the_features_of_the_file(seed, crashes):
+    """Labels come before or after their transaction, long before they count."""
+    rng = random.Random(seed)
+    rows = out_of_order(rng, transactions(rng, 120, users=60))
+    labels = corrected(rng, labels_of(rng, rows))
+    bundle = made_bundle(entities=PROFILES)
+    bus = Bus(2)
+    arrived, order = [], []
+
+    def work():
+        run(bus, bundle, CONFIG, START_MS + 1000 * DAY_MS, rng=rng, crashes=crashes)
+
+    def send_labels(some):
+        for label in some:
+            bus.produce(TOPICS.labels, label["user_id"], label)
+            arrived.append(label)
+
+    for row in rows:
+        about = [one for one in labels if one["transaction_id"] == row["transaction_id"]]
+        about = [one for one in about if one["user_id"] == row["user_id"] and one not in arrived]
+        early = rng.randint(0, len(about))
+        send_labels(about[:early])
+        work()
+        partition = sum(row["user_id"].encode()) % bus.partitions
+        order.append((partition, len(bus.of(TOPICS.transactions, partition))))
+        bus.produce(TOPICS.transactions, row["user_id"], row)
+        work()
+        send_labels(about[early:])
+        work()
+    expected = build_features(table_of(rows, arrived), bundle.spec, allowed_lateness_ms=CONFIG.lateness_ms)
+    compare(bus, bundle, order, expected)
+    assert bus.hop["label", "waiting"] > 0
+    assert bus.hop["question", "late"] > 0
+    assert bus.hop["note", "expired"] > 0
