@@ -17,6 +17,18 @@ PROFILES = (
     EntityProfile("device", (1.0,), ("count", "user_distinct"), (4.0,), ("fraud_share",), (), 1.0, 20.0),
 )
 
+#: The user is asked like any other entity, since its profile has labels.
+OTHER_PROFILES = (
+    EntityProfile(
+        "user", (1.0,), ("count", "amount_to_median"), (5.0,), LABEL_AGGREGATES[:3], LABEL_RECENCY, 1.0, 20.0,
+        usual_days=9.0,
+    ),
+    EntityProfile(
+        "card", (2.0,), ("amount_max", "user_distinct"), (4.0,), ("fraud_to_usual_min",), (), 2.0, 30.0
+    ),
+    EntityProfile("ip", (1.0, 3.0), ("count", "large_count"), usual_days=4.0),
+)  # fmt: skip
+
 
 def transactions(rng, count, users=4, merchants=3, devices=3):
     """Rows in order of time, some without a merchant or a device, some twice."""
@@ -37,6 +49,9 @@ def transactions(rng, count, users=4, merchants=3, devices=3):
             row["merchant_id"] = f"m{rng.randrange(merchants)}"
         if rng.random() < 0.7:
             row["device_id"] = f"d{rng.randrange(devices)}"
+        if rng.random() < 0.8:
+            row["card_id"] = f"c{rng.randrange(4)}"
+            row["ip"] = f"10.0.0.{rng.randrange(3)}"
         rows.append(row)
     return rows
 
@@ -83,7 +98,9 @@ def table_of(rows, labels=()):
         pre_balance_minor=np.full(len(rows), MISSING, np.int64),
         post_balance_minor=np.full(len(rows), MISSING, np.int64),
         merchant_id=texts("merchant_id"),
+        card_id=texts("card_id"),
         device_id=texts("device_id"),
+        ip=texts("ip"),
     )
     return table.with_labels(
         Labels(

@@ -10,7 +10,16 @@ import orjson
 import pytest
 from bundles import made_bundle
 from hops import TOPICS, Bus, run
-from profiles import PROFILES, START_MS, corrected, labels_of, out_of_order, table_of, transactions
+from profiles import (
+    OTHER_PROFILES,
+    PROFILES,
+    START_MS,
+    corrected,
+    labels_of,
+    out_of_order,
+    table_of,
+    transactions,
+)
 
 from offline.features import build_features
 from stream.pipeline import PipelineConfig
@@ -97,7 +106,7 @@ def test_out_of_order_transactions_and_corrected_labels_give_the_features_of_the
     rng = random.Random(seed)
     rows = out_of_order(rng, transactions(rng, 120, users=60))
     labels = corrected(rng, labels_of(rng, rows))
-    bundle = made_bundle(entities=PROFILES)
+    bundle = made_bundle(entities=(PROFILES, OTHER_PROFILES)[seed])
     bus = Bus(2)
     arrived, order = [], []
 
