@@ -190,7 +190,6 @@ def _print_summary(result: TrainingResult, output: Path) -> None:
     if bundle.spec.entities:
         entities = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
         console.print(
-            f"[bold]Not for the stream:[/] this model wants profiles of {entities}, which no worker keeps "
-            "yet; workers and 'riskstream serve' will refuse it. For one that they serve, train without "
-            "--profiles."
+            f"With profiles of {entities}: workers keep them, from the topic 'labels' too; 'riskstream serve' "
+            "and /predict do not."
         )

@@ -26,7 +26,17 @@ import numpy as np
 
 from stream.errors import StateError
 from stream.features.compiled import compiled
-from stream.features.entity_event import E_SIZE, E_TIME, L_IDENT, L_OFFSET, L_SIZE, L_UNTIL, L_WHEN, NEVER
+from stream.features.entity_event import (
+    E_SIZE,
+    E_TIME,
+    L_IDENT,
+    L_OFFSET,
+    L_SIZE,
+    L_TIME,
+    L_UNTIL,
+    L_WHEN,
+    NEVER,
+)
 from stream.features.layout import checksum, describe_record, first_word, make_record, read_words, record_key
 
 if TYPE_CHECKING:
@@ -111,12 +121,12 @@ class _Rows:
         grown[:, :count] = self.array[:, self.first : self.end]
         self.array, self.first, self.end = grown, 0, count
 
-    def forget(self, row: int, until: int) -> list[int]:
-        """Forget leading chunks whose every value in a row is at most ``until``; returns their numbers."""
+    def forget(self, rows: list[int], until: int) -> list[int]:
+        """Forget leading chunks whose values in some rows are all at most ``until``; returns their numbers."""
         gone = []
         while (
             self.first_chunk < self.next_chunk
-            and self.array[row, self.first : self.first + CHUNK].max() <= until
+            and self.array[rows, self.first : self.first + CHUNK].max() <= until
         ):
             gone.append(self.first_chunk)
             self.first_chunk += 1
@@ -205,15 +215,15 @@ class EntityLog:
         """
         prefix, events, labels = self.prefix, self.events, self.labels
         writes: list[tuple[bytes, bytes | None]] = []
-        for kind, rows, row, until in (
-            (EVENTS_KIND, events, E_TIME, self.newest - horizon.events_ms),
-            (LABELS_KIND, labels, L_WHEN, self.newest - horizon.labels_ms),
+        for kind, rows, times, until in (
+            (EVENTS_KIND, events, [E_TIME], self.newest - horizon.events_ms),
+            (LABELS_KIND, labels, [L_WHEN, L_TIME], self.newest - horizon.labels_ms),
         ):
             writes += [
                 (record_key(prefix, kind, number), make_record(kind, np.ascontiguousarray(chunk)))
                 for number, chunk in rows.seal()
             ]
-            writes += [(record_key(prefix, kind, number), None) for number in rows.forget(row, until)]
+            writes += [(record_key(prefix, kind, number), None) for number in rows.forget(times, until)]
         waiting = _NONE_WAITING
         if self.waiting:
             words_of = [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in self.waiting]
@@ -266,6 +276,11 @@ class EntityLogs:
         if missing:
             self._read(missing, reader, found)
         return found
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the logs that are kept."""
+        return self._bytes
 
     def writes(self, log: EntityLog, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
         """Return what has to be stored after a log's change, see :meth:`EntityLog.writes`."""
