@@ -466,7 +466,10 @@ class ProfiledPipeline(Pipeline):
             _count(plan, NOTES_UNKNOWN)
             return False
         time_ms, amount, _, _, to_usual, _ = events.array[:E_SIZE, at].tolist()
-        if note.when_ms > time_ms + self._stages.label_horizon_ms[note.entity]:
+        stages = self._stages
+        # Whether one that old is still in the log depends on how records came in batches.
+        gone = time_ms <= log.newest - stages.horizons[note.entity].events_ms
+        if gone or note.when_ms > time_ms + stages.label_horizon_ms[note.entity]:
             _count(plan, NOTES_EXPIRED)
             return False
         number = log.total - (events.end - at)

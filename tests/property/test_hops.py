@@ -13,7 +13,11 @@ from hops import TOPICS, Bus, run
 from profiles import PROFILES, START_MS, labels_of, table_of, transactions
 
 from offline.features import build_features
-from stream.pipeline import PipelineConfig
+from stream.features.history import MemoryRecords
+from stream.hop import Note, Question, decode_answers
+from stream.outputs import Record
+from stream.pipeline import Batch, PipelineConfig
+from stream.profiled import ProfiledPipeline
 
 DAY_MS = 86_400_000
 CONFIG = PipelineConfig(decision_features=True)
@@ -88,3 +92,36 @@ def test_labels_that_come_when_they_are_known_give_the_features_of_the_file(seed
     expected = build_features(table_of(rows, labels), bundle.spec, allowed_lateness_ms=CONFIG.lateness_ms)
     compare(bus, bundle, order, expected)
     assert np.nansum(expected.matrix[:, list(bundle.spec.names).index("merchant_fraud_count_3d")]) > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_label_that_comes_late_counts_however_records_come_in_batches(seed):
+    """Merchants keep transactions for 23 days; by whole chunks, so that some are there for longer."""
+    rng = random.Random(seed)
+    pipeline = ProfiledPipeline(made_bundle(entities=PROFILES), CONFIG, TOPICS)
+    heard, times = [], [START_MS]
+    for at in range(300):
+        times.append(times[-1] + rng.randrange(DAY_MS))
+        merchant = rng.randrange(2)
+        heard.append(Question(2, merchant, at, 0, times[at], 100 + at, 100, 7, at, 1.0).encode().value)
+        old = rng.randrange(max(0, at - 60), at + 1)
+        known = times[old] + rng.randrange(20 * DAY_MS)
+        heard.append(Note(2, rng.randrange(2), old, 1, known, at).encode().value)
+
+    def answers(most):
+        store, found, at = MemoryRecords(), [], 0
+        while at < len(heard):
+            pipeline.rebalanced()  # what follows knows what is stored
+            size = rng.randint(1, most)
+            records = [Record(at, START_MS, None, value) for value in heard[at : at + size]]
+            (plan,) = pipeline.process_all([Batch(TOPICS.questions, 0, 1, records)], [store], START_MS)
+            store.write(plan.writes)
+            found += [
+                decode_answers(Record(0, 0, None, message.value)).features
+                for message in plan.sends.get((TOPICS.answers, 0), ())
+            ]
+            at += size
+        return found
+
+    np.testing.assert_array_equal(answers(1), answers(len(heard)))
+    np.testing.assert_array_equal(answers(1), answers(20))
