@@ -232,6 +232,7 @@ class ProfiledPipeline(Pipeline):
         for place, batch in enumerate(batches):
             if batch.topic == hop.labels:
                 self._route(batch, readers[place], plans[place], now_ms)
+        _ask_first(plans, taken)
         for plan in plans:
             # A user's records together, so that one record batch holds them all or none.
             plan.writes.sort(key=lambda write: write[0][:-6])
@@ -546,6 +547,21 @@ class ProfiledPipeline(Pipeline):
         vector = matrix[place : place + 1]
         self._builder.history(vector)[:] = self._builder.history(one.case.features[None, :])
         self._builder.fill(columns_of([alone.decoded[0].row], events, self.bundle.spec), vector)
+
+
+def _ask_first(plans: Sequence[Plan], taken: Sequence[int]) -> None:
+    """Put every note behind the questions of its round, in whichever order their batches came.
+
+    An entity that is told a label before it was asked about the transaction does not know what it is about.
+    """
+    told = [place for place in range(len(plans)) if place not in taken and plans[place].asks]
+    if not taken or not told:
+        return
+    last = plans[taken[-1]].asks
+    for place in told:
+        for to, messages in plans[place].asks.items():
+            last.setdefault(to, []).extend(messages)
+        plans[place].asks = {}
 
 
 def _joined(plan: Plan, other: Plan) -> Plan:

@@ -94,6 +94,17 @@ def test_labels_that_come_when_they_are_known_give_the_features_of_the_file(seed
     assert np.nansum(expected.matrix[:, list(bundle.spec.names).index("merchant_fraud_count_3d")]) > 0
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_label_of_the_same_round_is_told_behind_the_question(seed):
+    """Whichever of a round's batches comes first."""
+    rng = random.Random(seed)
+    rows = transactions(rng, 150)
+    bus = Bus(1)
+    feed(bus, rows, labels_of(rng, rows))
+    run(bus, made_bundle(entities=PROFILES), CONFIG, START_MS + 1000 * DAY_MS, rng=rng)
+    assert bus.hop["note", "learnt"] == bus.hop["note", "sent"] > 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_label_that_comes_late_counts_however_records_come_in_batches(seed):
     """Merchants keep transactions for 23 days; by whole chunks, so that some are there for longer."""
