@@ -232,7 +232,7 @@ class ProfiledPipeline(Pipeline):
         for place, batch in enumerate(batches):
             if batch.topic == hop.labels:
                 self._route(batch, readers[place], plans[place], now_ms)
-        _ask_first(plans, taken)
+        _labels_last(batches, plans, taken, hop.labels)
         for plan in plans:
             # A user's records together, so that one record batch holds them all or none.
             plan.writes.sort(key=lambda write: write[0][:-6])
@@ -549,19 +549,21 @@ class ProfiledPipeline(Pipeline):
         self._builder.fill(columns_of([alone.decoded[0].row], events, self.bundle.spec), vector)
 
 
-def _ask_first(plans: Sequence[Plan], taken: Sequence[int]) -> None:
-    """Put every note behind the questions of its round, in whichever order their batches came.
+def _labels_last(batches: Sequence[Batch], plans: Sequence[Plan], taken: Sequence[int], labels: str) -> None:
+    """Put what labels ask and write behind what transactions of their partition do: so it was decided.
 
-    An entity that is told a label before it was asked about the transaction does not know what it is about.
+    An entity that is told a label before it was asked about the transaction does not know what it is about;
+    and of two states of a user's log the last one written stays.
     """
-    told = [place for place in range(len(plans)) if place not in taken and plans[place].asks]
-    if not taken or not told:
-        return
-    last = plans[taken[-1]].asks
-    for place in told:
-        for to, messages in plans[place].asks.items():
-            last.setdefault(to, []).extend(messages)
-        plans[place].asks = {}
+    of_partition = {batches[place].partition: plans[place] for place in taken}
+    for batch, plan in zip(batches, plans, strict=True):
+        before = of_partition.get(batch.partition)
+        if batch.topic != labels or before is None:
+            continue
+        for to, messages in plan.asks.items():
+            before.asks.setdefault(to, []).extend(messages)
+        before.writes += plan.writes
+        plan.asks, plan.writes = {}, []
 
 
 def _joined(plan: Plan, other: Plan) -> Plan:

@@ -14,7 +14,8 @@ from profiles import PROFILES, START_MS, labels_of, table_of, transactions
 
 from offline.features import build_features
 from stream.features.history import MemoryRecords
-from stream.hop import Note, Question, decode_answers
+from stream.features.identity import identity
+from stream.hop import Note, Question, decode_answers, decode_question
 from stream.outputs import Record
 from stream.pipeline import Batch, PipelineConfig
 from stream.profiled import ProfiledPipeline
@@ -103,6 +104,26 @@ def test_a_label_of_the_same_round_is_told_behind_the_question(seed):
     feed(bus, rows, labels_of(rng, rows))
     run(bus, made_bundle(entities=PROFILES), CONFIG, START_MS + 1000 * DAY_MS, rng=rng)
     assert bus.hop["note", "learnt"] == bus.hop["note", "sent"] > 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_label_is_lost_whatever_its_round_and_whoever_falls(seed):
+    rng = random.Random(seed)
+    rows = transactions(rng, 150)
+    labels = labels_of(rng, rows)
+    bus = Bus(1)
+    feed(bus, rows, labels)
+    run(bus, made_bundle(entities=PROFILES), CONFIG, START_MS + 1000 * DAY_MS, rng=rng, most=3, crashes=60)
+    heard = [decode_question(record.value) for record in bus.of(TOPICS.questions, 0)]
+    told = {(what.ident, what.entity) for what in heard if isinstance(what, Note)}
+    first = {(row["user_id"], row["transaction_id"]): row for row in reversed(rows)}
+    expected = {
+        (identity(f"{label['user_id']}\0{label['transaction_id']}"), code)
+        for label in labels
+        for name, code in (("merchant_id", 2), ("device_id", 4))
+        if name in first[label["user_id"], label["transaction_id"]]
+    }
+    assert told == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
