@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from stream.intake import Row
 
 __all__ = [
-    "HOP_EVENTS",
     "TRACEPARENT",
     "Encoder",
     "Headers",
-    "HopEvent",
     "Message",
     "Record",
     "dead_letter",
@@ -40,19 +38,6 @@ TRACEPARENT: Final = "traceparent"
 _TRACE_HEADERS: Final = (TRACEPARENT, "tracestate")
 #: The longest that tracing systems must hand on of ``tracestate``; a ``traceparent`` has 55.
 _MAX_TRACE_HEADER_BYTES: Final = 512
-
-
-#: A stage of a model with profiles, and what came of one record there.
-HopEvent = tuple[str, str]
-
-#: Every such event: cases that were opened, or decided although opened for another model; questions by what
-#: came of them; labels by where they went; and the notes that tell them to entities.
-HOP_EVENTS: Final[tuple[HopEvent, ...]] = (
-    *(("case", outcome) for outcome in ("opened", "other_model")),
-    *(("question", outcome) for outcome in ("answered", "repeated", "late", "unusable_state")),
-    *(("label", outcome) for outcome in ("noted", "waiting", "expired")),
-    *(("note", outcome) for outcome in ("sent", "learnt", "repeated", "unknown", "expired")),
-)
 
 
 class Record(NamedTuple):

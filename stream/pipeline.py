@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from stream.errors import InvalidRecordError, RiskStreamError, StateError
-from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
+from stream.events import MAX_RECORD_BYTES, HopEvent, Outcome, RiskLevel
 from stream.features import kernel
 from stream.features.history import (
     FAILED,
@@ -28,7 +28,7 @@ from stream.features.identity import identities
 from stream.features.residents import Residents
 from stream.features.vector import MISSING, Columns, VectorBuilder
 from stream.intake import Row, decode_row
-from stream.outputs import Encoder, HopEvent, Message, Record, dead_letter
+from stream.outputs import Encoder, Message, Record, dead_letter
 from stream.scoring.policy import Policy, Verdict
 from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer

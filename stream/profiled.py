@@ -51,18 +51,18 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from stream.events import Label
+    from stream.events import HopEvent, Label
     from stream.features.entity_log import EntityLog
     from stream.features.history import RecordReader
     from stream.intake import Row
-    from stream.outputs import HopEvent, Record
+    from stream.outputs import Record
     from stream.scoring.bundle import Bundle
 
 __all__ = ["HopTopics", "ProfiledPipeline"]
 
 _DAY_MS: Final = 86_400_000
 
-# What is counted, see stream.outputs.HOP_EVENTS.
+# What is counted, see stream.events.HOP_EVENTS.
 CASES: Final = ("case", "opened")
 OTHER_MODEL: Final = ("case", "other_model")
 ANSWERED: Final = ("question", "answered")
@@ -243,6 +243,7 @@ class ProfiledPipeline(Pipeline):
         for place, batch in enumerate(batches):
             if batch.topic == hop.labels:
                 self._route(batch, readers[place], plans[place], now_ms)
+        _labels_last(batches, plans, taken, hop.labels)
         for plan in plans:
             # A user's records together, so that one record batch holds them all or none.
             plan.writes.sort(key=lambda write: write[0][:-6])
@@ -479,7 +480,10 @@ class ProfiledPipeline(Pipeline):
             _count(plan, NOTES_UNKNOWN)
             return False
         time_ms, amount, _, _, to_usual, _ = events.array[:E_SIZE, at].tolist()
-        if note.when_ms > time_ms + self._stages.label_horizon_ms[note.entity]:
+        stages = self._stages
+        # Whether one that old is still in the log depends on how records came in batches.
+        gone = time_ms <= log.newest - stages.horizons[note.entity].events_ms
+        if gone or note.when_ms > time_ms + stages.label_horizon_ms[note.entity]:
             _count(plan, NOTES_EXPIRED)
             return False
         number = log.total - (events.end - at)
@@ -556,6 +560,23 @@ class ProfiledPipeline(Pipeline):
         vector = matrix[place : place + 1]
         self._builder.history(vector)[:] = self._builder.history(one.case.features[None, :])
         self._builder.fill(columns_of([alone.decoded[0].row], events, self.bundle.spec), vector)
+
+
+def _labels_last(batches: Sequence[Batch], plans: Sequence[Plan], taken: Sequence[int], labels: str) -> None:
+    """Put what labels ask and write behind what transactions of their partition do: so it was decided.
+
+    An entity that is told a label before it was asked about the transaction does not know what it is about;
+    and of two states of a user's log the last one written stays.
+    """
+    of_partition = {batches[place].partition: plans[place] for place in taken}
+    for batch, plan in zip(batches, plans, strict=True):
+        before = of_partition.get(batch.partition)
+        if batch.topic != labels or before is None:
+            continue
+        for to, messages in plan.asks.items():
+            before.asks.setdefault(to, []).extend(messages)
+        before.writes += plan.writes
+        plan.asks, plan.writes = {}, []
 
 
 def _joined(plan: Plan, other: Plan) -> Plan:

@@ -10,8 +10,9 @@ key suffix  record                                                        writte
 ==========  ============================================================  =========================
 
 Keys, first words and checksums are those of :mod:`stream.features.layout`. A key begins with the user id, or
-with :func:`layout.entity_prefix`. What no later transaction can see is forgotten by whole chunks; that is no
-matter of exactness, so nothing depends on when it happens.
+with :func:`layout.entity_prefix`. What no later transaction can see is forgotten by whole chunks, when a
+change is written. When that is depends on how records come in batches, so nobody may look beyond the horizon:
+not even for the transaction of a label that comes late.
 
 :class:`EntityLogs` keeps logs in memory between batches. The caller stores what they return, or ends: what
 is in memory is ahead of the store until then, and nobody else writes these records.

@@ -14,8 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from stream import __version__
-from stream.events import Outcome, RiskLevel
-from stream.outputs import HOP_EVENTS
+from stream.events import HOP_EVENTS, Outcome, RiskLevel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

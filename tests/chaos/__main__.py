@@ -15,11 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bundles import trained_bundle
-
 from benchmarks.environment import describe, environment
 from chaos.faults import KNOWN
-from chaos.rounds import Result, plan, run_lane
+from chaos.rounds import Result, deal, plan, run_lane, save_bundles
 from chaos.table import failed, lines
 from stream.brokers.kafka import missing_tools
 from stream.cli.stopping import raise_on_sigterm
@@ -35,11 +33,10 @@ def main() -> int:
     found = environment()
     print(*describe(found), f"seed      {options.seed}", sep="\n", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="riskstream-chaos-"))
-    bundle = folder / "bundle"
-    trained_bundle().save(bundle)
+    bundles = save_bundles(folder)
     started = time.monotonic()
     try:
-        results = _run_lanes(options, folder, bundle, started)
+        results = _run_lanes(options, folder, bundles, started)
     finally:
         logs = sorted(folder.glob("lane-*/failed-round-*"))
         if not logs:
@@ -76,9 +73,11 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run_lanes(options: argparse.Namespace, folder: Path, bundle: Path, started: float) -> list[Result]:
+def _run_lanes(
+    options: argparse.Namespace, folder: Path, bundles: dict[bool, Path], started: float
+) -> list[Result]:
     """Deal the rounds out to lanes, each a process with a broker, and collect what they report."""
-    rounds = list(enumerate(plan(options.rounds, options.seed, options.only), 1))
+    rounds = deal(plan(options.rounds, options.seed, options.only), options.lanes)
     context = multiprocessing.get_context("spawn")
     reports: Any = context.Queue()
     deadline = started + 60 * options.minutes
@@ -88,9 +87,9 @@ def _run_lanes(options: argparse.Namespace, folder: Path, bundle: Path, started:
             daemon=True,
             args=(
                 folder / f"lane-{lane}",
-                bundle,
+                bundles,
                 options.seed,
-                rounds[lane :: options.lanes],
+                rounds[lane],
                 deadline,
                 reports,
             ),
@@ -117,8 +116,9 @@ def _line(result: Result) -> str:
         return f"{result.number:>4} skipped {result.fault}: {result.skipped}"
     recovery = "-" if result.recovery_seconds is None else f"{result.recovery_seconds:.1f} s"
     verdict = "known" if result.problem and result.known else "FAILED" if result.problem else "ok"
+    kind = "profiles" if result.profiled else ""
     text = (
-        f"{result.number:>4} {verdict:<6} {result.fault:<26} {result.transactions:>6,} transactions, "
+        f"{result.number:>4} {verdict:<6} {result.fault:<26} {kind:<8} {result.transactions:>6,} transactions, "
         f"lost {result.lost}, doubled {result.doubled}, redelivered {result.redelivered}, "
         f"recovery {recovery}, {result.duration_seconds:.0f} s"
     )

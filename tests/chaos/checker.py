@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,16 +18,18 @@ import rocksdict
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from oracle import DAY, Event, User, same
 
+from chaos.hop import Hop, identity_of
 from chaos.traffic import BAD_FIELD, event_of
 from stream.brokers import admin
 from stream.events import DeadLetterHeader
 from stream.features import kernel, layout
-from stream.topics import changelog_topic
+from stream.topics import answers_topic, changelog_topic, questions_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from stream.features.entities import EntityProfile
     from stream.settings import Settings
 
 __all__ = ["Checker", "Findings", "Position"]
@@ -57,6 +58,9 @@ CHANGELOG_ID_KEY = b"__riskstream\0changelog-id__"
 
 #: The record with which a worker takes a partition over; no user has it.
 OWNER_KEY = b"\0O\0\0\0\0"
+
+#: Records of the logs that models with profiles keep beside the histories.
+LOG_KINDS = frozenset("PEK")
 
 HORIZON_MS = 33 * DAY
 ALERT_LEVELS = ("MEDIUM", "HIGH")
@@ -136,6 +140,11 @@ class Reader:
                 headers = tuple((name, value) for name, value in record.headers)
                 yield Found(record.partition, record.offset, record.key, record.value, headers)
 
+    def ends(self) -> dict[int, int]:
+        """Return where each partition ends at this moment."""
+        ends = self._consumer.end_offsets(list(self._consumer.assignment()))
+        return {partition.partition: end for partition, end in ends.items()}
+
     def rest(self) -> Iterator[Found]:
         """Yield everything up to the end at this moment."""
         ends = self._consumer.end_offsets(list(self._consumer.assignment()))
@@ -165,16 +174,16 @@ class _History:
     applied: list[int] = field(default_factory=list)
 
 
-def _identity(text: str | None) -> int:
-    if text is None:
-        return 0
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1
-
-
 class Checker:
-    """Follows the topics of one deployment; its ``check`` may be called whenever nothing is under way."""
+    """Follows the topics of one deployment; its ``check`` may be called whenever nothing is under way.
 
-    def __init__(self, settings: Settings) -> None:
+    Parameters
+    ----------
+    profiles
+        Those of the deployment's model.
+    """
+
+    def __init__(self, settings: Settings, profiles: Sequence[EntityProfile] = ()) -> None:
         self._settings = settings
         topics = settings.topics
         self._names = {
@@ -184,12 +193,21 @@ class Checker:
             "dead_letters": topics.dead_letters,
             "changelog": changelog_topic(settings),
         }
+        self.hop: Hop | None = None
+        if profiles:
+            self.hop = Hop(settings, profiles)
+            self._names |= {
+                "labels": topics.labels,
+                "questions": questions_topic(settings),
+                "answers": answers_topic(settings),
+            }
         self._readers = {name: Reader(settings, topic) for name, topic in self._names.items()}
         self._expected: dict[Position, _Expected] = {}
         self._unchecked: set[Position] = set()
         self._histories: dict[str, _History] = {}
         self._decisions: dict[Position, dict[str, Any]] = {}
         self._dead_letters: dict[Position, Found] = {}
+        self._label_letters: dict[Position, Found] = {}
         self._alerts: dict[tuple[str, int, int], dict[str, Any]] = {}
         #: By partition, the highest answered offset.
         self._highest: dict[int, int] = {}
@@ -238,11 +256,14 @@ class Checker:
         if bad:
             self._expected[position] = _Expected(found, field=bad[0].decode())
             return
-        name, event = event_of(found.value or b"")
+        body = json.loads(found.value or b"")
+        name, event = event_of(body)
         history = self._histories.setdefault(name, _History(found.partition))
         outcome, features = history.user.take(event)
         if outcome != "duplicate":
             history.applied.append(found.offset)
+            if self.hop is not None:
+                self.hop.take_source(found, body, event, outcome)
         self.late += outcome == "late"
         self._expected[position] = _Expected(found, name, outcome, features, event.transaction_id)
 
@@ -259,7 +280,7 @@ class Checker:
         if first is not comparable:
             self.redelivered += 1
             if first != comparable:
-                self._pending.add(f"{position}: two different decisions: {first} and {comparable}")
+                self._pending.add(f"{position}: two different decisions: {_differences(first, comparable)}")
         if found.partition != position[0] or found.key != body["user_id"].encode():
             self._pending.add(f"{position}: its decision has key {found.key!r}, partition {found.partition}")
 
@@ -278,8 +299,12 @@ class Checker:
             int(headers[DeadLetterHeader.PARTITION.value]),
             int(headers[DeadLetterHeader.OFFSET.value]),
         )
-        self._note(position)
-        first = self._dead_letters.setdefault(position, found)
+        letters = self._dead_letters
+        if headers[DeadLetterHeader.TOPIC.value].decode() == self._names["source"]:
+            self._note(position)
+        else:
+            letters = self._label_letters
+        first = letters.setdefault(position, found)
         if first is not found:
             self.redelivered += 1
             one, two = (
@@ -292,6 +317,18 @@ class Checker:
             )
             if one != two:
                 self._pending.add(f"{position}: two different dead letters: {one} and {two}")
+
+    def _take_labels(self, found: Found) -> None:
+        assert self.hop is not None
+        self.hop.take_label(found)
+
+    def _take_questions(self, found: Found) -> None:
+        assert self.hop is not None
+        self.hop.take_question(found)
+
+    def _take_answers(self, found: Found) -> None:
+        assert self.hop is not None
+        self.hop.take_answer(found)
 
     def _take_changelog(self, found: Found) -> None:
         self.changelog_records += 1
@@ -314,7 +351,10 @@ class Checker:
     def check(self) -> Findings:
         """Compare every answer and alert; everything that was sent must have had its time."""
         findings, self._pending = self._pending, Findings()
-        for position in self.unanswered():
+        unanswered = self.unanswered()
+        if self.hop is not None:
+            self.hop.catch_up(findings)
+        for position in unanswered:
             findings.add(f"{position}: no decision and no dead letter", lost=1)
             self._unchecked.discard(position)
         findings.join(self._pending)
@@ -333,10 +373,16 @@ class Checker:
         Whatever lies below a committed offset must have its answer, and its effect in the changelog.
         """
         findings = Findings()
-        committed = self.committed()
+        bounds = self.committed()
+        committed = bounds["source"]
         self.follow()
+        if self.hop is not None:
+            self.hop.catch_up(findings)
+            self.hop.check_commits(self._state, bounds, findings)
         for position in self._unchecked:
-            if position[1] < committed.get(position[0], 0) and not self.is_answered(position):
+            if position[1] >= committed.get(position[0], 0) or self.is_answered(position):
+                continue
+            if self.hop is None or not self.hop.waits(position, bounds["answers"]):
                 findings.add(f"{position}: committed {committed[position[0]]}, and not answered", lost=1)
         for name, history in self._histories.items():
             bound = committed.get(history.partition, 0)
@@ -351,19 +397,36 @@ class Checker:
                 )
         return findings
 
-    def committed(self) -> dict[int, int]:
-        """Return the group's committed offset of each source partition that has one."""
+    def committed(self) -> dict[str, dict[int, int]]:
+        """Return for each consumed topic the group's committed offset of each partition that has one."""
         client = KafkaAdminClient(**admin.client_config(self._settings.kafka))
         try:
             found = client.list_group_offsets([self._settings.app_id])[self._settings.app_id]
         finally:
             client.close()
-        topic = self._names["source"]
         return {
-            partition.partition: place.offset
-            for partition, place in found.items()
-            if partition.topic == topic and place.offset >= 0
+            name: {
+                partition.partition: place.offset
+                for partition, place in found.items()
+                if partition.topic == topic and place.offset >= 0
+            }
+            for name, topic in self._names.items()
         }
+
+    def under_way(self) -> list[str]:
+        """Return what of the topics between the stages is not committed, a line for each partition.
+
+        Without any, nothing is under way: every label is where it belongs, and no case is open.
+        """
+        if self.hop is None:
+            return []
+        committed = self.committed()
+        return [
+            f"{name} of partition {partition}: committed {committed[name].get(partition, 0)} of {end}"
+            for name in ("labels", "questions", "answers")
+            for partition, end in self._readers[name].ends().items()
+            if committed[name].get(partition, 0) < end
+        ]
 
     def changelog_size(self) -> int:
         """Return how many records the changelog has now: fewer than were written once it was compacted."""
@@ -387,6 +450,33 @@ class Checker:
         finally:
             reader.close()
 
+    def _check_letter(self, name: str, record: Found, letter: Found, field: str, findings: Findings) -> None:
+        position = (record.partition, record.offset)
+        own = [(header, value) for header, value in letter.headers if header not in _ADDED]
+        added = {header: value.decode() for header, value in letter.headers if header in _ADDED}
+        if (letter.key, letter.value, own) != (record.key, record.value, list(record.headers)):
+            findings.add(f"{position}: its dead letter is not what it was: {letter}")
+        asked = {
+            DeadLetterHeader.TOPIC.value: self._names[name],
+            DeadLetterHeader.PARTITION.value: str(position[0]),
+            DeadLetterHeader.OFFSET.value: str(position[1]),
+            DeadLetterHeader.FIELD.value: field,
+        }
+        if any(added.get(header) != value for header, value in asked.items()):
+            findings.add(f"{position}: its dead letter says {added}, not {asked}")
+        if not added.get(DeadLetterHeader.REASON.value):
+            findings.add(f"{position}: its dead letter has no reason")
+
+    def _check_label_letters(self, hop: Hop, findings: Findings) -> None:
+        for position, (record, name) in hop.bad_labels.items():
+            letter = self._label_letters.get(position)
+            if letter is None:
+                findings.add(f"label at {position}: is not valid ({name}), and has no dead letter", lost=1)
+            else:
+                self._check_letter("labels", record, letter, name, findings)
+        for position in self._label_letters.keys() - hop.bad_labels.keys():
+            findings.add(f"label at {position}: is valid, and has a dead letter")
+
     def _check_answer(self, position: Position, findings: Findings) -> None:
         expected, record = self._expected[position], self._expected[position].record
         decision, letter = self._decisions.get(position), self._dead_letters.get(position)
@@ -394,20 +484,7 @@ class Checker:
             if decision is not None or letter is None:
                 findings.add(f"{position}: is not valid ({expected.field}) and was decided: {decision}")
                 return
-            own = [(name, value) for name, value in letter.headers if name not in _ADDED]
-            added = {name: value.decode() for name, value in letter.headers if name in _ADDED}
-            if (letter.key, letter.value, own) != (record.key, record.value, list(record.headers)):
-                findings.add(f"{position}: its dead letter is not what it was: {letter}")
-            asked = {
-                DeadLetterHeader.TOPIC.value: self._names["source"],
-                DeadLetterHeader.PARTITION.value: str(position[0]),
-                DeadLetterHeader.OFFSET.value: str(position[1]),
-                DeadLetterHeader.FIELD.value: expected.field,
-            }
-            if any(added.get(name) != value for name, value in asked.items()):
-                findings.add(f"{position}: its dead letter says {added}, not {asked}")
-            if not added.get(DeadLetterHeader.REASON.value):
-                findings.add(f"{position}: its dead letter has no reason")
+            self._check_letter("source", record, letter, expected.field, findings)
             return
         if letter is not None or decision is None:
             findings.add(f"{position}: is valid and was rejected: {dict(letter.headers) if letter else None}")
@@ -419,12 +496,12 @@ class Checker:
             )
             return
         if expected.features is not None:
-            values = decision["features"]
-            found = {name: math.nan if values[name] is None else values[name] for name in expected.features}
+            values, wanted = decision["features"], expected.features
+            if self.hop is not None:
+                wanted = wanted | self.hop.features(position, findings)
+            found = {name: math.nan if values[name] is None else values[name] for name in wanted}
             differ = {
-                name: (found[name], value)
-                for name, value in expected.features.items()
-                if not same(found[name], value)
+                name: (found[name], value) for name, value in wanted.items() if not same(found[name], value)
             }
             if differ:
                 findings.add(f"{position}: features of {expected.transaction_id} differ: {differ}")
@@ -454,17 +531,29 @@ class Checker:
     def _records_of(state: dict[int, dict[bytes, bytes]], partition: int, name: str) -> dict[bytes, bytes]:
         user = name.encode()
         records = state.get(partition, {})
-        return {key: value for key, value in records.items() if layout.user_of_key(key)[0] == user}
+        return {
+            key: value
+            for key, value in records.items()
+            if key.startswith(user) and layout.user_of_key(key)[0] == user and key[-5] not in b"PEK"
+        }
 
     def check_state(self) -> Findings:
-        """Compare the changelog's fold, as far as it was read, with the source's, user by user."""
+        """Compare the changelog's fold, as far as it was read, with the source's, user by user.
+
+        With profiles entity by entity as well; nothing may be under way.
+        """
         findings, state = Findings(), self._state
+        if self.hop is not None:
+            self.hop.check_state(state, findings)
+            self._check_label_letters(self.hop, findings)
         by_user: dict[tuple[int, bytes], dict[bytes, bytes]] = {}
         for partition, records in state.items():
             for key, value in records.items():
                 if key == OWNER_KEY:
                     continue
-                user = layout.user_of_key(key)[0]
+                user, kind, _ = layout.user_of_key(key)
+                if kind in LOG_KINDS:
+                    continue
                 by_user.setdefault((partition, user), {})[key] = value
         for name, history in self._histories.items():
             records = by_user.pop((history.partition, name.encode()), {})
@@ -531,6 +620,13 @@ class Checker:
             f"no store of partition {partition} is at the changelog's end" for partition in wanted
         ]
         return findings
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what two decisions say differently, their features among it."""
+    left, right = ({**body, **body.get("features", {}), "features": None} for body in (one, other))
+    names = left.keys() | right.keys()
+    return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
 
 
 def _fold(state: dict[bytes, bytes], found: Found) -> None:
@@ -604,7 +700,7 @@ def _compare(name: str, history: _History, stored: _Stored, findings: Findings) 
         )
     gone = max(times) - HORIZON_MS
     kept = [
-        (event.time, event.amount, _identity(event.merchant), _identity(event.transaction_id))
+        (event.time, event.amount, identity_of(event.merchant), identity_of(event.transaction_id))
         for event in events
         if event.time > gone
     ]

@@ -20,6 +20,7 @@ import psutil
 from helpers import PATIENCE_SECONDS, settings_for
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
+from profiles import PROFILES
 
 from chaos.checker import Checker
 from chaos.traffic import Traffic
@@ -29,6 +30,7 @@ from stream.runtime.faults import FAULT_VARIABLE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from chaos.traffic import Sent
     from stream.brokers.base import Broker
 
 __all__ = ["ChaosError", "Deployment", "Pump", "Slot"]
@@ -201,13 +203,11 @@ class Pump(threading.Thread):
             raise self.error
 
     def _burst(self, count: int) -> None:
-        topic = self._deployment.settings.topics.transactions
         for record in self._deployment.traffic.take(count):
-            future = self._deployment.producer.send(
-                topic, key=record.key, value=record.value, headers=list(record.headers)
-            )
-            future.add_callback(self._acknowledge)
-            self.sent += 1
+            future = self._deployment.send(record)
+            if record.topic == "transactions":
+                future.add_callback(self._acknowledge)
+                self.sent += 1
 
     def _acknowledge(self, where: Any) -> None:
         with self._lock:
@@ -216,9 +216,24 @@ class Pump(threading.Thread):
 
 
 class Deployment:
-    """Topics of its own, workers in slots, and a checker that follows them."""
+    """Topics of its own, workers in slots, and a checker that follows them.
 
-    def __init__(self, broker: Broker, folder: Path, bundle: Path, seed: str, **overrides: Any) -> None:
+    Parameters
+    ----------
+    profiled
+        Whether the bundle's model has profiles, those of :mod:`profiles`: then there are labels.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        folder: Path,
+        bundle: Path,
+        seed: str,
+        *,
+        profiled: bool = False,
+        **overrides: Any,
+    ) -> None:
         folder.mkdir(parents=True)
         overrides.setdefault("decisions", {"features": True})
         # Small rounds, so that a fault finds many different moments.
@@ -226,12 +241,13 @@ class Deployment:
         self.broker = broker
         self.folder = folder
         self.settings = settings_for(broker, state_dir=folder / "state-0", bundle=bundle, **overrides)
-        self.traffic = Traffic(seed)
+        self.profiled = profiled
+        self.traffic = Traffic(seed, profiled=profiled)
         self.slots: list[Slot] = []
         self.may_end = False
         self._kafka = admin.client_config(self.settings.kafka)
         admin.create_topics(self.settings)
-        self.checker = Checker(self.settings)
+        self.checker = Checker(self.settings, PROFILES if profiled else ())
         self.producer = KafkaProducer(
             **self._kafka, acks="all", linger_ms=5, delivery_timeout_ms=int(HANG_SECONDS * 1000)
         )
@@ -242,6 +258,11 @@ class Deployment:
             slot.kill()
         self.producer.close(timeout=5)
         self.checker.close()
+
+    def send(self, record: Sent) -> Any:
+        """Produce a record to its topic; returns the future of its acknowledgement."""
+        topic = getattr(self.settings.topics, record.topic)
+        return self.producer.send(topic, key=record.key, value=record.value, headers=list(record.headers))
 
     # --- workers -----------------------------------------------------------------------------------
 

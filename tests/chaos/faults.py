@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["FAULTS", "KNOWN", "Fault", "Round"]
 
 #: Steps at which a worker falls asleep and is given up.
-_SLEEPS = ("decided", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
+_SLEEPS = ("decided", "asks_sent", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
+
+#: Steps that only come where the model has profiles.
+_PROFILED = ("asks_sent",)
 
 #: Faults that the product does not survive yet, by name, and why. They run, and do not fail the suite.
 KNOWN: dict[str, str] = {}
@@ -128,6 +131,8 @@ class Fault:
         The signal and step of a worker that brings it about itself.
     may_end:
         Whether workers may end by themselves meanwhile, each with one readable line.
+    profiled:
+        Whether it only comes where the model has profiles.
     lacks:
         Returns what this machine lacks for it, or None.
     """
@@ -137,6 +142,7 @@ class Fault:
     workers: tuple[int, int] = (1, 1)
     order: tuple[str, str] | None = None
     may_end: bool = False
+    profiled: bool = False
     lacks: Callable[[], str | None] = lambda: None
 
     def orders(self, rng: random.Random) -> dict[int, str]:
@@ -422,12 +428,18 @@ def _jump(now: Round) -> None:
 
 
 def _all() -> list[Fault]:
-    found = [Fault(f"SIGKILL at {step}", _ends_itself, order=("SIGKILL", step)) for step in STEPS]
-    found += [Fault(f"SIGTERM at {step}", _ends_itself, order=("SIGTERM", step)) for step in STEPS]
-    found += [
-        Fault(f"SIGSTOP at {step}", _sleep, workers=(2, 2), order=("SIGSTOP", step), may_end=True)
-        for step in _SLEEPS
+    found = [
+        Fault(f"{name} at {step}", _ends_itself, order=(name, step), profiled=step in _PROFILED)
+        for name in ("SIGKILL", "SIGTERM")
+        for step in STEPS
     ]
+    found += [
+        Fault(
+            f"SIGSTOP at {step}", _sleep, workers=(2, 2), order=("SIGSTOP", step), may_end=True,
+            profiled=step in _PROFILED,
+        )
+        for step in _SLEEPS
+    ]  # fmt: skip
     found += [
         Fault("SIGKILL at random", _end_one(signal.SIGKILL)),
         Fault("SIGTERM at random", _end_one(signal.SIGTERM)),

@@ -9,19 +9,23 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from bundles import made_bundle, trained_bundle
+from profiles import PROFILES
+
 from chaos.checker import Findings
 from chaos.deployment import ChaosError, Deployment, Pump
 from chaos.faults import FAULTS, KNOWN, SHARE, Round
 from stream.brokers.kafka import KafkaBroker
 from stream.cli.stopping import raise_on_sigterm
+from stream.scoring.bundle import Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from chaos.faults import Fault
 
-__all__ = ["Lane", "Result", "plan", "run_lane"]
+__all__ = ["Lane", "Result", "deal", "plan", "run_lane", "save_bundles"]
 
 #: The oracle is slow in the length of a history.
 ROUNDS_A_DEPLOYMENT = 8
@@ -36,6 +40,8 @@ class Result:
 
     fault: str
     number: int
+    #: Whether the deployment's model has profiles.
+    profiled: bool = False
     transactions: int = 0
     late: int = 0
     redelivered: int = 0
@@ -65,12 +71,46 @@ def plan(rounds: int, seed: int, only: Iterable[str] = ()) -> list[str]:
     return order[:rounds]
 
 
-class Lane:
-    """A broker of its own, and deployments on it one after the other, a few rounds each."""
+def deal(names: Sequence[str], lanes: int) -> list[list[tuple[int, str, bool]]]:
+    """Return each lane's rounds: number, fault, and whether with profiles.
 
-    def __init__(self, folder: Path, bundle: Path, seed: int) -> None:
+    A lane's deployments are with and without in turn; a fault that only comes with profiles has them anyway.
+    """
+    rounds = list(enumerate(names, 1))
+    return [
+        [
+            (number, name, bool((at // ROUNDS_A_DEPLOYMENT + lane) % 2) or FAULTS[name].profiled)
+            for at, (number, name) in enumerate(rounds[lane::lanes])
+        ]
+        for lane in range(lanes)
+    ]
+
+
+def save_bundles(folder: Path) -> dict[bool, Path]:
+    """Write the models of deployments without and with profiles, and return where each lies."""
+    bundles = {
+        False: trained_bundle(),
+        # Of random rows; with these thresholds some of what it scores deserves an alert.
+        True: made_bundle(entities=PROFILES, thresholds=Thresholds(high=0.52, medium=0.5, prediction=0.5)),
+    }
+    found = {profiled: folder / ("profiled" if profiled else "plain") for profiled in bundles}
+    for profiled, bundle in bundles.items():
+        bundle.save(found[profiled])
+    return found
+
+
+class Lane:
+    """A broker of its own, and deployments on it one after the other, a few rounds each.
+
+    Parameters
+    ----------
+    bundles
+        See :func:`save_bundles`.
+    """
+
+    def __init__(self, folder: Path, bundles: Mapping[bool, Path], seed: int) -> None:
         self._folder = folder
-        self._bundle = bundle
+        self._bundles = bundles
         self._seed = seed
         self._broker = KafkaBroker(extra_config=BROKER_CONFIG)
         self._deployment: Deployment | None = None
@@ -91,7 +131,10 @@ class Lane:
             deployment.close()
             shutil.rmtree(deployment.folder, ignore_errors=True)
 
-    def _current(self) -> Deployment:
+    def _current(self, findings: Findings, *, profiled: bool) -> Deployment:
+        if self._deployment is not None and self._deployment.profiled != profiled:
+            _end(self._deployment, findings)
+            self._rounds = ROUNDS_A_DEPLOYMENT
         if self._rounds >= ROUNDS_A_DEPLOYMENT:
             self._discard()
         if self._deployment is None:
@@ -99,16 +142,20 @@ class Lane:
             self._deployment = Deployment(
                 self._broker,
                 self._folder / f"deployment-{self._deployments}",
-                self._bundle,
+                self._bundles[profiled],
                 f"{self._seed} {self._deployments}",
+                profiled=profiled,
             )
         self._rounds += 1
         return self._deployment
 
-    def run(self, name: str, number: int) -> Result:
-        """Run one round; whatever is found wrong is in the result, and ends the deployment."""
+    def run(self, name: str, number: int, *, profiled: bool) -> Result:
+        """Run one round; whatever is found wrong is in the result, and ends the deployment.
+
+        Another kind of deployment than the last round's is a new one, the last one's end checked before.
+        """
         fault = FAULTS[name]
-        result = Result(name, number)
+        result = Result(name, number, profiled)
         lacks = fault.lacks()
         if lacks is not None:
             result.skipped = lacks
@@ -116,7 +163,7 @@ class Lane:
         started = time.monotonic()
         findings = Findings()
         try:
-            deployment = self._current()
+            deployment = self._current(findings, profiled=profiled)
             last = self._rounds >= ROUNDS_A_DEPLOYMENT
             self._round(deployment, fault, random.Random(f"{self._seed} {number}"), result, findings)
             if last:
@@ -163,6 +210,10 @@ class Lane:
             except ChaosError as error:
                 open_now = [(where, checker.sent_at(where)) for where in checker.unanswered()[:8]]
                 raise ChaosError(f"not answered: {open_now}\n{error}") from error
+            try:
+                deployment.wait(_nothing_open(checker.under_way), "something remains under way")
+            except ChaosError as error:
+                raise ChaosError(f"under way: {checker.under_way()}\n{error}") from error
             findings.join(checker.check())
             _check_state(deployment, findings, may_be_damaged=now.may_be_damaged)
         except BaseException:
@@ -186,8 +237,8 @@ class Lane:
             shutil.rmtree(slot.state_dir, ignore_errors=True)
 
 
-def _nothing_open(unanswered: Callable[[], list[tuple[int, int]]]) -> Callable[[], bool]:
-    return lambda: not unanswered()
+def _nothing_open(found: Callable[[], list[Any]]) -> Callable[[], bool]:
+    return lambda: not found()
 
 
 def _check_state(deployment: Deployment, findings: Findings, *, may_be_damaged: bool) -> None:
@@ -232,15 +283,20 @@ def _end(deployment: Deployment, findings: Findings) -> None:
 
 
 def run_lane(
-    folder: Path, bundle: Path, seed: int, rounds: list[tuple[int, str]], deadline: float, reports: Any
+    folder: Path,
+    bundles: Mapping[bool, Path],
+    seed: int,
+    rounds: list[tuple[int, str, bool]],
+    deadline: float,
+    reports: Any,
 ) -> None:
     """Run a lane's rounds in a process of its own, and put each result into the queue ``reports``."""
     raise_on_sigterm()
     folder.mkdir()
-    with Lane(folder, bundle, seed) as lane:
-        for number, name in rounds:
+    with Lane(folder, bundles, seed) as lane:
+        for number, name, profiled in rounds:
             if time.monotonic() > deadline:
                 break
-            reports.put(lane.run(name, number))
+            reports.put(lane.run(name, number, profiled=profiled))
     reports.close()
     reports.join_thread()

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
 __all__ = ["failed", "lines"]
 
-_HEADINGS = ("rounds", "transactions", "late", "redelivered", "lost", "doubled", "recovery p50", "max")
+_HEADINGS = (
+    "rounds",
+    "profiled",
+    "transactions",
+    "late",
+    "redelivered",
+    "lost",
+    "doubled",
+    "recovery p50",
+    "max",
+)
 
 
 def failed(result: Result) -> bool:
@@ -50,6 +60,7 @@ def _row(name: str, group: Sequence[Result], width: int) -> str:
     recoveries = [result.recovery_seconds for result in group if result.recovery_seconds is not None]
     cells = [
         f"{len(group):,}",
+        f"{sum(result.profiled for result in group):,}",
         f"{sum(result.transactions for result in group):,}",
         f"{sum(result.late for result in group):,}",
         f"{sum(result.redelivered for result in group):,}",

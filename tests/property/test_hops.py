@@ -22,7 +22,12 @@ from profiles import (
 )
 
 from offline.features import build_features
-from stream.pipeline import PipelineConfig
+from stream.features.history import MemoryRecords
+from stream.features.identity import identity
+from stream.hop import Note, Question, decode_answers, decode_question
+from stream.outputs import Record
+from stream.pipeline import Batch, PipelineConfig
+from stream.profiled import ProfiledPipeline
 
 DAY_MS = 86_400_000
 CONFIG = PipelineConfig(decision_features=True)
@@ -135,3 +140,67 @@ def test_out_of_order_transactions_and_corrected_labels_give_the_features_of_the
     assert bus.hop["label", "waiting"] > 0
     assert bus.hop["question", "late"] > 0
     assert bus.hop["note", "expired"] > 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_label_of_the_same_round_is_told_behind_the_question(seed):
+    """Whichever of a round's batches comes first."""
+    rng = random.Random(seed)
+    rows = transactions(rng, 150)
+    bus = Bus(1)
+    feed(bus, rows, labels_of(rng, rows))
+    run(bus, made_bundle(entities=PROFILES), CONFIG, START_MS + 1000 * DAY_MS, rng=rng)
+    assert bus.hop["note", "learnt"] == bus.hop["note", "sent"] > 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_label_is_lost_whatever_its_round_and_whoever_falls(seed):
+    rng = random.Random(seed)
+    rows = transactions(rng, 150)
+    labels = labels_of(rng, rows)
+    bus = Bus(1)
+    feed(bus, rows, labels)
+    run(bus, made_bundle(entities=PROFILES), CONFIG, START_MS + 1000 * DAY_MS, rng=rng, most=3, crashes=60)
+    heard = [decode_question(record.value) for record in bus.of(TOPICS.questions, 0)]
+    told = {(what.ident, what.entity) for what in heard if isinstance(what, Note)}
+    first = {(row["user_id"], row["transaction_id"]): row for row in reversed(rows)}
+    expected = {
+        (identity(f"{label['user_id']}\0{label['transaction_id']}"), code)
+        for label in labels
+        for name, code in (("merchant_id", 2), ("device_id", 4))
+        if name in first[label["user_id"], label["transaction_id"]]
+    }
+    assert told == expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_label_that_comes_late_counts_however_records_come_in_batches(seed):
+    """Merchants keep transactions for 23 days; by whole chunks, so that some are there for longer."""
+    rng = random.Random(seed)
+    pipeline = ProfiledPipeline(made_bundle(entities=PROFILES), CONFIG, TOPICS)
+    heard, times = [], [START_MS]
+    for at in range(300):
+        times.append(times[-1] + rng.randrange(DAY_MS))
+        merchant = rng.randrange(2)
+        heard.append(Question(2, merchant, at, 0, times[at], 100 + at, 100, 7, at, 1.0).encode().value)
+        old = rng.randrange(max(0, at - 60), at + 1)
+        known = times[old] + rng.randrange(20 * DAY_MS)
+        heard.append(Note(2, rng.randrange(2), old, 1, known, at).encode().value)
+
+    def answers(most):
+        store, found, at = MemoryRecords(), [], 0
+        while at < len(heard):
+            pipeline.rebalanced()  # what follows knows what is stored
+            size = rng.randint(1, most)
+            records = [Record(at, START_MS, None, value) for value in heard[at : at + size]]
+            (plan,) = pipeline.process_all([Batch(TOPICS.questions, 0, 1, records)], [store], START_MS)
+            store.write(plan.writes)
+            found += [
+                decode_answers(Record(0, 0, None, message.value)).features
+                for message in plan.sends.get((TOPICS.answers, 0), ())
+            ]
+            at += size
+        return found
+
+    np.testing.assert_array_equal(answers(1), answers(len(heard)))
+    np.testing.assert_array_equal(answers(1), answers(20))
