@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODES", "Answer", "Case", "Note", "Question", "case_of", "decode_answers", "decode_question",
-    "partition_of",
+    "owner_mark", "partition_of",
 ]  # fmt: skip
 
 #: What stands for each kind of entity in keys and messages; never changed, only added to.
 CODES: Final = {"user": 1, "merchant": 2, "card": 3, "device": 4, "ip": 5}
 
 _VERSION: Final = 1
-_CASE, _ANSWER, _REPEATED, _QUESTION, _NOTE = (ord(letter) for letter in "CARQN")
+_CASE, _ANSWER, _REPEATED, _QUESTION, _NOTE, _OWNER = (ord(letter) for letter in "CARQNO")
 
 #: Kind, version, entities asked (a bit for each code), bytes of the source's key (-1: none), features, the
-#: spec's hash, case, source offset and timestamp; then the features, the key and the value.
-_CASE_HEAD: Final = struct.Struct("<BBHhH8sqqq")
+#: owner's epoch, the spec's hash, case, source offset and timestamp; then the features, the key, the value.
+_CASE_HEAD: Final = struct.Struct("<BBHhHi8sqqq")
 #: Kind, version, entity's code, features, the spec's hash, case; then the features.
 _ANSWER_HEAD: Final = struct.Struct("<BBHH8sq")
 #: Kind, version, entity's code, source partition; entity, case, time, amount, minor units, user, transaction,
@@ -111,6 +111,8 @@ class Case:
         A bit for each code of an entity that was asked.
     features:
         float64[features], NaN where the answers belong.
+    epoch:
+        Of the partition's owner that opened it; -1 where the broker has none.
     """
 
     case: int
@@ -118,13 +120,14 @@ class Case:
     spec_hash: str
     asked: int
     features: npt.NDArray[np.float64]
+    epoch: int = -1
 
     def encode(self) -> Message:
         """Return the record, with the trace of the source record."""
         record = self.record
         head = _CASE_HEAD.pack(
             _CASE, _VERSION, self.asked, -1 if record.key is None else len(record.key), len(self.features),
-            bytes.fromhex(self.spec_hash), self.case, record.offset, record.timestamp_ms,
+            self.epoch, bytes.fromhex(self.spec_hash), self.case, record.offset, record.timestamp_ms,
         )  # fmt: skip
         value = head + self.features.tobytes() + (record.key or b"") + (record.value or b"")
         return Message(None, value, record.headers and trace_context(record.headers))
@@ -182,8 +185,13 @@ def decode_question(value: bytes | None) -> Question | Note:
     raise _broken("a question")
 
 
-def decode_answers(record: Record) -> Case | Answer:
-    """Return the case or the answer in a record of the answers' topic.
+def owner_mark() -> Message:
+    """Return what a partition's new owner writes to the answers' topic before its first case."""
+    return Message(None, bytes((_OWNER, _VERSION)))
+
+
+def decode_answers(record: Record) -> Case | Answer | None:
+    """Return the case or the answer in a record of the answers' topic, None for an owner's mark.
 
     Raises
     ------
@@ -198,12 +206,14 @@ def decode_answers(record: Record) -> Case | Answer:
             features = np.frombuffer(value, np.float64, count, _ANSWER_HEAD.size)
             return Answer(entity, case, spec.hex(), features if kind == _ANSWER else None)
     if kind == _CASE and len(value) >= _CASE_HEAD.size:
-        _, _, asked, key_size, count, spec, case, offset, timestamp_ms = _CASE_HEAD.unpack_from(value)
+        _, _, asked, key_size, count, epoch, spec, case, offset, timestamp_ms = _CASE_HEAD.unpack_from(value)
         begin = _CASE_HEAD.size + 8 * count
         end = begin + max(key_size, 0)
         if len(value) >= end:
             features = np.frombuffer(value, np.float64, count, _CASE_HEAD.size)
             key = None if key_size < 0 else value[begin:end]
             source = Record(offset, timestamp_ms, key, value[end:], record.headers)
-            return Case(case, source, spec.hex(), asked, features)
+            return Case(case, source, spec.hex(), asked, features, epoch)
+    if kind == _OWNER:
+        return None
     raise _broken("a case or an answer")

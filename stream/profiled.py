@@ -78,6 +78,9 @@ NOTES_REPEATED: Final = ("note", "repeated")
 NOTES_UNKNOWN: Final = ("note", "unknown")
 NOTES_EXPIRED: Final = ("note", "expired")
 
+#: The epoch and mark of a partition where the broker keeps no owners apart: every case is believed.
+_NOT_OWNED: Final = (-1, 2**62)
+
 #: The outcome of a transaction that is decided elsewhere.
 _ASKED: Final = 7
 
@@ -185,6 +188,8 @@ class ProfiledPipeline(Pipeline):
         self._entities = EntityLogs(config.resident_bytes)
         #: Cases without all of their answers, by partition, in the order of their offsets.
         self._open: dict[int, dict[int, _Open]] = {}
+        #: By partition, the epoch of this owner and the offset of its mark in the answers' topic.
+        self._owned: dict[int, tuple[int, int]] = {}
 
     @property
     def topics(self) -> HopTopics:
@@ -206,6 +211,14 @@ class ProfiledPipeline(Pipeline):
         self._users.forget()
         self._entities.forget()
         self._open.clear()
+
+    def own(self, partition: int, epoch: int, mark: int) -> None:
+        """Believe no case of a former owner that stands behind the mark.
+
+        One that was paused or cut off may still have opened it, and fallen before it asked: the transaction
+        was taken again since, and nobody would answer this case.
+        """
+        self._owned[partition] = (epoch, mark)
 
     def process_all(
         self, batches: Sequence[Batch], readers: Sequence[RecordReader], now_ms: int
@@ -325,7 +338,8 @@ class ProfiledPipeline(Pipeline):
             return
         case = case_of(batch.source, record.offset)
         bits = sum(1 << code for code in asked)
-        opened = Case(case, record, self._spec_hash, bits, vector)
+        epoch, _ = self._owned.get(batch.partition, _NOT_OWNED)
+        opened = Case(case, record, self._spec_hash, bits, vector, epoch)
         plan.sends.setdefault((hop.answers, batch.partition), []).append(opened.encode())
         for code, entity in asked.items():
             question = Question(
@@ -497,6 +511,7 @@ class ProfiledPipeline(Pipeline):
     def _put_together(self, batch: Batch, plan: Plan, now_ms: int) -> list[_Open]:
         """Return the cases that have all of their answers now."""
         waiting = self._open.setdefault(batch.partition, {})
+        epoch, mark = self._owned.get(batch.partition, _NOT_OWNED)
         ready: list[_Open] = []
         for record in batch.records:
             try:
@@ -505,20 +520,10 @@ class ProfiledPipeline(Pipeline):
                 _refuse(batch, record, error, plan, now_ms)
                 continue
             if isinstance(what, Case):
-                # The same case again, before it was decided: nothing in it is new.
-                waiting.setdefault(what.case, _Open(what, record.offset))
-                continue
-            one = waiting.get(what.case)
-            if one is None:
-                continue  # decided
-            if what.features is None:
-                if what.entity not in one.answers:
-                    # The true answer lies before the case: it was the first case's, which is decided.
-                    del waiting[what.case]
-                continue
-            one.answers[what.entity] = what
-            if sum(1 << code for code in one.answers) & one.case.asked == one.case.asked:
-                del waiting[what.case]
+                if record.offset < mark or what.epoch == epoch:
+                    # The same case again, before it was decided: nothing in it is new.
+                    waiting.setdefault(what.case, _Open(what, record.offset))
+            elif what is not None and (one := _answered(waiting, what)) is not None:
                 ready.append(one)
         oldest = next(iter(waiting.values()), None)
         if batch.records:
@@ -577,6 +582,22 @@ def _labels_last(batches: Sequence[Batch], plans: Sequence[Plan], taken: Sequenc
             before.asks.setdefault(to, []).extend(messages)
         before.writes += plan.writes
         plan.asks, plan.writes = {}, []
+
+
+def _answered(waiting: dict[int, _Open], answer: Answer) -> _Open | None:
+    """Take an answer to an open case; returns the case where that was the last one."""
+    one = waiting.get(answer.case)
+    if one is None:
+        return None  # decided
+    if answer.features is None:
+        if answer.entity not in one.answers:
+            # The true answer lies before the case: it was the first case's, which is decided.
+            del waiting[answer.case]
+        return None
+    one.answers[answer.entity] = answer
+    if sum(1 << code for code in one.answers) & one.case.asked != one.case.asked:
+        return None
+    return waiting.pop(answer.case)
 
 
 def _joined(plan: Plan, other: Plan) -> Plan:

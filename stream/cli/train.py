@@ -190,6 +190,6 @@ def _print_summary(result: TrainingResult, output: Path) -> None:
     if bundle.spec.entities:
         entities = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
         console.print(
-            f"With profiles of {entities}: workers keep them, from the topic 'labels' too; 'riskstream serve' "
-            "and /predict do not."
+            f"With profiles of {entities}: workers keep them, from the topic 'labels' too; "
+            "'riskstream serve' and /predict do not."
         )

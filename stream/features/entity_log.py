@@ -123,7 +123,7 @@ class _Rows:
         self.array, self.first, self.end = grown, 0, count
 
     def forget(self, rows: list[int], until: int) -> list[int]:
-        """Forget leading chunks whose values in some rows are all at most ``until``; returns their numbers."""
+        """Forget leading chunks whose values in these rows are at most ``until``; returns their numbers."""
         gone = []
         while (
             self.first_chunk < self.next_chunk

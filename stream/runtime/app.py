@@ -16,6 +16,7 @@ from faust.types.auth import SASLMechanism
 from stream.brokers.admin import create_topics, records_behind, require_topics, topic_ids
 from stream.errors import TopicMismatchError
 from stream.events import RiskLevel
+from stream.hop import owner_mark
 from stream.monitoring.metrics import Metrics
 from stream.pipeline import Pipeline, PipelineConfig
 from stream.preview import Preview
@@ -211,7 +212,15 @@ class Runtime:
                     "out differently: stop all of them, and start them with one kind of model"
                 )
         changelog = changelog_topic(self.settings)
-        await self.ownership.take([tp.partition for tp in assigned if tp.topic == changelog])
+        taken = [tp.partition for tp in assigned if tp.topic == changelog]
+        await self.ownership.take(taken)
+        if isinstance(self.pipeline, ProfiledPipeline) and self.delivery.idempotent:
+            # Behind the fence: what a former owner writes from here on was not safe, and is taken again.
+            answers = answers_topic(self.settings)
+            marks = await self.delivery.deliver((answers, partition, [owner_mark()]) for partition in taken)
+            for partition in taken:
+                epoch = self.delivery.epoch(changelog, partition)
+                self.pipeline.own(partition, epoch, marks[answers, partition])
 
     def resume(self, assigned: set[Any]) -> None:
         """Let rounds begin again after a rebalance."""

@@ -212,6 +212,11 @@ class Delivery:
         offsets = await self.deliver((topic, partition, [owner]) for partition, (_, owner) in owners.items())
         return {partition: offset for (_, partition), offset in offsets.items()}
 
+    def epoch(self, topic: str, partition: int) -> int:
+        """Return the epoch under which a partition is written, -1 where the broker has none."""
+        producer = self._producers.get(TopicPartition(topic, partition))
+        return -1 if producer is None else producer.epoch
+
     async def deliver(
         self,
         records: Iterable[tuple[str, int, Sequence[Sendable]]],

@@ -533,7 +533,7 @@ class Processor:
                 said: dict[str, object] = {
                     "transaction_id": alerted.transaction_id,
                     "risk_level": alerted.level.value,
-                    "topic": batch.topic,
+                    "topic": self._topics.transactions,
                     "partition": batch.partition,
                     "offset": alerted.offset,
                 }

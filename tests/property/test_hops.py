@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 from bundles import made_bundle
-from hops import TOPICS, Bus, run
+from hops import TOPICS, Bus, Worker, run
 from profiles import (
     OTHER_PROFILES,
     PROFILES,
@@ -24,8 +24,8 @@ from profiles import (
 from offline.features import build_features
 from stream.features.history import MemoryRecords
 from stream.features.identity import identity
-from stream.hop import Note, Question, decode_answers, decode_question
-from stream.outputs import Record
+from stream.hop import Case, Note, Question, decode_answers, decode_question, owner_mark
+from stream.outputs import Message, Record
 from stream.pipeline import Batch, PipelineConfig
 from stream.profiled import ProfiledPipeline
 
@@ -204,3 +204,32 @@ def test_a_label_that_comes_late_counts_however_records_come_in_batches(seed):
 
     np.testing.assert_array_equal(answers(1), answers(len(heard)))
     np.testing.assert_array_equal(answers(1), answers(20))
+
+
+def test_a_former_owners_late_case_is_not_believed():
+    """It was paused, woke behind its successor's mark, opened a case again and fell before it asked."""
+    bus, rng = Bus(1), random.Random(1)
+    bundle = made_bundle(entities=PROFILES)
+    rows = [row for row in transactions(rng, 30) if "merchant_id" in row]
+    feed(bus, rows, [])
+    run(bus, bundle, CONFIG, START_MS + 100 * DAY_MS, rng=rng)
+    answers = bus.of(TOPICS.answers, 0)
+    late = next(record for record in answers if isinstance(decode_answers(record), Case))
+    bus.send(TOPICS.answers, 0, owner_mark())
+    successor = Worker(bus, bundle, CONFIG, START_MS + 100 * DAY_MS)
+    successor.pipeline.own(0, 7, len(answers) - 1)
+    bus.send(TOPICS.answers, 0, Message(late.key, late.value))
+    while waiting := successor.waiting():
+        successor.round(waiting, 10)
+    assert successor.pipeline.waiting == 0
+    assert bus.committed[TOPICS.answers, 0] == len(answers)
+    # Its own cases are believed, and carry its epoch.
+    bus.produce(
+        TOPICS.transactions, "new", rows[0] | {"user_id": "new", "event_time": START_MS + 50 * DAY_MS}
+    )
+    successor.round([(TOPICS.transactions, 0)], 10)
+    assert decode_answers(answers[-1]).epoch == 7
+    while waiting := successor.waiting():
+        successor.round(waiting, 10)
+    assert successor.pipeline.waiting == 0
+    assert b'"new"' in bus.decisions[-1][1].value
