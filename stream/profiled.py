@@ -125,6 +125,9 @@ class _Stages:
         self.local: list[_Columns] = []
         self.asked: dict[int, list[_Columns]] = {}
         self.labelled: set[str] = set()
+        #: Where a transaction's amount to its user's usual one comes from, where an entity wants it: a column
+        #: of the vector, or a look of its own because the user's profile is made elsewhere.
+        self.usual_column: int | None = None
         self.usual: Looker | None = None
         self._lateness = lateness_ms
         end = len(spec.names)
@@ -139,7 +142,10 @@ class _Stages:
             if profile.label_windows_days:
                 self.labelled.add(profile.entity)
             if profile.entity == "user" and profile.usual_days is not None and needs_usual:
-                self.usual = Looker(EntityProfile("user", usual_days=profile.usual_days), lateness_ms)
+                if profile.label_windows_days:
+                    self.usual = Looker(EntityProfile("user", usual_days=profile.usual_days), lateness_ms)
+                else:
+                    self.usual_column = end - 1
             end = first
         self.horizons = {
             code: self._horizon([one.looker.profile for one in columns])
@@ -179,6 +185,11 @@ class ProfiledPipeline(Pipeline):
         self._entities = EntityLogs(config.resident_bytes)
         #: Cases without all of their answers, by partition, in the order of their offsets.
         self._open: dict[int, dict[int, _Open]] = {}
+
+    @property
+    def topics(self) -> HopTopics:
+        """The topics between the stages."""
+        return self._hop
 
     @property
     def waiting(self) -> int:  # type: ignore[override]
@@ -273,7 +284,7 @@ class ProfiledPipeline(Pipeline):
                     self._tell(plan, log, log.events.end - 1, one)
         for log in logs.values():
             if log.error is None:
-                plan.writes += log.writes(stages.user_horizon)
+                plan.writes += self._users.writes(log, stages.user_horizon)
         self._users.keep(batch.partition, logs.values())
 
     def _own(self, log: EntityLog, row: Row, user: int, vector: npt.NDArray[np.float64]) -> float:
@@ -284,6 +295,8 @@ class ProfiledPipeline(Pipeline):
                 events.array, (events.first, events.end), labels.array, (labels.first, labels.end),
                 row.event_time, row.amount_minor, row.minor_units, user, vector[columns.first : columns.end],
             )  # fmt: skip
+        if stages.usual_column is not None:
+            return float(vector[stages.usual_column])
         if stages.usual is None:
             return math.nan
         usual = np.full(1, np.nan)
@@ -357,7 +370,7 @@ class ProfiledPipeline(Pipeline):
                 _count(plan, LABELS_WAITING)
                 changed[log.prefix] = log
         for log in changed.values():
-            plan.writes += log.writes(self._stages.user_horizon)
+            plan.writes += self._users.writes(log, self._stages.user_horizon)
         self._users.keep(batch.partition, logs.values())
 
     def _labels(self, batch: Batch, plan: Plan, now_ms: int) -> list[tuple[Record, Label]]:
@@ -416,7 +429,7 @@ class ProfiledPipeline(Pipeline):
             answer = Answer(what.entity, what.case, self._spec_hash, features)
             plan.sends.setdefault((self._hop.answers, what.partition), []).append(answer.encode())
         for prefix, code in changed.items():
-            plan.writes += logs[prefix].writes(self._stages.horizons[code])
+            plan.writes += self._entities.writes(logs[prefix], self._stages.horizons[code])
         self._entities.keep(batch.partition, logs.values())
 
     def _look(

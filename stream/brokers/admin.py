@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import (
     AuthorizationError,
@@ -37,6 +37,7 @@ __all__ = [
     "client_config",
     "create_topics",
     "probe",
+    "records_behind",
     "require_topics",
     "topic_ids",
     "wait_until_ready",
@@ -225,6 +226,31 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         found = _describe(admin, names)
     return {name: str(topic["topic_id"] or "") for name, topic in found.items()}
+
+
+def records_behind(settings: Settings, topic: str) -> int:
+    """Return how many records of a topic lie behind the group's commits; 0 where it has none.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    try:
+        consumer = KafkaConsumer(
+            **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
+        )
+        try:
+            places = [
+                TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
+            ]
+            ends = {place: end for place, end in consumer.end_offsets(places).items() if end}
+            committed = {place: consumer.committed(place) for place in ends}
+        finally:
+            consumer.close()
+    except KafkaError as error:
+        raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
+    return sum(ends[place] - offset for place, offset in committed.items() if offset is not None)
 
 
 def _describe(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -229,30 +229,30 @@ def replay(
         (_one(settings, *position) for position in positions) if positions else _chosen(settings, *filters)
     )
     skipped: Counter[str] = Counter()
-    sent = 0
+    sent: Counter[str] = Counter()
     with _sender(settings, dry_run=dry_run) as send:
         for letter in _sendable(letters, settings, skipped):
             if dry_run:
-                _, source_partition, offset = letter.source or ("", 0, 0)
-                print(f"would send {letter.position} to {settings.topics.transactions} {source_partition}, "
-                      f"first at offset {offset}")  # fmt: skip
+                topic, source_partition, offset = letter.source or ("", 0, 0)
+                print(f"would send {letter.position} to {topic} {source_partition}, first at offset {offset}")
             send(letter)
-            sent += 1
-    print(f"{'would send' if dry_run else 'sent'} {sent:,} to {settings.topics.transactions}")
+            sent[letter.source[0] if letter.source else ""] += 1
+    for topic, count in sent.items() or [(settings.topics.transactions, 0)]:
+        print(f"{'would send' if dry_run else 'sent'} {count:,} to {topic}")
     for why, count in skipped.items():
         print(f"left {count:,}: {why}", file=sys.stderr)
 
 
 def _sendable(letters: Iterator[_Letter], settings: Settings, skipped: Counter[str]) -> Iterator[_Letter]:
     """Yield the letters that can be sent again, one for each source record; count the others by why."""
-    topic, partitions = settings.topics.transactions, settings.topics.partitions
+    topics, partitions = (settings.topics.transactions, settings.topics.labels), settings.topics.partitions
     seen: set[tuple[str, int, int]] = set()
     for letter in letters:
         source = letter.source
         if source is None:
             skipped["not written by a worker"] += 1
-        elif source[0] != topic or source[1] >= partitions:
-            skipped[f"not from {topic} with its {partitions} partitions"] += 1
+        elif source[0] not in topics or source[1] >= partitions:
+            skipped[f"not from {' or '.join(topics)} with its {partitions} partitions"] += 1
         elif _CUT(letter.reason):
             skipped["cut, since too large; the whole is at the source"] += 1
         elif source in seen:
@@ -303,7 +303,7 @@ def _sender(settings: Settings, *, dry_run: bool) -> Iterator[Callable[[_Letter]
             producer.close(timeout=seconds)
     except KafkaError as error:
         raise BrokerError(
-            f"dead letters cannot be sent to {settings.topics.transactions}: {error}; those before it were: "
+            f"dead letters cannot be sent again: {error}; those before it were: "
             "send all of them again, what was taken meanwhile is recognised"
         ) from error
 

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from stream.errors import StateError
+from stream.features.compiled import compiled
 from stream.features.entity_event import E_SIZE, E_TIME, L_IDENT, L_OFFSET, L_SIZE, L_UNTIL, L_WHEN, NEVER
-from stream.features.layout import describe_record, make_record, read_words, record_key
+from stream.features.layout import checksum, describe_record, first_word, make_record, read_words, record_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAD_KIND", "EntityLog", "EntityLogs", "Horizon", "Waiting"]
 
 HEAD_KIND: Final = ord("P")
+_HEAD_START: Final = first_word(HEAD_KIND)
 EVENTS_KIND: Final = ord("E")
 LABELS_KIND: Final = ord("K")
 
@@ -56,6 +58,11 @@ _MAX_NUMBER: Final = 1 << 31
 MAX_WAITING: Final = 256
 
 _WAITING_SIZE: Final = 4
+
+_NONE_WAITING: Final = np.empty((0, _WAITING_SIZE), np.int64)
+
+#: Words of the longest head: less than a chunk of either kind is in it.
+MOST_WORDS: Final = 2 + _HEADER + CHUNK * (16 + L_SIZE) + MAX_WAITING * _WAITING_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +198,11 @@ class EntityLog:
         rows.add((*label, until))
         return True
 
-    def writes(self, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
-        """Return what has to be stored after a change, None to delete; the head last."""
+    def writes(self, horizon: Horizon, words: Ints) -> list[tuple[bytes, bytes | None]]:
+        """Return what has to be stored after a change, None to delete; the head last.
+
+        ``words`` is written over: int64[MOST_WORDS] or more.
+        """
         prefix, events, labels = self.prefix, self.events, self.labels
         writes: list[tuple[bytes, bytes | None]] = []
         for kind, rows, row, until in (
@@ -204,23 +214,16 @@ class EntityLog:
                 for number, chunk in rows.seal()
             ]
             writes += [(record_key(prefix, kind, number), None) for number in rows.forget(row, until)]
-        header = np.array(
-            (
-                self.newest, self.total, events.first_chunk, events.next_chunk, labels.first_chunk,
-                labels.next_chunk, events.end - events.tail, labels.end - labels.tail, len(self.waiting),
-            ),
-            np.int64,
+        waiting = _NONE_WAITING
+        if self.waiting:
+            words_of = [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in self.waiting]
+            waiting = np.array(words_of, np.int64)
+        size = _pack(
+            self.newest, self.total, events.first_chunk, events.next_chunk, labels.first_chunk,
+            labels.next_chunk, events.array, events.tail, events.end, events.width, labels.array, labels.tail,
+            labels.end, waiting, words,
         )  # fmt: skip
-        waiting = np.array(
-            [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in self.waiting], np.int64
-        )
-        head = make_record(
-            HEAD_KIND,
-            header,
-            np.ascontiguousarray(events.array[: events.width, events.tail : events.end]),
-            np.ascontiguousarray(labels.array[: labels.width, labels.tail : labels.end]),
-            waiting,
-        )
+        head = words[:size].tobytes()
         writes.append((record_key(prefix, HEAD_KIND), head))
         return writes
 
@@ -237,6 +240,7 @@ class EntityLogs:
     def __init__(self, max_bytes: int, width: int = E_SIZE) -> None:
         self._max_bytes = max_bytes
         self._width = width
+        self._words = np.empty(MOST_WORDS, np.int64)
         self._logs: dict[tuple[int, bytes], EntityLog] = {}
         self._bytes = 0
 
@@ -262,6 +266,10 @@ class EntityLogs:
         if missing:
             self._read(missing, reader, found)
         return found
+
+    def writes(self, log: EntityLog, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
+        """Return what has to be stored after a log's change, see :meth:`EntityLog.writes`."""
+        return log.writes(horizon, self._words)
 
     def keep(self, partition: int, logs: Iterable[EntityLog]) -> None:
         """Take logs back that :meth:`of` has given out."""
@@ -320,6 +328,46 @@ class EntityLogs:
             for row in words[place : place + waiting * _WAITING_SIZE].reshape(-1, _WAITING_SIZE).tolist()
         ]
         _link(log.labels)
+
+
+@compiled
+def _pack(
+    newest: int,
+    total: int,
+    first_chunk: int,
+    next_chunk: int,
+    first_labels: int,
+    next_labels: int,
+    events: Ints,
+    begin: int,
+    end: int,
+    width: int,
+    labels: Ints,
+    begin_labels: int,
+    end_labels: int,
+    waiting: Ints,
+    words: Ints,
+) -> int:
+    """Write a head record to ``words``; returns how many words it takes."""
+    words[0] = _HEAD_START
+    words[2], words[3] = newest, total
+    words[4], words[5], words[6], words[7] = first_chunk, next_chunk, first_labels, next_labels
+    words[8], words[9], words[10] = end - begin, end_labels - begin_labels, len(waiting)
+    place = 2 + _HEADER
+    for row in range(width):
+        for at in range(begin, end):
+            words[place] = events[row, at]
+            place += 1
+    for row in range(L_SIZE):
+        for at in range(begin_labels, end_labels):
+            words[place] = labels[row, at]
+            place += 1
+    for at in range(len(waiting)):
+        for column in range(_WAITING_SIZE):
+            words[place] = waiting[at, column]
+            place += 1
+    words[1] = checksum(words, 2, place)
+    return place
 
 
 def _head_words(record: bytes, key: bytes, width: int) -> Ints:

@@ -51,6 +51,7 @@ __all__ = [
     "chunk_key",
     "describe_record",
     "entity_prefix",
+    "first_word",
     "head_key",
     "live_key",
     "make_record",
@@ -123,6 +124,11 @@ def segment_key(user: bytes, number: int) -> bytes:
 def live_key(user: bytes) -> bytes:
     """Return the key of the live bitmaps."""
     return user + b"\0L\0\0\0\0"
+
+
+def first_word(kind: int) -> int:
+    """Return the word that records of a kind begin with in today's version."""
+    return _MAGIC | (kind << 8) | FORMAT_VERSION
 
 
 def record_key(prefix: bytes, kind: int, number: int = 0) -> bytes:
@@ -318,7 +324,7 @@ def make_record(kind: int, *parts: npt.NDArray[np.int64] | npt.NDArray[np.uint32
     body += b"\0" * (-len(body) % 8)
     words = np.empty(2 + len(body) // 8, np.int64)
     words[2:] = np.frombuffer(body, np.int64)
-    words[0] = _MAGIC | (kind << 8) | FORMAT_VERSION
+    words[0] = first_word(kind)
     words[1] = checksum(words, 2, len(words))
     return words.tobytes()
 

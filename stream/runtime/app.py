@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import faust
 from faust.types.auth import SASLMechanism
 
-from stream.brokers.admin import create_topics, require_topics, topic_ids
+from stream.brokers.admin import create_topics, records_behind, require_topics, topic_ids
 from stream.errors import TopicMismatchError
 from stream.events import RiskLevel
 from stream.monitoring.metrics import Metrics
@@ -48,6 +49,9 @@ DAY_MS = 86_400_000
 #: Transactions that may wait for answers before no more are fetched: memory does not grow with a slow entity.
 _MOST_WAITING = 20_000
 
+#: How long a stop waits for answers; what is undecided then is decided after the next start.
+_LAST_ANSWERS_SECONDS = 1.5
+
 
 @dataclass(slots=True)
 class Runtime:
@@ -61,6 +65,8 @@ class Runtime:
         Called when that happens; without it, the Faust app crashes with the error.
     prepared:
         Whether the topics have been checked.
+    stopping:
+        Whether no more transactions are to be taken.
     """
 
     settings: Settings
@@ -78,6 +84,7 @@ class Runtime:
     fatal: BaseException | None = None
     on_fatal: Callable[[], None] | None = None
     prepared: bool = False
+    stopping: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -196,6 +203,13 @@ class Runtime:
                     f"{tp.topic} has grown beyond {partitions} partitions, and histories would not move "
                     "with their keys: restore the number, or start a new deployment with another app_id"
                 )
+        own = {tp.partition for tp in assigned if tp.topic == self.settings.topics.transactions}
+        for topic in consumed_topics(self.settings, self.pipeline):
+            if {tp.partition for tp in assigned if tp.topic == topic} != own:
+                raise TopicMismatchError(
+                    "workers of this group serve models with and without profiles, so that topics are shared "
+                    "out differently: stop all of them, and start them with one kind of model"
+                )
         changelog = changelog_topic(self.settings)
         await self.ownership.take([tp.partition for tp in assigned if tp.topic == changelog])
 
@@ -215,9 +229,17 @@ class Runtime:
         self.processor.resume()
 
     def held_up(self) -> str | None:
-        """Return the transactions' topic while too many of them wait for answers."""
-        crowded = self.pipeline.waiting >= _MOST_WAITING
+        """Return the transactions' topic while too many of them wait for answers, and before a stop."""
+        crowded = self.stopping or self.pipeline.waiting >= _MOST_WAITING
         return self.settings.topics.transactions if crowded else None
+
+    async def decide_waiting(self) -> None:
+        """Take no more transactions, and give those that wait for answers a moment to be decided."""
+        self.stopping = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ANSWERS_SECONDS):
+                while self.pipeline.waiting:  # noqa: ASYNC110 - the stages know of no event loop
+                    await asyncio.sleep(_LAST_ANSWERS_SECONDS / 100)
 
     def count_recovered(self, records: int) -> None:
         """Count restored changelog records."""
@@ -479,6 +501,14 @@ def prepare(runtime: Runtime) -> None:
     if settings.topics.create:
         create_topics(settings)
     require_topics(settings)
+    if not isinstance(runtime.pipeline, ProfiledPipeline):
+        undecided = records_behind(settings, answers_topic(settings))
+        if undecided:
+            raise TopicMismatchError(
+                f"{answers_topic(settings)} holds {undecided} records of transactions that a model with "
+                "profiles has not decided yet, and this model has none: start a worker with the former model "
+                "until riskstream_waiting_cases is 0, or delete the topic to give them up"
+            )
     source, changelog = settings.topics.transactions, changelog_topic(settings)
     ids = topic_ids(settings, [*consumed_topics(settings, runtime.pipeline), changelog])
     runtime.processor.topic_id = runtime.ownership.source_id = ids[source]

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from stream.features.entity_log import CHUNK as LOG_CHUNK
 from stream.features.history import MemoryRecords
 from stream.features.kernel import CHUNK, HEAD
+from stream.outputs import Message
 from stream.pipeline import Batch, Record
+from stream.profiled import ProfiledPipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stream.pipeline import Pipeline
+    from stream.pipeline import Pipeline, Sends
 
 __all__ = ["warm_up"]
 
@@ -54,6 +57,52 @@ def warm_up(pipeline: Pipeline) -> None:
     pipeline.forget()
     send([newest_ms])
     pipeline.forget()
+    if isinstance(pipeline, ProfiledPipeline):
+        _warm_up_stages(pipeline)
+
+
+def _warm_up_stages(pipeline: ProfiledPipeline) -> None:
+    """Send made-up transactions and labels through all stages, until chunks are sealed, and read those."""
+    topics, memory = pipeline.topics, MemoryRecords()
+    now_ms = _START_MS + 100 * _DAY_MS
+    offsets: dict[tuple[str, int], int] = {}
+
+    def send(to: Sends) -> None:
+        while to:
+            following: Sends = {}
+            for (topic, partition), messages in to.items():
+                first = offsets.get((topic, partition), 0)
+                offsets[topic, partition] = first + len(messages)
+                records = [
+                    Record(first + number, now_ms, message.key, message.value)
+                    for number, message in enumerate(messages)
+                ]
+                plan = pipeline.process(Batch(topic, partition, 1, records), memory, now_ms)
+                memory.write(plan.writes)
+                for sends in (plan.sends, plan.asks):
+                    for place, more in sends.items():
+                        following.setdefault(place, []).extend(more)
+            to = following
+
+    for number in range(LOG_CHUNK + 2):
+        time_ms = _START_MS + number * _DAY_MS
+        send({(topics.transactions, 0): [Message(b"warm-up", _value(number, time_ms))]})
+        send({(topics.labels, 0): [Message(b"warm-up", _label(number, time_ms))]})
+        if number == LOG_CHUNK:
+            pipeline.forget()
+    pipeline.forget()
+
+
+def _label(number: int, time_ms: int) -> bytes:
+    return orjson.dumps(
+        {
+            "transaction_id": f"warm-up-{number}",
+            "user_id": "warm-up",
+            "is_fraud": number % 2 == 0,
+            "event_time": time_ms,
+            "label_time": time_ms,
+        }
+    )
 
 
 def _value(number: int, time_ms: int) -> bytes:
@@ -67,5 +116,8 @@ def _value(number: int, time_ms: int) -> bytes:
             "channel": "warm-up",
             "transaction_type": "warm-up",
             "merchant_id": f"warm-up-{number % 3}",
+            "card_id": "warm-up",
+            "device_id": "warm-up",
+            "ip": "127.0.0.1",
         }
     )

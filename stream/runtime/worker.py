@@ -74,6 +74,8 @@ async def _run(runtime: Runtime) -> int:
     if not starting.done():
         starting.cancel()
     logger.info("stopping")
+    if status == 0:
+        await runtime.decide_waiting()
     with contextlib.suppress(Exception):
         await app.stop()
     logger.info("stopped")

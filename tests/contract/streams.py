@@ -185,6 +185,10 @@ class Stream:
         self.sent |= dict(zip(places, records, strict=True))
         return places
 
+    def send(self, topic: str, value: bytes, partition: int = 0) -> None:
+        """Produce one record of any topic, and wait for the acknowledgement."""
+        self._producer.send(topic, value=value, partition=partition).get(PATIENCE_SECONDS)
+
     def produce_labels(self, records: Iterable[Sent]) -> None:
         """Produce labels, and wait for the acknowledgements."""
         topic = self.settings.topics.labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,33 @@ def main() -> None:
                 records.append(Record(2 * number, time_ms, user.encode(), value))
         memory.write(pipeline.process(Batch("t", 0, 1, records), memory, START_MS + 10**10).writes)
         pipeline.forget()
-    json.dump([len(warm - cold), sorted(compiled() - warm)], sys.stdout)
+    by_traffic = compiled() - warm
+    by_stages, by_traffic_of_stages = stages()
+    json.dump([len(warm - cold), by_stages, sorted(by_traffic | by_traffic_of_stages)], sys.stdout)
+
+
+def stages() -> tuple[int, set[str]]:
+    """The same of a model with profiles, whose stages have kernels of their own."""
+    from bundles import made_bundle
+    from hops import TOPICS, Bus, Worker, run
+    from profiles import PROFILES, corrected, labels_of, out_of_order, transactions
+
+    from stream.pipeline import PipelineConfig
+    from stream.runtime.warmup import warm_up
+
+    bundle, now_ms = made_bundle(entities=PROFILES), START_MS + 10**11
+    cold = compiled()
+    warm_up(Worker(Bus(1), bundle, PipelineConfig(), now_ms).pipeline)
+    warm = compiled()
+    rng, bus = random.Random(1), Bus(1)
+    rows = out_of_order(rng, transactions(rng, 300))
+    for label in corrected(rng, labels_of(rng, rows)):
+        bus.produce(TOPICS.labels, label["user_id"], label)
+    for begin in range(0, len(rows), 50):
+        for row in rows[begin : begin + 50]:
+            bus.produce(TOPICS.transactions, row["user_id"], row)
+        run(bus, bundle, PipelineConfig(), now_ms, rng=rng)
+    return len(warm - cold), compiled() - warm
 
 
 def test_no_transaction_waits_for_a_compiler() -> None:
@@ -69,8 +96,9 @@ def test_no_transaction_waits_for_a_compiler() -> None:
         cwd=here.parents[2],
         env={"PYTHONPATH": f"{here.parents[2]}:{here.parents[1]}", "PATH": ""},
     )
-    by_warming_up, by_traffic = json.loads(done.stdout)
+    by_warming_up, by_warming_up_stages, by_traffic = json.loads(done.stdout)
     assert by_warming_up, "there was nothing to compile"
+    assert by_warming_up_stages, "there was nothing to compile for profiles"
     assert by_traffic == []
 
 
