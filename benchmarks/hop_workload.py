@@ -35,7 +35,7 @@ from benchmarks.workload import (
 )
 from offline.recipe import CARDS
 from stream.features.entities import EntityProfile
-from stream.features.entity_log import EntityLog, Horizon
+from stream.features.entity_log import MOST_WORDS, EntityLog, Horizon
 from stream.features.history import MemoryRecords
 from stream.features.identity import identities
 from stream.features.layout import entity_prefix
@@ -68,6 +68,8 @@ _FRAUD_SHARE: Final = 0.01
 _USER_WORDS: Final = 8
 #: Nothing of the past is old enough to be forgotten.
 _KEEP: Final = Horizon(2**50, 2**50)
+#: What records are put together in.
+_WORDS: Final = np.empty(MOST_WORDS, np.int64)
 _NAN_BITS: Final = int(np.float64(np.nan).view(np.int64))
 _TOPICS: Final = HopTopics("transactions", "labels", "questions", "answers", 1)
 
@@ -224,7 +226,7 @@ def _fill(log: EntityLog, events: npt.NDArray[np.int64]) -> None:
 
 
 def _written(log: EntityLog, partition: int) -> Iterator[tuple[int, bytes, bytes]]:
-    for key, value in log.writes(_KEEP):
+    for key, value in log.writes(_KEEP, _WORDS):
         assert value is not None  # nothing is forgotten
         yield partition, key, value
 
