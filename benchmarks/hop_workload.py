@@ -100,9 +100,9 @@ class Case:
 
 
 CASES: Final = (
-    Case("users alone", (), 60_000),
-    Case("and merchants", (_MERCHANT,), 24_000),
-    Case("and merchants, cards, devices", (_MERCHANT, _CARD, _DEVICE), 16_000),
+    Case("users alone", (), 40_000),
+    Case("and merchants", (_MERCHANT,), 12_000),
+    Case("and merchants, cards, devices", (_MERCHANT, _CARD, _DEVICE), 8_000),
 )
 
 
