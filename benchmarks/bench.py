@@ -13,6 +13,7 @@ from typing import Any, Final
 from benchmarks.cluster import BROKER_SETTINGS, Cluster, running
 from benchmarks.cost import growth, worker_counts
 from benchmarks.environment import describe, environment
+from benchmarks.hop import hop
 from benchmarks.latency import closed_loop, median_of, open_loop, started
 from benchmarks.recovery import recovery
 from benchmarks.report import tables, text, write_markdown
@@ -24,7 +25,7 @@ from stream.brokers.kafka import KAFKA_VERSION
 __all__ = ["PARTS", "Options", "run"]
 
 #: What can be measured, in the order in which it is.
-PARTS: Final = ("throughput", "latency", "recovery", "cost", "stages")
+PARTS: Final = ("throughput", "latency", "recovery", "cost", "hop", "stages")
 _WORKER: Final = "riskstream worker"
 _STEADY_RATE: Final = 2_000.0
 _BUSY_SHARE: Final = 0.7
@@ -147,4 +148,17 @@ def _cost(
     }
 
 
-_ON_KAFKA: Final = {"throughput": _throughput, "latency": _latency, "recovery": _recovery, "cost": _cost}
+def _hop(
+    cluster: Cluster, _workload: Workload, folder: Path, options: Options, _found: Any, say: Any
+) -> dict[str, Any]:
+    say("hop")
+    return hop(cluster, folder, 1 if options.quick else min(options.rounds, 3), say)
+
+
+_ON_KAFKA: Final = {
+    "throughput": _throughput,
+    "latency": _latency,
+    "recovery": _recovery,
+    "cost": _cost,
+    "hop": _hop,
+}

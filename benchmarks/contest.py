@@ -113,15 +113,19 @@ class Child:
 
     def metric(self, name: str) -> float:
         """Return the sum of a worker's metric over its labels, 0 where there is none yet."""
+        return sum(self.metrics(name).values())
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Return a worker's metric by its labels, as Prometheus writes them: ``kind="note"``."""
         if self.address is None:
-            return 0.0
+            return {}
         try:
             with urllib.request.urlopen(f"{self.address}/metrics", timeout=5) as answer:  # noqa: S310
                 text = answer.read().decode()
         except (urllib.error.URLError, OSError):
-            return 0.0
-        lines = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-        return sum(map(float, lines))
+            return {}
+        lines = re.findall(rf"^{name}(?:{{([^}}]*)}})? (\S+)$", text, re.MULTILINE)
+        return {labels: float(value) for labels, value in lines}
 
     def cpu_seconds(self) -> float:
         """Return the processor time of the process and its children so far."""

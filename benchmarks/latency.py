@@ -115,13 +115,19 @@ def open_loop(
     rate: float,
     seconds: float,
     linger_ms: float = 0.0,
+    *,
+    every: bool = False,
+    warm_seconds: float = _WARM_SECONDS,
 ) -> dict[str, Any]:
-    """Send ``rate`` transactions a second for ``seconds``; returns the latencies in ms."""
+    """Send ``rate`` transactions a second for ``seconds``; returns the latencies in ms.
+
+    Of alerts, or with ``every`` of all decisions; those of the first ``warm_seconds`` do not count.
+    """
     count = min(int(rate * seconds), workload.spec.transactions - first)
     order = Order(
         cluster.address, settings.topics.transactions, str(workload.folder), first, count, rate, linger_ms
     )
-    listener = _Listener(cluster, settings.topics.alerts)
+    listener = _Listener(cluster, settings.topics.decisions if every else settings.topics.alerts)
     decisions = cluster.ends(settings.topics.decisions)
     command = [sys.executable, "-m", "benchmarks.generator", order.to_argument()]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -133,7 +139,10 @@ def open_loop(
         if time.monotonic() > deadline:
             raise RiskStreamError("transactions were left over after two minutes")
         time.sleep(0.1)
-    while time.monotonic() - listener.last < 1:
+    # How many alerts there are is not known, so that their end is a pause.
+    while len(listener.arrived) < count if every else time.monotonic() - listener.last < 1:
+        if time.monotonic() > deadline:
+            raise RiskStreamError("decisions were left over after two minutes")
         time.sleep(0.1)
     listener.stop()
     due = sent["start"] + order.due_seconds()
@@ -142,7 +151,7 @@ def open_loop(
         np.array([at for _, at in listener.arrived]),
     )
     waited = 1000 * (arrived - due[index])
-    counted = waited[due[index] > sent["start"] + _WARM_SECONDS]
+    counted = waited[due[index] > sent["start"] + warm_seconds]
     return _percentiles(counted) | {
         "rate": rate,
         "seconds": count / rate,

@@ -146,6 +146,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
         made.append(Table("Recovery from the changelog", ("records", "records/s", "rounds"), rows))
     if "cost" in found:
         made += _cost(found["cost"])
+    if "hop" in found:
+        made.append(_hop(found["hop"]))
     if "stages" in found:
         one = found["stages"]
         rows = [
@@ -210,6 +212,35 @@ def _cost(found: dict[str, Any]) -> list[Table]:
         ]
         made.append(Table("Workers on one machine", ("workers", "transactions/s", "us of CPU each"), rows))
     return made
+
+
+def _hop(found: dict[str, Any]) -> Table:
+    rows = []
+    first = next(iter(found["median"].values()))
+    for name, one in found["median"].items():
+        ratio = found["ratio"][name]
+        rounds = [each["per_second"] for each in found["rounds"][name]]
+        rows.append(
+            (
+                name,
+                f"{one['per_second']:,.0f}",
+                f"{min(rounds):,.0f} - {max(rounds):,.0f}",
+                f"{ratio['per_second']:.2f}",
+                f"{one['cpu_micros']:.1f}",
+                f"{ratio['cpu_micros']:.2f}",
+                f"{one['p50']:.1f}",
+                f"{one['p50'] - first['p50']:+.1f}",
+                f"{ratio['p50']:.2f}",
+                f"{one['p99']:.1f}",
+                f"{ratio['p99']:.2f}",
+            )
+        )
+    head = (
+        "model with profiles of", "transactions/s", "lowest - highest", "ratio", "us of CPU each", "ratio",
+        f"p50, ms at {found['rate']:,.0f}/s", "more", "ratio", "p99, ms", "ratio",
+    )  # fmt: skip
+    count = max(map(len, found["rounds"].values()))
+    return Table(f"Price of the hop, medians of {count} rounds, ratios to users alone", head, rows)
 
 
 def text(table: Table) -> str:

@@ -36,7 +36,7 @@ __all__ = ["stages"]
 #: Stage -> (owner, name) of the functions whose time it is.
 _STAGES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
     "decode": ((pipeline_module.Pipeline, "_decode"),),
-    "identities, columns": ((pipeline_module, "_events"), (pipeline_module, "columns_of")),
+    "identities, columns": ((pipeline_module, "events_of"), (pipeline_module, "columns_of")),
     "state read": ((LocalStore, "read"),),
     "history": ((pipeline_module, "advance"),),
     "history, sealed users": ((SealedUsers, "__init__"), (SealedUsers, "take"), (SealedUsers, "writes")),

@@ -30,11 +30,15 @@ from stream.scoring.bundle import Bundle, Thresholds
 from stream.settings import RocksDBSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
-__all__ = ["PARTITIONS", "Workload", "WorkloadSpec", "cache_folder", "partition_of"]
+__all__ = [
+    "CHANNELS", "HORIZON_MS", "MERCHANTS", "PARTITIONS", "START_MS", "TYPES", "Grown", "Workload",
+    "WorkloadSpec", "cache_folder", "fitted", "grow", "merchant_name", "noise_bundle", "partition_of",
+    "prepared", "transactions_of", "user_key",
+]  # fmt: skip
 
 PARTITIONS: Final = 4
 #: Raised with every change of what is made.
@@ -44,15 +48,15 @@ _DRIFTING: Final = frozenset(
     {*CALENDAR_FEATURES, "lifetime_count", "days_since_first", "lifetime_amount_max", "merchant_distinct_30d"}
 )
 _DAY_MS: Final = 86_400_000
-_HORIZON_MS: Final = HistoryConfig().horizon_ms
-_START_MS: Final = 1_750_000_000_000
-_MERCHANTS: Final = 5_000
+HORIZON_MS: Final = HistoryConfig().horizon_ms
+START_MS: Final = 1_750_000_000_000
+MERCHANTS: Final = 5_000
 #: Histories that are really grown; the other users' are copies of these under their own keys.
 _GROWN_EVENTS: Final = 200_000
 _ROUND: Final = 2_000
 _TRAINING_ROWS: Final = 40_000
-_CHANNELS: Final = ("online", "pos", "atm")
-_TYPES: Final = ("purchase", "withdrawal", "transfer")
+CHANNELS: Final = ("online", "pos", "atm")
+TYPES: Final = ("purchase", "withdrawal", "transfer")
 
 
 def cache_folder() -> Path:
@@ -60,6 +64,16 @@ def cache_folder() -> Path:
     cache = os.environ.get("RISKSTREAM_CACHE_DIR")
     root = Path(cache) if cache else Path.home() / ".cache" / "riskstream"
     return root.absolute() / "bench"
+
+
+def user_key(user: int) -> bytes:
+    """Return a user's name, which is the key of the user's transactions."""
+    return b"U%07d" % user
+
+
+def merchant_name(merchant: int) -> str:
+    """Return a merchant's name."""
+    return f"M{merchant:05d}"
 
 
 def partition_of(user: int) -> int:
@@ -101,7 +115,7 @@ class WorkloadSpec:
 
 
 @dataclass(slots=True)
-class _Grown:
+class Grown:
     """One user's records: what comes behind the user id in each key, and the value."""
 
     records: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -137,7 +151,7 @@ class Workload:
         found = []
         for line in raw.splitlines():
             user, _, value = line.partition(b" ")
-            found.append((partition_of(int(user)), b"U%07d" % int(user), value))
+            found.append((partition_of(int(user)), user_key(int(user)), value))
         return found
 
     def records(self) -> Iterator[tuple[int, bytes, bytes]]:
@@ -153,25 +167,30 @@ class Workload:
     @classmethod
     def prepare(cls, spec: WorkloadSpec, bundle: Path | None = None) -> Workload:
         """Return the workload, made where the cache has it not; with the model of ``bundle`` if given."""
-        folder = cache_folder() / "data" / spec.name()
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-            try:
-                _make(spec, making, bundle)
-                making.rename(folder)
-            finally:
-                shutil.rmtree(making, ignore_errors=True)
-        return cls(spec, folder)
+        return cls(spec, prepared(spec.name(), lambda folder: _make(spec, folder, bundle)))
+
+
+def prepared(name: str, make: Callable[[Path], None]) -> Path:
+    """Return the cache's folder of a name, made where it is not there: whole or not at all."""
+    folder = cache_folder() / "data" / name
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+        try:
+            make(making)
+            making.rename(folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    return folder
 
 
 def _make(spec: WorkloadSpec, folder: Path, bundle: Path | None) -> None:
-    grown = _grow(spec)
+    grown = grow(spec)
     store = LocalStore(folder / "state", RocksDBSettings())
     for partition in range(PARTITIONS):
         writes: list[tuple[bytes, bytes | None]] = []
         for user in range(partition, spec.users, PARTITIONS):
-            name = b"U%07d" % user
+            name = user_key(user)
             writes += [(name + suffix, value) for suffix, value in grown[user % len(grown)].records]
             if len(writes) >= _ROUND:
                 store.write(partition, writes, -1)
@@ -180,7 +199,7 @@ def _make(spec: WorkloadSpec, folder: Path, bundle: Path | None) -> None:
         store.database(partition).flush()
         store.database(partition).compact_range(None, None)
     store.close()
-    transactions = list(_transactions(spec))
+    transactions = list(transactions_of(spec))
     with (folder / "transactions.bin").open("wb") as file:
         file.writelines(b"%d %s\n" % item for item in transactions)
     if bundle is None:
@@ -189,13 +208,13 @@ def _make(spec: WorkloadSpec, folder: Path, bundle: Path | None) -> None:
         shutil.copytree(bundle, folder / "bundle")
 
 
-def _grow(spec: WorkloadSpec) -> list[_Grown]:
+def grow(spec: WorkloadSpec) -> list[Grown]:
     """Return histories of ``events`` events each, spread evenly at random over the horizon."""
     random = np.random.default_rng(spec.seed)
     # A number that no partition count divides evenly, so that each partition has all of them.
     users = min(spec.users, max(33, _GROWN_EVENTS // spec.events | 1))
     names = [b"grown-%06d" % number for number in range(users)]
-    times = np.sort(random.integers(_START_MS - _HORIZON_MS + 1, _START_MS, (spec.events, users)), axis=0)
+    times = np.sort(random.integers(START_MS - HORIZON_MS + 1, START_MS, (spec.events, users)), axis=0)
     memory = MemoryRecords()
     config = HistoryConfig()
     count = users
@@ -205,7 +224,7 @@ def _grow(spec: WorkloadSpec) -> list[_Grown]:
             user=np.arange(users),
             time_ms=times[number],
             amount_minor=np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64),
-            merchant=random.integers(1, _MERCHANTS + 1, count) * np.int64(0x1E3779B97F4A7),
+            merchant=random.integers(1, MERCHANTS + 1, count) * np.int64(0x1E3779B97F4A7),
             ident=random.integers(1, 2**63 - 1, count),
             minor_units=np.full(count, 100, np.int64),
             offset=np.full(count, number),
@@ -213,71 +232,71 @@ def _grow(spec: WorkloadSpec) -> list[_Grown]:
         )
         result = advance(events, config, memory, np.empty((count, kernel.OUT_SIZE)))
         memory.write(result.writes)
-    found: dict[bytes, _Grown] = {name: _Grown() for name in names}
+    found: dict[bytes, Grown] = {name: Grown() for name in names}
     size = len(names[0])
     for key, value in memory.items():
         found[key[:size]].records.append((key[size:], value))
     return list(found.values())
 
 
-def _transactions(spec: WorkloadSpec) -> Iterator[tuple[int, bytes]]:
+def transactions_of(spec: WorkloadSpec) -> Iterator[tuple[int, bytes]]:
     """Yield each transaction's user and JSON."""
     random = np.random.default_rng(spec.seed + 1)
     count = spec.transactions
     users = random.integers(spec.users, size=count).tolist()
-    step_ms = _HORIZON_MS / (spec.events * spec.users)
+    step_ms = HORIZON_MS / (spec.events * spec.users)
     amounts = np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64).tolist()
-    merchants = random.integers(_MERCHANTS, size=count).tolist()
-    channels = random.integers(len(_CHANNELS), size=count).tolist()
-    types = random.integers(len(_TYPES), size=count).tolist()
+    merchants = random.integers(MERCHANTS, size=count).tolist()
+    channels = random.integers(len(CHANNELS), size=count).tolist()
+    types = random.integers(len(TYPES), size=count).tolist()
     balances = random.lognormal(12.0, 1.0, count).astype(np.int64).tolist()
     for number in range(count):
         before, amount = balances[number], amounts[number]
         value = {
             "transaction_id": f"T{number:08d}",
             "user_id": f"U{users[number]:07d}",
-            "event_time": format_event_time(_START_MS + int(number * step_ms)),
+            "event_time": format_event_time(START_MS + int(number * step_ms)),
             "amount": f"{amount // 100}.{amount % 100:02d}",
             "currency": "EUR",
-            "channel": _CHANNELS[channels[number]],
-            "transaction_type": _TYPES[types[number]],
-            "merchant_id": f"M{merchants[number]:05d}",
+            "channel": CHANNELS[channels[number]],
+            "transaction_type": TYPES[types[number]],
+            "merchant_id": merchant_name(merchants[number]),
             "pre_balance": f"{before // 100}.{before % 100:02d}",
             "post_balance": f"{(before - amount) / 100:.2f}",
         }
         yield users[number], orjson.dumps(value)
 
 
-class _Features(Pipeline):
-    """Keeps the feature matrices."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.matrices: list[npt.NDArray[np.float64]] = []
-
-    def _judge(self, parts: Any, matrix: npt.NDArray[np.float64]) -> Any:
-        self.matrices.append(matrix.copy())
-        return super()._judge(parts, matrix)
-
-
-def _bundle(spec: WorkloadSpec, grown: list[_Grown], transactions: list[tuple[int, bytes]]) -> Bundle:
+def _bundle(spec: WorkloadSpec, grown: list[Grown], transactions: list[tuple[int, bytes]]) -> Bundle:
     """Return a model of these very features, and thresholds that the wanted share of them passes."""
-    features = FeatureSpec({"channel": _CHANNELS, "transaction_type": _TYPES})
-    width = len(features.names)
+    features = FeatureSpec({"channel": CHANNELS, "transaction_type": TYPES})
     random = np.random.default_rng(spec.seed + 2)
-    noise = _fit(random.normal(size=(500, width)), random.integers(0, 2, 500), 2, 4)
-    pipeline = _Features(Bundle(noise, "none", features), PipelineConfig(decisions=False))
+    pipeline = Pipeline(noise_bundle(features, random), PipelineConfig(decisions=False))
     memory = MemoryRecords()
     for user in {user for user, _ in transactions}:
-        name = b"U%07d" % user
-        memory.write([(name + suffix, value) for suffix, value in grown[user % len(grown)].records])
+        memory.write([(user_key(user) + suffix, value) for suffix, value in grown[user % len(grown)].records])
+    matrices = []
     for begin in range(0, len(transactions), _ROUND):
         records = [
-            Record(begin + place, 0, b"U%07d" % user, value)
+            Record(begin + place, 0, user_key(user), value)
             for place, (user, value) in enumerate(transactions[begin : begin + _ROUND])
         ]
-        memory.write(pipeline.process(Batch("t", 0, 1, records), memory, _START_MS + 400 * _DAY_MS).writes)
-    matrix = np.concatenate(pipeline.matrices)
+        plan = pipeline.process(Batch("t", 0, 1, records), memory, START_MS + 400 * _DAY_MS)
+        memory.write(plan.writes)
+        matrices.append(plan.features.copy())
+    return fitted(spec, features, np.concatenate(matrices), random)
+
+
+def noise_bundle(features: FeatureSpec, random: np.random.Generator) -> Bundle:
+    """Return a small model that has learnt nothing, to get features with."""
+    width = len(features.names)
+    return Bundle(_fit(random.normal(size=(500, width)), random.integers(0, 2, 500), 2, 4), "none", features)
+
+
+def fitted(
+    spec: WorkloadSpec, features: FeatureSpec, matrix: npt.NDArray[np.float64], random: np.random.Generator
+) -> Bundle:
+    """Return a model of the features in ``matrix`` (shape ``(n, features)``), as ``_bundle`` has it."""
     chosen = matrix[random.permutation(len(matrix))[:_TRAINING_ROWS]]
     steady = [place for place, name in enumerate(features.names) if name not in _DRIFTING]
     model = _fit(chosen, _labels(chosen[:, steady], random), spec.trees, spec.leaves)

@@ -45,6 +45,7 @@ __all__ = [
     "Protocol",
     "card_precision",
     "evaluate_weeks",
+    "first_week",
     "fold_metrics",
     "knowledge_scores",
     "known_compromised",
@@ -287,26 +288,15 @@ def evaluate_weeks(
     DataError
         See :func:`week_fold`.
     """
-    folds = [
-        week_fold(
-            table,
-            protocol.first_week_ms + number * _WEEK_MS,
-            label_delay_ms=protocol.label_delay_ms,
-            training_days=recipe.training_days,
-            without_blocked=recipe.without_blocked,
-        )
-        for number in range(protocol.folds)
-    ]
+    folds = [_fold(table, recipe, protocol, number) for number in range(protocol.folds)]
     spec, built = features or weekly_features(table, recipe, protocol)
-    scored = built.outcome == SCORED
-    labels = np.asarray(table.is_fraud)
     figures = []
     ceilings = []
     booster = None
     for whole in folds:
-        fold = Fold(whole.start_ms, whole.train & scored, whole.test & scored)
+        fold = _scored(whole, built)
         if booster is None or protocol.retrain:
-            booster = fit_booster(recipe, spec, built.matrix[fold.train], labels[fold.train], threads=threads)
+            booster = _learn(table, recipe, fold, (spec, built), threads)
         figures.append(
             fold_metrics(table, fold, _scores(booster, built.matrix[fold.test], threads), scenario)
         )
@@ -333,6 +323,22 @@ def evaluate_weeks(
             name: value for name, value in summarise(ceilings)[0].items() if isinstance(value, float)
         }
     return result
+
+
+def first_week(
+    table: TransactionTable,
+    recipe: Recipe,
+    protocol: Protocol,
+    features: tuple[FeatureSpec, FeatureTable],
+    *,
+    threads: int = 1,
+) -> tuple[Fold, lightgbm.Booster]:
+    """Return the first week's fold, as far as its rows are scored, and the model that judges it.
+
+    Both are those of :func:`evaluate_weeks`, of which ``features`` and errors are too.
+    """
+    fold = _scored(_fold(table, recipe, protocol, 0), features[1])
+    return fold, _learn(table, recipe, fold, features, threads)
 
 
 def weekly_features(
@@ -375,6 +381,33 @@ def knowledge_scores(
         elif now - first >= delay_ms:
             scores[row] = 2.0
     return scores
+
+
+def _fold(table: TransactionTable, recipe: Recipe, protocol: Protocol, number: int) -> Fold:
+    return week_fold(
+        table,
+        protocol.first_week_ms + number * _WEEK_MS,
+        label_delay_ms=protocol.label_delay_ms,
+        training_days=recipe.training_days,
+        without_blocked=recipe.without_blocked,
+    )
+
+
+def _scored(fold: Fold, built: FeatureTable) -> Fold:
+    scored = built.outcome == SCORED
+    return Fold(fold.start_ms, fold.train & scored, fold.test & scored)
+
+
+def _learn(
+    table: TransactionTable,
+    recipe: Recipe,
+    fold: Fold,
+    features: tuple[FeatureSpec, FeatureTable],
+    threads: int,
+) -> lightgbm.Booster:
+    spec, built = features
+    labels = np.asarray(table.is_fraud)
+    return fit_booster(recipe, spec, built.matrix[fold.train], labels[fold.train], threads=threads)
 
 
 def _scores(

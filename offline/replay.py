@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from offline.table import Labels, TransactionTable
     from stream.settings import Settings, TopicSettings
 
-__all__ = ["Pacing", "Record", "ReplayReport", "count_labels", "replay", "table_records"]
+__all__ = ["Pacing", "Record", "ReplayReport", "count_labels", "label_record", "replay", "table_records"]
 
 #: Sleeps shorter than this cost more than they pace.
 _SHORTEST_SLEEP_SECONDS: Final = 0.002
@@ -129,7 +129,7 @@ def table_records(
     for event_time_ms, (key, value) in zip(times, table.to_records(), strict=True):
         clock = max(clock, event_time_ms)
         while place < len(label_times) and label_times[place] <= clock:
-            yield _label_record(table, known, place, topics.labels)
+            yield label_record(table, known, place, topics.labels)
             place += 1
         yield Record(topics.transactions, key, value, event_time_ms)
 
@@ -154,7 +154,8 @@ def _labels_in_order(table: TransactionTable) -> Labels:
     return labels.only(order)
 
 
-def _label_record(table: TransactionTable, labels: Labels, place: int, topic: str) -> Record:
+def label_record(table: TransactionTable, labels: Labels, place: int, topic: str) -> Record:
+    """Return one of a table's labels as a record, due when it becomes known."""
     row, label_time_ms = int(labels.row[place]), int(labels.time_ms[place])
     value = orjson.dumps(
         {

@@ -12,7 +12,7 @@ import click
 import stream
 from stream.errors import ConfigError
 
-_PARTS = ("throughput", "latency", "recovery", "cost", "stages")
+_PARTS = ("throughput", "latency", "recovery", "cost", "hop", "stages")
 
 
 @click.command()
@@ -32,7 +32,9 @@ _PARTS = ("throughput", "latency", "recovery", "cost", "stages")
 def bench(
     parts: tuple[str, ...], json_file: Path | None, contestants: tuple[str, ...], **options: Any
 ) -> None:
-    """Measure throughput, latency, recovery and cost on a broker of its own; all of it unless told what.
+    """Measure throughput, latency, recovery, cost and the hop on a broker of its own; all unless told what.
+
+    The hop is what a model pays that asks merchants, cards and devices about each transaction.
 
     The peers are installed into a cache folder the first time (RISKSTREAM_CACHE_DIR).
     """

@@ -14,6 +14,8 @@ from offline.prequential import (
     Protocol,
     card_precision,
     evaluate_weeks,
+    first_week,
+    fold_metrics,
     knowledge_scores,
     week_fold,
     weekly_features,
@@ -208,3 +210,11 @@ def test_the_command_writes_the_figures(tmp_path, table):
     assert isinstance(late.exception, DataError)
     assert "choose another --first-test-week" in str(late.exception)
     assert CliRunner().invoke(evaluate, [*options[:3], "soon"]).exit_code == 2
+
+
+def test_the_first_weeks_model_is_the_one_that_is_judged(table, first_week_ms):
+    protocol = Protocol(first_week_ms, 2)
+    features = weekly_features(table, RECIPE, protocol)
+    fold, booster = first_week(table, RECIPE, protocol, features)
+    judged = fold_metrics(table, fold, booster.predict(features[1].matrix[fold.test], num_threads=1))
+    assert judged == evaluate_weeks(table, RECIPE, protocol, features=features)["folds"][0]

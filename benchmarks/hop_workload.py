@@ -1,0 +1,285 @@
+"""What the price of the hop is measured with: one workload, and models that ask none, one or three entities.
+
+The users, their histories and their transactions are those of :mod:`benchmarks.workload`, fewer of them so
+that every worker restores its state in a second or two, each with a card of its own and a device that two
+users share. Entities have a past as long as the users' histories: a transaction of each of theirs for each
+event, with labels of all that are older than a week. The transactions are the same to the byte for every
+model; labels are not sent while it is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from benchmarks.local_store import LocalStore
+from benchmarks.workload import (
+    CHANNELS,
+    HORIZON_MS,
+    MERCHANTS,
+    PARTITIONS,
+    START_MS,
+    TYPES,
+    Workload,
+    WorkloadSpec,
+    fitted,
+    grow,
+    merchant_name,
+    noise_bundle,
+    partition_of,
+    prepared,
+    transactions_of,
+    user_key,
+)
+from offline.recipe import CARDS
+from stream.features.entities import EntityProfile
+from stream.features.entity_log import MOST_WORDS, EntityLog, Horizon
+from stream.features.history import MemoryRecords
+from stream.features.identity import identities
+from stream.features.layout import entity_prefix
+from stream.features.spec import FeatureSpec
+from stream.hop import CODES
+from stream.hop import partition_of as entity_partition
+from stream.pipeline import Batch, Pipeline, PipelineConfig, Record
+from stream.profiled import HopTopics, ProfiledPipeline
+from stream.settings import RocksDBSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from stream.pipeline import Plan
+    from stream.scoring.bundle import Bundle
+
+__all__ = ["CASES", "SPEC", "Case", "decide", "device_name", "hop_workloads"]
+
+#: Raised with every change of what is made.
+_VERSION: Final = 1
+_DAY_MS: Final = 86_400_000
+_ROUND: Final = 2_000
+#: Of the transactions, to learn from and to choose the thresholds by.
+_LEARNT_FROM: Final = 20_000
+_FRAUD_SHARE: Final = 0.01
+#: Words of a transaction in a user's log: those of an entity's but the last two, and four entities' names.
+_USER_WORDS: Final = 8
+#: Nothing of the past is old enough to be forgotten.
+_KEEP: Final = Horizon(2**50, 2**50)
+#: What records are put together in.
+_WORDS: Final = np.empty(MOST_WORDS, np.int64)
+_NAN_BITS: Final = int(np.float64(np.nan).view(np.int64))
+_TOPICS: Final = HopTopics("transactions", "labels", "questions", "answers", 1)
+
+#: The card recipe's terminals, without what it wants of the users' logs.
+_MERCHANT: Final = replace(
+    next(one for one in CARDS.entities if one.entity == "merchant"),
+    label_aggregates=("fraud_count", "fraud_share"),
+)
+_CARD: Final = EntityProfile("card", (1.0, 7.0, 30.0), ("count", "amount_mean", "amount_to_median"))
+_DEVICE: Final = EntityProfile("device", (1.0, 7.0, 30.0), ("count", "amount_sum", "user_distinct"))
+
+SPEC: Final = WorkloadSpec(users=20_000, transactions=70_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model to measure.
+
+    Attributes
+    ----------
+    preloaded:
+        Transactions in the topic before the worker starts: some seconds' work.
+    """
+
+    name: str
+    profiles: tuple[EntityProfile, ...]
+    preloaded: int
+
+
+CASES: Final = (
+    Case("users alone", (), 40_000),
+    Case("and merchants", (_MERCHANT,), 12_000),
+    Case("and merchants, cards, devices", (_MERCHANT, _CARD, _DEVICE), 8_000),
+)
+
+
+def device_name(user: int) -> str:
+    """Return the name of a user's device, which two users share."""
+    return f"D{user // 2:07d}"
+
+
+def _card_name(user: int) -> str:
+    return f"C{user:07d}"
+
+
+def hop_workloads(spec: WorkloadSpec = SPEC) -> dict[str, Workload]:
+    """Return the workload of each of ``CASES``, made where the cache has it not."""
+    folder = prepared(f"hop-{_VERSION}-{spec.name()}", lambda making: _make(spec, making))
+    return {case.name: Workload(spec, folder / str(number)) for number, case in enumerate(CASES)}
+
+
+def _make(spec: WorkloadSpec, folder: Path) -> None:
+    grown = grow(spec)
+    transactions = [
+        (user, b'%b,"card_id":"%b","device_id":"%b"}' % (value[:-1], *_names(user)))
+        for user, value in transactions_of(spec)
+    ]
+    past = _Past(spec)
+    histories = [
+        (partition_of(user), user_key(user) + suffix, value)
+        for user in range(spec.users)
+        for suffix, value in grown[user % len(grown)].records
+    ]
+    for number, case in enumerate(CASES):
+        own = folder / str(number)
+        own.mkdir()
+        with (own / "transactions.bin").open("wb") as file:
+            file.writelines(b"%d %s\n" % item for item in transactions)
+        records = [*histories, *past.records(case)]
+        _store(own / "state", records)
+        _bundle(spec, case, records, transactions).save(own / "bundle")
+
+
+def _names(user: int) -> tuple[bytes, bytes]:
+    return _card_name(user).encode(), device_name(user).encode()
+
+
+def _store(folder: Path, records: list[tuple[int, bytes, bytes]]) -> None:
+    store = LocalStore(folder, RocksDBSettings())
+    for partition in range(PARTITIONS):
+        store.write(partition, [(key, value) for at, key, value in records if at == partition], -1)
+        store.database(partition).flush()
+        store.database(partition).compact_range(None, None)
+    store.close()
+
+
+class _Past:
+    """Random transactions of all users, in the order of time, and what logs hold of them."""
+
+    def __init__(self, spec: WorkloadSpec) -> None:
+        random = np.random.default_rng(spec.seed + 3)
+        count = spec.users * spec.events
+        self._user = random.integers(spec.users, size=count)
+        merchant = random.integers(MERCHANTS, size=count)
+        times = np.sort(random.integers(START_MS - HORIZON_MS + 1, START_MS, count))
+        amounts = np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64)
+        ident, case = random.integers(1, 2**63 - 1, (2, count))
+        users = range(spec.users)
+        user = identities([user_key(one).decode() for one in users])[self._user]
+        self._name = {
+            "merchant": identities([merchant_name(one) for one in range(MERCHANTS)])[merchant],
+            "card": identities([_card_name(one) for one in users])[self._user],
+            "device": identities([device_name(one) for one in users])[self._user],
+        }
+        to_usual = np.full(count, _NAN_BITS)
+        self._events = np.stack([times, amounts, user, ident, to_usual, case])
+        routes = [*self._name.values(), np.zeros(count, np.int64)]
+        self._of_users = np.stack([times, amounts, user, ident, *routes])
+        known = times + 7 * _DAY_MS
+        fraud = (random.random(count) < _FRAUD_SHARE).astype(np.int64)
+        labels = np.stack([known, fraud, np.arange(count), times, amounts, to_usual, ident])
+        self._labels = labels
+        self._labelled = known < START_MS
+
+        self._made: dict[EntityProfile | None, list[tuple[int, bytes, bytes]]] = {}
+
+    def records(self, case: Case) -> Iterator[tuple[int, bytes, bytes]]:
+        """Yield partition, key and value of each record of the case's logs; users have some for labels."""
+        labelled = any(profile.label_windows_days for profile in case.profiles)
+        for profile in (*case.profiles, *([None] if labelled else [])):
+            if profile not in self._made:
+                logs = self._users_logs() if profile is None else self._logs(profile)
+                self._made[profile] = list(logs)
+            yield from self._made[profile]
+
+    def _logs(self, profile: EntityProfile) -> Iterator[tuple[int, bytes, bytes]]:
+        for name, rows in _groups(self._name[profile.entity]):
+            log = EntityLog(entity_prefix(CODES[profile.entity], name), len(self._events))
+            _fill(log, self._events[:, rows])
+            if profile.label_windows_days:
+                numbers = np.flatnonzero(self._labelled[rows])
+                labels = self._labels[:, rows[numbers]].T.tolist()
+                for number, label in zip(numbers.tolist(), labels, strict=True):
+                    log.label((*label, number))
+            yield from _written(log, entity_partition(name, PARTITIONS))
+
+    def _users_logs(self) -> Iterator[tuple[int, bytes, bytes]]:
+        for user, rows in _groups(self._user):
+            log = EntityLog(user_key(user), _USER_WORDS)
+            _fill(log, self._of_users[:, rows])
+            yield from _written(log, partition_of(user))
+
+
+def _groups(names: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Yield each name and its rows, in their order."""
+    order = np.argsort(names, kind="stable")
+    distinct, starts = np.unique(names[order], return_index=True)
+    yield from zip(distinct.tolist(), np.split(order, starts[1:]), strict=True)
+
+
+def _fill(log: EntityLog, events: npt.NDArray[np.int64]) -> None:
+    for event in events.T.tolist():
+        log.add(event)
+
+
+def _written(log: EntityLog, partition: int) -> Iterator[tuple[int, bytes, bytes]]:
+    for key, value in log.writes(_KEEP, _WORDS):
+        assert value is not None  # nothing is forgotten
+        yield partition, key, value
+
+
+def _bundle(
+    spec: WorkloadSpec,
+    case: Case,
+    records: list[tuple[int, bytes, bytes]],
+    transactions: list[tuple[int, bytes]],
+) -> Bundle:
+    features = FeatureSpec({"channel": CHANNELS, "transaction_type": TYPES}, entities=case.profiles)
+    random = np.random.default_rng(spec.seed + 2)
+    memory = MemoryRecords()
+    memory.write([(key, value) for _, key, value in records])
+    plans = decide(noise_bundle(features, random), memory, transactions[:_LEARNT_FROM])
+    matrix = np.concatenate([plan.features.copy() for plan in plans if len(plan.features)])
+    return fitted(spec, features, matrix, random)
+
+
+def decide(bundle: Bundle, memory: MemoryRecords, transactions: list[tuple[int, bytes]]) -> Iterator[Plan]:
+    """Decide users' transactions in this process, every stage in turn; yields all stages' plans."""
+    config = PipelineConfig()
+    asking = bool(bundle.spec.entities)
+    pipeline = ProfiledPipeline(bundle, config, _TOPICS) if asking else Pipeline(bundle, config)
+    now_ms = START_MS + 400 * _DAY_MS
+    place = {_TOPICS.questions: 0, _TOPICS.answers: 0}
+
+    def process(topic: str, records: list[Record]) -> Plan:
+        plan = pipeline.process(Batch(topic, 0, 1, records), memory, now_ms)
+        memory.write(plan.writes)
+        return plan
+
+    def sent(topic: str, *plans: Plan) -> list[Record]:
+        messages = [
+            one for plan in plans for sends in (plan.sends, plan.asks) for one in sends.get((topic, 0), ())
+        ]
+        first = place[topic]
+        place[topic] += len(messages)
+        return [
+            Record(number, START_MS, one.key, one.value, one.headers)
+            for number, one in enumerate(messages, first)
+        ]
+
+    for begin in range(0, len(transactions), _ROUND):
+        taken = process(
+            _TOPICS.transactions,
+            [
+                Record(number, START_MS, user_key(user), value)
+                for number, (user, value) in enumerate(transactions[begin : begin + _ROUND], begin)
+            ],
+        )
+        yield taken
+        if asking:
+            answered = process(_TOPICS.questions, sent(_TOPICS.questions, taken))
+            yield answered
+            yield process(_TOPICS.answers, sent(_TOPICS.answers, taken, answered))

@@ -1,0 +1,103 @@
+"""The parts of the hop's benchmark that need no broker: its state, its models, its figures as a table."""
+
+from __future__ import annotations
+
+import json
+
+import orjson
+import pytest
+
+from benchmarks import report
+from benchmarks.hop import summary
+from benchmarks.hop_workload import CASES, decide, hop_workloads
+from benchmarks.workload import PARTITIONS, WorkloadSpec
+from stream.events import Outcome
+from stream.features.history import MemoryRecords
+from stream.features.layout import user_of_key
+from stream.scoring.bundle import Bundle
+
+SPEC = WorkloadSpec(users=40, events=12, transactions=400, trees=8, leaves=6, alert_share=0.1)
+
+
+@pytest.fixture(scope="module")
+def works(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RISKSTREAM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return hop_workloads(SPEC)
+
+
+def decided(work):
+    """Every plan of the workload's transactions on the workload's state."""
+    memory = MemoryRecords()
+    memory.write([(key, value) for _, key, value in work.records()])
+    transactions = [(int(key[1:]), value) for _, key, value in work.transactions]
+    return list(decide(Bundle.load(work.bundle), memory, transactions))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_model_decides_every_transaction(works, case):
+    """No log of the made past is refused, and none is empty: entities and their labels are known."""
+    work = works[case.name]
+    plans = decided(work)
+    hop = {}
+    for plan in plans:
+        for event, count in plan.hop.items():
+            hop[event] = hop.get(event, 0) + count
+    decisions = [orjson.loads(message.value) for plan in plans for message in plan.decisions]
+    assert sorted(one["transaction_id"] for one in decisions) == sorted(
+        orjson.loads(value)["transaction_id"] for _, _, value in work.transactions
+    )
+    assert {one["outcome"] for one in decisions} == {Outcome.SCORED.value}
+    assert sum(len(plan.alerts) for plan in plans) == pytest.approx(0.1 * SPEC.transactions, rel=0.3)
+    assert hop.get(("question", "answered"), 0) == len(case.profiles) * SPEC.transactions
+    assert set(hop) <= {("question", "answered"), ("case", "opened")}
+    names = list(Bundle.load(work.bundle).spec.names)
+    for profile in case.profiles:
+        column = [
+            plan.features[:, names.index(f"{profile.entity}_count_30d")]
+            for plan in plans
+            if len(plan.features)
+        ]
+        assert max(map(max, column)) > 3 or profile.entity == "merchant"
+
+
+def test_models_get_the_same_transactions_in_the_same_order(works):
+    first, *others = [work.transactions for work in works.values()]
+    assert all(each == first for each in others)
+    value = orjson.loads(first[0][2])
+    assert {"merchant_id", "card_id", "device_id"} <= set(value)
+
+
+def test_state_lies_where_a_worker_looks_for_it(works):
+    """Histories and logs of users where their transactions go; entities spread over the partitions."""
+    for name, work in works.items():
+        transactions = {key: partition for partition, key, _ in work.transactions}
+        entities = set()
+        for partition, key, _ in work.records():
+            owner, _, _ = user_of_key(key)
+            if owner.startswith(b"\xff"):
+                entities.add(partition)
+            else:
+                assert transactions.get(owner, partition) == partition
+        assert entities == (set() if name == CASES[0].name else set(range(PARTITIONS)))
+
+
+def test_ratios_are_taken_within_a_round():
+    def one(per_second, p50):
+        return {"per_second": per_second, "cpu_micros": 1e6 / per_second, "p50": p50, "p99": 2 * p50}
+
+    found = summary(
+        {
+            "users alone": [one(1000, 4), one(2000, 2), one(4000, 1)],
+            "and merchants": [one(500, 8), one(500, 4), one(4000, 3)],
+        }
+    )
+    assert found["ratio"]["users alone"] == dict.fromkeys(found["ratio"]["users alone"], 1.0)
+    assert found["ratio"]["and merchants"]["per_second"] == 0.5
+    assert found["ratio"]["and merchants"]["p50"] == 2.0
+    assert found["median"]["and merchants"]["per_second"] == 500
+    made = {"hop": {"rate": 1000.0, **json.loads(json.dumps(found))}}
+    (table,) = report.tables(made)
+    assert len(table.rows) == 2
+    assert {len(row) for row in table.rows} == {len(table.head)}
+    assert "| and merchants | 500 | 500 - 4,000 | 0.50 | 2000.0 |" in report.markdown(made, [])
