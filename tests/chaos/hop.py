@@ -201,6 +201,8 @@ class Hop:
         unread, self._unread = self._unread, []
         for found in unread:
             what = decode_answers(Record(found.offset, 0, found.key, found.value, found.headers))
+            if what is None:
+                continue  # an owner's mark
             case = self._cases.get(what.case)
             if case is None:
                 self._unread.append(found)
