@@ -149,10 +149,12 @@ def _cost(
 
 
 def _hop(
-    cluster: Cluster, _workload: Workload, folder: Path, options: Options, _found: Any, say: Any
+    cluster: Cluster, _workload: Workload, folder: Path, options: Options, found: Any, say: Any
 ) -> dict[str, Any]:
     say("hop")
-    return hop(cluster, folder, 1 if options.quick else min(options.rounds, 3), say)
+    # A round takes two minutes, which the whole of the bench has once only.
+    alone = not any(part in found for part in _ON_KAFKA)
+    return hop(cluster, folder, min(options.rounds, 3) if alone and not options.quick else 1, say)
 
 
 _ON_KAFKA: Final = {

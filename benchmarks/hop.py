@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["hop", "summary"]
 
-_RATE: Final = 1_000.0
-#: The worker has decided thousands of transactions by then; what has to warm up is the generator.
-_WARM_SECONDS: Final = 0.5
-_SECONDS: Final = 3.5
+#: Below what any of the models manages.
+_RATE: Final = 400.0
+#: The generator and the listener begin with a backlog of seconds.
+_WARM_SECONDS: Final = 5.0
+_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
 _PATIENCE_SECONDS: Final = 120.0
 _FIGURES: Final = ("per_second", "cpu_micros", "p50", "p99")
