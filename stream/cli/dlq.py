@@ -232,11 +232,11 @@ def replay(
     sent: Counter[str] = Counter()
     with _sender(settings, dry_run=dry_run) as send:
         for letter in _sendable(letters, settings, skipped):
+            topic, source_partition, offset = letter.source or ("", 0, 0)
             if dry_run:
-                topic, source_partition, offset = letter.source or ("", 0, 0)
                 print(f"would send {letter.position} to {topic} {source_partition}, first at offset {offset}")
             send(letter)
-            sent[letter.source[0] if letter.source else ""] += 1
+            sent[topic] += 1
     for topic, count in sent.items() or [(settings.topics.transactions, 0)]:
         print(f"{'would send' if dry_run else 'sent'} {count:,} to {topic}")
     for why, count in skipped.items():

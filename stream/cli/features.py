@@ -8,7 +8,7 @@ import click
 
 from stream.cli.data_options import data_options, read_table
 from stream.cli.durations import DURATION
-from stream.cli.split_options import chosen_profiles, profiles_option
+from stream.cli.split_options import chosen_profiles, profiles_option, tell_absent
 from stream.errors import DataError
 
 __all__ = ["features"]
@@ -80,11 +80,8 @@ def features(
     if labels_path is not None:
         labels, unknown = read_labels(labels_path, table)
         table = table.with_labels(labels)
-    entities = present(table, wanted)
-    for profile in wanted:
-        if profile not in entities:
-            click.echo(f"The file names no {profile.entity}: that profile is left out.")
-    spec = fit_spec(table, np.ones(len(table), dtype=np.bool_), entities)
+    tell_absent(table, wanted)
+    spec = fit_spec(table, np.ones(len(table), dtype=np.bool_), present(table, wanted))
     with progress_bar("Features", len(table)) as advance:
         built = build_features(table, spec, allowed_lateness_ms=allowed_lateness, progress=advance)
     outcomes = np.array(["scored", "late", "duplicate", "rejected"], dtype=np.object_)

@@ -11,10 +11,18 @@ from stream.cli.durations import DURATION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from offline.table import TransactionTable
     from offline.train import TrainingOptions
     from stream.features.entities import EntityProfile
 
-__all__ = ["chosen_profiles", "imbalance_option", "profiles_option", "split_options", "training_options"]
+__all__ = [
+    "chosen_profiles",
+    "imbalance_option",
+    "profiles_option",
+    "split_options",
+    "tell_absent",
+    "training_options",
+]
 
 imbalance_option = click.option(
     "--imbalance", default="none", show_default=True, help="What to do to the training part."
@@ -35,6 +43,15 @@ def chosen_profiles(name: str | None, label_delay_ms: int) -> tuple[EntityProfil
     from offline.profiles import load_profiles
 
     return () if name is None else load_profiles(name, label_delay_days=label_delay_ms / 86_400_000)
+
+
+def tell_absent(table: TransactionTable, profiles: tuple[EntityProfile, ...]) -> None:
+    """Say which profiles are left out, since the file names no such entity."""
+    from offline.profiles import present
+
+    for profile in profiles:
+        if not present(table, (profile,)):
+            click.echo(f"The file names no {profile.entity}: that profile is left out.")
 
 
 def split_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import click
 from stream.cli.data_options import EVENT_TIME, data_options, read_table
 from stream.cli.durations import DURATION
 from stream.cli.figures import write_json
-from stream.cli.split_options import chosen_profiles, imbalance_option, profiles_option
+from stream.cli.split_options import chosen_profiles, imbalance_option, profiles_option, tell_absent
 from stream.errors import DataError
 
 if TYPE_CHECKING:
@@ -104,7 +104,6 @@ def train(
 
     from offline.card import model_card
     from offline.imbalance import as_imbalance
-    from offline.profiles import present
     from offline.train import TrainingOptions, load_parameters
     from offline.train import train as fit
     from stream.cli.progress import progress_bar
@@ -128,9 +127,7 @@ def train(
         options = replace(options, **load_parameters(parameters))
         tuning = json.loads(parameters.read_bytes())
     table = read_table(data, dataset, mapping)
-    for profile in options.entities:
-        if not present(table, (profile,)):
-            click.echo(f"The file names no {profile.entity}: that profile is left out.")
+    tell_absent(table, options.entities)
     with progress_bar("Features", len(table)) as advance:
         result = fit(table, options, now=datetime.now(UTC), progress=advance)
     try:
