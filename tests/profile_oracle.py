@@ -133,7 +133,8 @@ class Entity:
     def kept_labels(self) -> list[Learnt]:
         if self.newest is None:
             return []
-        return [label for label in self.labels if label.when > self.newest - self.labels_horizon]
+        gone = self.newest - self.labels_horizon
+        return [label for label in self.labels if max(label.when, label.taken.time) > gone]
 
     @property
     def _label_horizon_days(self) -> float:

@@ -92,6 +92,20 @@ class Findings:
         self.doubled += doubled
         self.wrong.append(text)
 
+    def compare_kept(
+        self, who: str, what: str, found: Sequence[Any], kept: Sequence[Any], *, counted: bool
+    ) -> None:
+        """Say how what is stored differs from what should be; ``counted`` unless a total has told of it."""
+        if found == kept:
+            return
+        missing = len(set(kept) - set(found))
+        extra = len(found) - len(kept) + missing
+        self.add(
+            f"{who} {len(found)} {what}, not {len(kept)}; {missing} missing",
+            lost=missing if counted else 0,
+            doubled=max(0, extra) if counted else 0,
+        )
+
     def join(self, other: Findings) -> None:
         self.lost += other.lost
         self.doubled += other.doubled
@@ -705,14 +719,7 @@ def _compare(name: str, history: _History, stored: _Stored, findings: Findings) 
         if event.time > gone
     ]
     found = [event for event in stored.events if event[0] > gone]
-    if found != kept:
-        missing = len(set(kept) - set(found))
-        extra = len(found) - len(kept) + missing
-        findings.add(
-            f"{name}: keeps {len(found)} events, not {len(kept)}; {missing} missing",
-            lost=0 if more else missing,
-            doubled=0 if more else max(0, extra),
-        )
+    findings.compare_kept(f"{name}: keeps", "events", found, kept, counted=not more)
     profile = (stored.sum, stored.squares, stored.largest, stored.newest, stored.first, stored.offset)
     expected = (
         sum(amounts),

@@ -524,11 +524,4 @@ def _compare(
         )
     gone = entity.newest - horizon
     found, kept = [row for row in stored if row[0] > gone], [row for row in expected if row[0] > gone]
-    if found != kept:
-        missing = len(set(kept) - set(found))
-        extra = len(found) - len(kept) + missing
-        findings.add(
-            f"{name}: keeps {len(found)} {what}, not {len(kept)}; {missing} missing",
-            lost=0 if more else missing,
-            doubled=0 if more else max(0, extra),
-        )
+    findings.compare_kept(f"{name}: keeps", what, found, kept, counted=not more)

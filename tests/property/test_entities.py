@@ -1,14 +1,14 @@
-"""Entity profiles against an oracle that looks at every pair of rows."""
+"""Entity profiles of whole files against the oracle, which takes one transaction after another."""
 
 from __future__ import annotations
 
 import math
-from statistics import median
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profile_oracle import Entity
 
 from stream.features.entities import (
     ACTIVITY_AGGREGATES,
@@ -18,7 +18,7 @@ from stream.features.entities import (
     fill_profile,
 )
 
-DAY_MS = 86_400_000
+SIXTH_MS = 86_400_000 // 6
 
 #: A label and its own time after its transaction, sixths of a day.
 label = st.tuples(st.sampled_from([0, 0, 1]), st.integers(-3, 30))
@@ -40,83 +40,21 @@ def to_usual_of(amount, user):
     return math.nan if user == 2 else amount / (50.0 + user)
 
 
-def applied_before(rows, at, lateness):
-    """Return the earlier rows applied to the entity of ``rows[at]``, and whether that one is on time."""
-    applied = []
-    on_time = True
-    for row in rows[: at + 1]:
-        if row[0] != rows[at][0]:
+def oracle(profile, rows, lateness):
+    """Return every row's features; its labels arrive at once and count in their time."""
+    entities, found = {}, []
+    for ident, (name, sixths, amount, user, given_labels) in enumerate(rows):
+        entity = entities.setdefault(name, Entity([profile], lateness * SIXTH_MS))
+        time = sixths * SIXTH_MS
+        if entity.is_late(time):
+            found.append([math.nan] * len(profile.names))
             continue
-        on_time = all(row[1] >= before[1] - lateness for before in applied)
-        if on_time:
-            applied.append(row)
-    return (applied[:-1] if on_time else applied), on_time
-
-
-def label_at(profile, time, labels, now):
-    """Return when a transaction's label at ``now`` became known, and what it says; None for none."""
-    found = None
-    for own_time, _, says in sorted(
-        (time + delay, arrival, says)
-        for arrival, (says, delay) in enumerate(labels)
-        if delay <= profile.label_horizon_days * 6
-    ):
-        known = max(own_time, time + profile.label_delay_days * 6)
-        if known <= now:
-            found = known, says
+        features = entity.features(time, amount, user)
+        found.append([features[feature] for feature in profile.names])
+        entity.take(time, amount, user, ident, to_usual_of(amount, user), ident)
+        for arrival, (says, delay) in enumerate(given_labels):
+            entity.tell(ident, says, time + delay * SIXTH_MS, arrival)
     return found
-
-
-def oracle(profile, rows, at, lateness):
-    """Return the features of ``rows[at]`` by looking at every row that arrived before."""
-    _, now, amount, user, _ = rows[at]
-    earlier, on_time = applied_before(rows, at, lateness)
-    if not on_time:
-        return [math.nan] * len(profile.names)
-    before = [row[2] for row in earlier if now - profile.usual_days * 6 < row[1] <= now]
-    usual = median(before) if before else math.nan
-    to_usual = amount / usual if usual > 0 else math.nan
-    features = []
-    for days in profile.windows_days:
-        others = [row for row in earlier if now - days * 6 < row[1] <= now]
-        amounts = [row[2] for row in others]
-        every = [*amounts, amount]
-        middle = median(amounts) if amounts else math.nan
-        features += [
-            len(every),
-            sum(every) / 100,
-            sum(every) / 100 / len(every),
-            max(every) / 100,
-            len({user, *(row[3] for row in others)}),
-            amount / (sum(amounts) / len(amounts)) if sum(amounts) > 0 else math.nan,
-            middle / 100,
-            amount / middle if middle > 0 else math.nan,
-            max(amounts) / usual if usual > 0 and amounts else math.nan,
-            sum(value > 2.5 * usual for value in amounts) if usual > 0 else math.nan,
-        ]
-    labels = []
-    for place, (_, time, value, who, given_labels) in enumerate(earlier):
-        valid = label_at(profile, time, given_labels, now)
-        if valid is not None:
-            labels.append((valid[0], place, time, value, valid[1], to_usual_of(value, who)))
-    labels.sort()
-    for days in profile.label_windows_days:
-        seen = [row[4] for row in labels if row[0] > now - days * 6]
-        unusual = [row[5] for row in labels if row[4] == 1 and row[0] > now - days * 6 and row[5] == row[5]]
-        features += [sum(seen), len(seen), sum(seen) / len(seen) if seen else math.nan]
-        features.append(min(unusual, default=math.nan))
-    longest = max(profile.label_windows_days)
-    frauds = [row for row in labels if row[4] == 1 and row[0] > now - longest * 6]
-    if not frauds:
-        return [*features, math.nan, math.nan, math.nan, math.nan, to_usual]
-    return [
-        *features,
-        (now - min(row[2] for row in frauds)) / 6,
-        (now - max(row[2] for row in frauds)) / 6,
-        len(labels) - 1 - labels.index(frauds[-1]),
-        min(row[3] for row in frauds) / 100,
-        to_usual,
-    ]
 
 
 def compute(profile, rows, lateness=1_000):
@@ -134,12 +72,12 @@ def compute(profile, rows, lateness=1_000):
         profile,
         starts=np.concatenate([[0], np.cumsum(np.bincount(columns[0]))]).astype(np.int64),
         order=order,
-        time_ms=columns[1] * (DAY_MS // 6),
+        time_ms=columns[1] * SIXTH_MS,
         amount_minor=columns[2],
         minor_units=np.full(len(rows), 100, np.int64),
         user=columns[3],
-        labels=(label_row, is_fraud, label_time * (DAY_MS // 6)),
-        allowed_lateness_ms=lateness * (DAY_MS // 6),
+        labels=(label_row, is_fraud, label_time * SIXTH_MS),
+        allowed_lateness_ms=lateness * SIXTH_MS,
         out=out,
         to_usual=np.array([to_usual_of(row[2], row[3]) for row in rows], np.float64),
     )
@@ -171,7 +109,7 @@ def test_profiles_are_those_of_the_oracle(rows, in_order, activity, labels, dela
     )
     if in_order:
         rows = sorted(rows, key=lambda row: row[1])
-    expected = [oracle(profile, rows, at, lateness) for at in range(len(rows))]
+    expected = oracle(profile, rows, lateness)
     found = compute(profile, rows, lateness)
     np.testing.assert_allclose(found, np.array(expected).reshape(found.shape), rtol=1e-12, atol=0)
 
@@ -196,7 +134,7 @@ def test_corrections_in_one_busy_entity_are_those_of_the_oracle(rows, in_order, 
     )
     if in_order:
         rows = sorted(rows, key=lambda row: row[1])
-    expected = [oracle(profile, rows, at, 1_000) for at in range(len(rows))]
+    expected = oracle(profile, rows, 1_000)
     np.testing.assert_allclose(compute(profile, rows), np.array(expected), rtol=1e-12, atol=0)
 
 
