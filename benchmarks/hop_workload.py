@@ -35,14 +35,16 @@ from benchmarks.workload import (
 )
 from offline.recipe import CARDS
 from stream.features.entities import EntityProfile
-from stream.features.entity_log import MOST_WORDS, EntityLog, Horizon
+from stream.features.entity_log import EntityLog, Horizon
 from stream.features.history import MemoryRecords
 from stream.features.identity import identities
 from stream.features.layout import entity_prefix
 from stream.features.spec import FeatureSpec
 from stream.hop import CODES
 from stream.hop import partition_of as entity_partition
-from stream.pipeline import Batch, Pipeline, PipelineConfig, Record
+from stream.loopback import Loopback
+from stream.outputs import Message
+from stream.pipeline import Pipeline, PipelineConfig
 from stream.profiled import HopTopics, ProfiledPipeline
 from stream.settings import RocksDBSettings
 
@@ -68,8 +70,6 @@ _FRAUD_SHARE: Final = 0.01
 _USER_WORDS: Final = 8
 #: Nothing of the past is old enough to be forgotten.
 _KEEP: Final = Horizon(2**50, 2**50)
-#: What records are put together in.
-_WORDS: Final = np.empty(MOST_WORDS, np.int64)
 _NAN_BITS: Final = int(np.float64(np.nan).view(np.int64))
 _TOPICS: Final = HopTopics("transactions", "labels", "questions", "answers", 1)
 
@@ -226,7 +226,7 @@ def _fill(log: EntityLog, events: npt.NDArray[np.int64]) -> None:
 
 
 def _written(log: EntityLog, partition: int) -> Iterator[tuple[int, bytes, bytes]]:
-    for key, value in log.writes(_KEEP, _WORDS):
+    for key, value in log.writes(_KEEP):
         assert value is not None  # nothing is forgotten
         yield partition, key, value
 
@@ -251,35 +251,7 @@ def decide(bundle: Bundle, memory: MemoryRecords, transactions: list[tuple[int, 
     config = PipelineConfig()
     asking = bool(bundle.spec.entities)
     pipeline = ProfiledPipeline(bundle, config, _TOPICS) if asking else Pipeline(bundle, config)
-    now_ms = START_MS + 400 * _DAY_MS
-    place = {_TOPICS.questions: 0, _TOPICS.answers: 0}
-
-    def process(topic: str, records: list[Record]) -> Plan:
-        plan = pipeline.process(Batch(topic, 0, 1, records), memory, now_ms)
-        memory.write(plan.writes)
-        return plan
-
-    def sent(topic: str, *plans: Plan) -> list[Record]:
-        messages = [
-            one for plan in plans for sends in (plan.sends, plan.asks) for one in sends.get((topic, 0), ())
-        ]
-        first = place[topic]
-        place[topic] += len(messages)
-        return [
-            Record(number, START_MS, one.key, one.value, one.headers)
-            for number, one in enumerate(messages, first)
-        ]
-
+    loop = Loopback(pipeline, memory, START_MS + 400 * _DAY_MS)
     for begin in range(0, len(transactions), _ROUND):
-        taken = process(
-            _TOPICS.transactions,
-            [
-                Record(number, START_MS, user_key(user), value)
-                for number, (user, value) in enumerate(transactions[begin : begin + _ROUND], begin)
-            ],
-        )
-        yield taken
-        if asking:
-            answered = process(_TOPICS.questions, sent(_TOPICS.questions, taken))
-            yield answered
-            yield process(_TOPICS.answers, sent(_TOPICS.answers, taken, answered))
+        messages = [Message(user_key(user), value) for user, value in transactions[begin : begin + _ROUND]]
+        yield from loop.send({(_TOPICS.transactions, 0): messages})

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "HOP_EVENTS",
     "MAX_AMOUNT_MINOR",
     "MAX_RECORD_BYTES",
     "MAX_RECORD_VALUES",
@@ -46,7 +45,6 @@ __all__ = [
     "Alert",
     "DeadLetterHeader",
     "Decision",
-    "HopEvent",
     "Label",
     "Outcome",
     "Reason",
@@ -98,19 +96,6 @@ class RiskLevel(StrEnum):
     HIGH = "HIGH"
     MEDIUM = "MEDIUM"
     LOW = "LOW"
-
-
-#: A stage of a model with profiles, and what came of one record there.
-HopEvent = tuple[str, str]
-
-#: Every such event: cases that were opened, or decided although opened for another model; questions by what
-#: came of them; labels by where they went; and the notes that tell them to entities.
-HOP_EVENTS: Final[tuple[HopEvent, ...]] = (
-    *(("case", outcome) for outcome in ("opened", "other_model")),
-    *(("question", outcome) for outcome in ("answered", "repeated", "late", "unusable_state")),
-    *(("label", outcome) for outcome in ("noted", "waiting", "expired")),
-    *(("note", outcome) for outcome in ("sent", "learnt", "repeated", "unknown", "expired")),
-)
 
 
 class DeadLetterHeader(StrEnum):

@@ -8,13 +8,14 @@ Given the same records, state, bundle and time, the plan is the same to the byte
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from stream.errors import InvalidRecordError, RiskStreamError, StateError
-from stream.events import MAX_RECORD_BYTES, HopEvent, Outcome, RiskLevel
+from stream.events import MAX_RECORD_BYTES, Outcome, RiskLevel
 from stream.features import kernel
 from stream.features.history import (
     FAILED,
@@ -34,26 +35,37 @@ from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
     from stream.features.spec import FeatureSpec
+    from stream.hop_events import HopEvent
     from stream.scoring.bundle import Bundle
     from stream.scoring.sentences import Language
 
 __all__ = [
     "Alerted",
     "Batch",
+    "Decoded",
     "Message",
+    "Part",
     "Pipeline",
     "PipelineConfig",
     "Plan",
     "Record",
+    "Sends",
     "columns_of",
+    "events_of",
+    "gather",
+    "refuse",
 ]
 
+#: Records by topic and partition.
 Sends = dict[tuple[str, int], list[Message]]
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 #: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
@@ -100,6 +112,15 @@ class PipelineConfig:
     decisions: bool = True
     decision_features: bool = False
     resident_bytes: int = 128 << 20
+
+
+def gather(parts: Iterable[tuple[_K, list[_V]]]) -> dict[_K, list[_V]]:
+    """Return lists joined under their keys, in their order; those that were given stay as they are."""
+    found: dict[_K, list[_V]] = {}
+    for key, values in parts:
+        if values:
+            found.setdefault(key, []).extend(values)
+    return found
 
 
 class Alerted(NamedTuple):
@@ -154,10 +175,12 @@ class Plan:
     sends: Sends = field(default_factory=dict)
     asks: Sends = field(default_factory=dict)
     hold: int | None = None
-    hop: dict[HopEvent, int] = field(default_factory=dict)
+    hop: Counter[HopEvent] = field(default_factory=Counter)
 
 
 class Decoded(NamedTuple):
+    """A record and the valid transaction in it."""
+
     record: Record
     row: Row
 
@@ -177,9 +200,6 @@ class Part:
 
 class Pipeline:
     """Decides batches with one model bundle; of a model with profiles see :mod:`stream.profiled`."""
-
-    #: Transactions that wait for what is known elsewhere.
-    waiting = 0
 
     def __init__(self, bundle: Bundle, config: PipelineConfig) -> None:
         self.bundle = bundle
@@ -214,6 +234,11 @@ class Pipeline:
         matrix = self._vectors(parts, readers)
         self._conclude(parts, matrix)
         return [part.plan for part in parts]
+
+    @property
+    def waiting(self) -> int:
+        """How many transactions wait for what is known elsewhere."""
+        return 0
 
     def rebalanced(self) -> None:
         """Forget what may have become another worker's; nothing is under way."""
@@ -353,11 +378,24 @@ class Pipeline:
 
 
 def _reject(part: Part, record: Record, error: RiskStreamError, field_name: str, reason: str) -> None:
-    plan, batch = part.plan, part.batch
-    plan.outcomes[Outcome.REJECTED] = plan.outcomes.get(Outcome.REJECTED, 0) + 1
+    outcomes = part.plan.outcomes
+    outcomes[Outcome.REJECTED] = outcomes.get(Outcome.REJECTED, 0) + 1
+    refuse(part.plan, part.batch, record, error, (field_name, reason), part.now_ms)
+
+
+def refuse(
+    plan: Plan,
+    batch: Batch,
+    record: Record,
+    error: RiskStreamError,
+    field_and_reason: tuple[str, str],
+    now_ms: int,
+) -> None:
+    """Send a record to the dead letters."""
+    field_name, reason = field_and_reason
     plan.rejected.append((field_name, record.offset))
     plan.dead_letters.append(
-        dead_letter(batch.topic, batch.partition, record, error, field_name, reason, part.now_ms)
+        dead_letter(batch.topic, batch.partition, record, error, field_name, reason, now_ms)
     )
 
 

@@ -18,17 +18,19 @@ All topics have as many partitions, and a worker has the same ones of each. The 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from stream import hop_events as events
+from stream.cases import OpenCases
 from stream.errors import InvalidRecordError
 from stream.events import decode_label
 from stream.features import kernel
-from stream.features.entities import EntityProfile
-from stream.features.entity_event import E_CASE, E_IDENT, E_SIZE, E_USER, Looker, find
-from stream.features.entity_log import MAX_WAITING, EntityLogs, Horizon, Waiting
+from stream.features.entities import ENTITIES
+from stream.features.entity_event import E_CASE, E_IDENT, E_SIZE, E_USER
+from stream.features.entity_log import MAX_WAITING, EntityLogs, Waiting
 from stream.features.identity import identity
 from stream.features.layout import entity_prefix
 from stream.hop import (
@@ -43,15 +45,26 @@ from stream.hop import (
     partition_of,
 )
 from stream.intake import decode_row
-from stream.outputs import dead_letter
-from stream.pipeline import Batch, Decoded, Part, Pipeline, PipelineConfig, Plan, columns_of, events_of
+from stream.pipeline import (
+    Batch,
+    Decoded,
+    Part,
+    Pipeline,
+    PipelineConfig,
+    Plan,
+    columns_of,
+    events_of,
+    refuse,
+)
+from stream.stages import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from stream.events import HopEvent, Label
+    from stream.cases import OpenCase
+    from stream.events import Label
     from stream.features.entity_log import EntityLog
     from stream.features.history import RecordReader
     from stream.intake import Row
@@ -59,27 +72,6 @@ if TYPE_CHECKING:
     from stream.scoring.bundle import Bundle
 
 __all__ = ["HopTopics", "ProfiledPipeline"]
-
-_DAY_MS: Final = 86_400_000
-
-# What is counted, see stream.events.HOP_EVENTS.
-CASES: Final = ("case", "opened")
-OTHER_MODEL: Final = ("case", "other_model")
-ANSWERED: Final = ("question", "answered")
-REPEATED: Final = ("question", "repeated")
-LATE: Final = ("question", "late")
-UNUSABLE: Final = ("question", "unusable_state")
-LABELS_NOTED: Final = ("label", "noted")
-LABELS_WAITING: Final = ("label", "waiting")
-LABELS_EXPIRED: Final = ("label", "expired")
-NOTES_SENT: Final = ("note", "sent")
-NOTES_LEARNT: Final = ("note", "learnt")
-NOTES_REPEATED: Final = ("note", "repeated")
-NOTES_UNKNOWN: Final = ("note", "unknown")
-NOTES_EXPIRED: Final = ("note", "expired")
-
-#: The epoch and mark of a partition where the broker keeps no owners apart: every case is believed.
-_NOT_OWNED: Final = (-1, 2**62)
 
 #: The outcome of a transaction that is decided elsewhere.
 _ASKED: Final = 7
@@ -93,7 +85,7 @@ _USER_WIDTH: Final = _FIRST_ROUTE + len(_ROUTES)
 
 @dataclass(frozen=True, slots=True)
 class HopTopics:
-    """Names of the topics between the stages, and how many partitions each has."""
+    """Names of the topics that the stages take records from, and how many partitions each has."""
 
     transactions: str
     labels: str
@@ -101,80 +93,10 @@ class HopTopics:
     answers: str
     partitions: int
 
-
-@dataclass(slots=True)
-class _Open:
-    """A case and the answers that there are."""
-
-    case: Case
-    offset: int
-    answers: dict[int, Answer] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """A profile's columns in the model's vector."""
-
-    looker: Looker
-    first: int
-    end: int
-
-
-class _Stages:
-    """What of a spec belongs to which stage."""
-
-    def __init__(self, bundle: Bundle, lateness_ms: int) -> None:
-        spec = bundle.spec
-        self.local: list[_Columns] = []
-        self.asked: dict[int, list[_Columns]] = {}
-        self.labelled: set[str] = set()
-        #: Where a transaction's amount to its user's usual one comes from, where an entity wants it: a column
-        #: of the vector, or a look of its own because the user's profile is made elsewhere.
-        self.usual_column: int | None = None
-        self.usual: Looker | None = None
-        self._lateness = lateness_ms
-        end = len(spec.names)
-        needs_usual = any("fraud_to_usual_min" in one.label_aggregates for one in spec.entities)
-        for profile in reversed(spec.entities):
-            first = end - len(profile.names)
-            columns = _Columns(Looker(profile, lateness_ms), first, end)
-            if profile.entity == "user" and not profile.label_windows_days:
-                self.local.insert(0, columns)
-            else:
-                self.asked.setdefault(CODES[profile.entity], []).insert(0, columns)
-            if profile.label_windows_days:
-                self.labelled.add(profile.entity)
-            if profile.entity == "user" and profile.usual_days is not None and needs_usual:
-                if profile.label_windows_days:
-                    self.usual = Looker(EntityProfile("user", usual_days=profile.usual_days), lateness_ms)
-                else:
-                    self.usual_column = end - 1
-            end = first
-        self.horizons = {
-            code: self._horizon([one.looker.profile for one in columns])
-            for code, columns in self.asked.items()
-        }
-        self.label_horizon_ms = {
-            code: round(_label_horizon(columns) * _DAY_MS) for code, columns in self.asked.items()
-        }
-        own = [one.looker.profile for one in self.local]
-        if self.usual is not None:
-            own.append(self.usual.profile)
-        waits = max((one.label_horizon_days for one in spec.entities if one.label_windows_days), default=0.0)
-        self.user_horizon = Horizon(
-            max(self._horizon(own).events_ms, round(waits * _DAY_MS) + lateness_ms), 0
-        )
-        #: Whether users have a log beside their history.
-        self.keeps_users = bool(own) or bool(self.labelled)
-
-    def _horizon(self, profiles: Sequence[EntityProfile]) -> Horizon:
-        events = labels = 0.0
-        for one in profiles:
-            events = max(events, *one.windows_days, one.usual_days or 0.0, 0.0)
-            if one.label_windows_days:
-                events = max(events, one.label_horizon_days)
-                labels = max(labels, max(one.label_windows_days) + one.label_horizon_days)
-        return Horizon(round(events * _DAY_MS) + self._lateness, round(labels * _DAY_MS) + self._lateness)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The topics, the transactions first."""
+        return (self.transactions, self.labels, self.questions, self.answers)
 
 
 class ProfiledPipeline(Pipeline):
@@ -183,13 +105,10 @@ class ProfiledPipeline(Pipeline):
     def __init__(self, bundle: Bundle, config: PipelineConfig, topics: HopTopics) -> None:
         super().__init__(bundle, config)
         self._hop = topics
-        self._stages = _Stages(bundle, config.lateness_ms)
+        self._stages = Stages(bundle.spec, config.lateness_ms)
         self._users = EntityLogs(config.resident_bytes, _USER_WIDTH)
         self._entities = EntityLogs(config.resident_bytes)
-        #: Cases without all of their answers, by partition, in the order of their offsets.
-        self._open: dict[int, dict[int, _Open]] = {}
-        #: By partition, the epoch of this owner and the offset of its mark in the answers' topic.
-        self._owned: dict[int, tuple[int, int]] = {}
+        self._cases = OpenCases()
 
     @property
     def topics(self) -> HopTopics:
@@ -197,9 +116,9 @@ class ProfiledPipeline(Pipeline):
         return self._hop
 
     @property
-    def waiting(self) -> int:  # type: ignore[override]
+    def waiting(self) -> int:
         """How many cases wait for answers."""
-        return sum(map(len, self._open.values()))
+        return len(self._cases)
 
     def forget(self) -> None:
         """Forget everything that is kept between batches: it is read anew."""
@@ -210,15 +129,11 @@ class ProfiledPipeline(Pipeline):
         """Forget logs and cases: partitions go on at their commits, which lie before every open case."""
         self._users.forget()
         self._entities.forget()
-        self._open.clear()
+        self._cases.forget()
 
     def own(self, partition: int, epoch: int, mark: int) -> None:
-        """Believe no case of a former owner that stands behind the mark.
-
-        One that was paused or cut off may still have opened it, and fallen before it asked: the transaction
-        was taken again since, and nobody would answer this case.
-        """
-        self._owned[partition] = (epoch, mark)
+        """Take a partition over, see :meth:`OpenCases.own`."""
+        self._cases.own(partition, epoch, mark)
 
     def process_all(
         self, batches: Sequence[Batch], readers: Sequence[RecordReader], now_ms: int
@@ -227,7 +142,7 @@ class ProfiledPipeline(Pipeline):
         hop = self._hop
         plans: list[Plan] = [Plan() for _ in batches]
         taken: list[int] = []
-        closed: list[tuple[int, list[_Open]]] = []
+        closed: list[tuple[int, list[OpenCase]]] = []
         for place, batch in enumerate(batches):
             if batch.topic == hop.questions:
                 self._answer(batch, readers[place], plans[place], now_ms)
@@ -236,7 +151,7 @@ class ProfiledPipeline(Pipeline):
             elif batch.topic != hop.labels:
                 taken.append(place)
         parts = [self._decode(batches[place], now_ms) for place in taken]
-        done = [self._reopen(batches[place], cases, now_ms) for place, cases in closed]
+        done = [self._reopen(batches[place], cases, plans[place], now_ms) for place, cases in closed]
         matrix = self._vectors(
             parts, [readers[place] for place in taken], sum(len(one.decoded) for one in done)
         )
@@ -244,9 +159,7 @@ class ProfiledPipeline(Pipeline):
             plans[place] = part.plan
             self._dispatch(part, readers[place], matrix)
         start = parts[-1].rows.stop if parts else 0
-        for (place, cases), part in zip(closed, done, strict=True):
-            part.plan = _joined(part.plan, plans[place])
-            plans[place] = part.plan
+        for (_, cases), part in zip(closed, done, strict=True):
             part.rows = slice(start, start + len(part.decoded))
             part.outcome = np.zeros(len(part.decoded), np.uint8)  # SCORED
             start = part.rows.stop
@@ -261,6 +174,10 @@ class ProfiledPipeline(Pipeline):
             # A user's records together, so that one record batch holds them all or none.
             plan.writes.sort(key=lambda write: write[0][:-6])
         return plans
+
+    @staticmethod
+    def _refuse(batch: Batch, record: Record, error: InvalidRecordError, plan: Plan, now_ms: int) -> None:
+        refuse(plan, batch, record, error, (error.field, error.reason), now_ms)
 
     # --- transactions ------------------------------------------------------------------------------
 
@@ -277,78 +194,74 @@ class ProfiledPipeline(Pipeline):
         for place in applied:
             _, row = part.decoded[place]
             vector = matrix[part.rows.start + place]
+            names = _identities(row)
             ident = identity(f"{row.user_id}\0{row.transaction_id}")
-            user = identity(row.user_id)
             to_usual = math.nan
             waiting: list[Waiting] = []
             if stages.keeps_users:
                 log = logs[row.user_id.encode()]
                 if log.error is None:
-                    to_usual = self._own(log, row, user, vector)
-                    names = (row.merchant_id, row.card_id, row.device_id, row.ip)
-                    routes = [0 if name is None else identity(name) for name in names]
-                    log.add((row.event_time, row.amount_minor, user, ident, *routes))
+                    to_usual = self._own(log, row, names["user"], vector)
+                    routes = [names[entity] for entity in _ROUTES]
+                    log.add((row.event_time, row.amount_minor, names["user"], ident, *routes))
                     waiting = [one for one in log.waiting if one.ident == ident]
                 else:
-                    _count(plan, UNUSABLE)
-            self._ask(part, place, vector, (user, ident, to_usual))
+                    plan.hop[events.UNUSABLE] += 1
+            self._ask(part, place, vector, names, (ident, to_usual))
             if waiting:
                 log.waiting = [one for one in log.waiting if one.ident != ident]
                 for one in waiting:
                     self._tell(plan, log, log.events.end - 1, one)
         for log in logs.values():
             if log.error is None:
-                plan.writes += self._users.writes(log, stages.user_horizon)
+                plan.writes += log.writes(stages.user_horizon)
         self._users.keep(batch.partition, logs.values())
 
     def _own(self, log: EntityLog, row: Row, user: int, vector: npt.NDArray[np.float64]) -> float:
         """Write the profiles that the user's own log holds; returns the amount to the user's usual one."""
-        stages, events, labels = self._stages, log.events, log.labels
-        for columns in stages.local:
-            columns.looker.fill(
-                events.array, (events.first, events.end), labels.array, (labels.first, labels.end),
-                row.event_time, row.amount_minor, row.minor_units, user, vector[columns.first : columns.end],
-            )  # fmt: skip
+        stages = self._stages
+        about = (row.event_time, row.amount_minor, row.minor_units, user)
+        for one in stages.local:
+            log.look(one.looker, *about, vector[one.columns])
         if stages.usual_column is not None:
             return float(vector[stages.usual_column])
         if stages.usual is None:
             return math.nan
         usual = np.full(1, np.nan)
-        stages.usual.fill(
-            events.array, (events.first, events.end), labels.array, (labels.first, labels.end),
-            row.event_time, row.amount_minor, row.minor_units, user, usual,
-        )  # fmt: skip
+        log.look(stages.usual, *about, usual)
         return float(usual[0])
 
     def _ask(
-        self, part: Part, place: int, vector: npt.NDArray[np.float64], known: tuple[int, int, float]
+        self,
+        part: Part,
+        place: int,
+        vector: npt.NDArray[np.float64],
+        names: dict[str, int],
+        known: tuple[int, float],
     ) -> None:
         """Open a case and ask each known entity, all at once; a transaction without any is decided here."""
         record, row = part.decoded[place]
-        user, ident, to_usual = known
+        ident, to_usual = known
         batch, plan, hop = part.batch, part.plan, self._hop
-        names = {"user": row.user_id, "merchant": row.merchant_id, "card": row.card_id}
-        names |= {"device": row.device_id, "ip": row.ip}
         asked = {
-            CODES[kind]: identity(name)
-            for kind, name in names.items()
-            if CODES[kind] in self._stages.asked and name is not None
+            CODES[entity]: name
+            for entity, name in names.items()
+            if name and CODES[entity] in self._stages.asked
         }
         if not asked:
             return
         case = case_of(batch.source, record.offset)
         bits = sum(1 << code for code in asked)
-        epoch, _ = self._owned.get(batch.partition, _NOT_OWNED)
-        opened = Case(case, record, self._spec_hash, bits, vector, epoch)
+        opened = Case(case, record, self._spec_hash, bits, vector, self._cases.epoch(batch.partition))
         plan.sends.setdefault((hop.answers, batch.partition), []).append(opened.encode())
-        for code, entity in asked.items():
+        for code, name in asked.items():
             question = Question(
-                code, entity, case, batch.partition, row.event_time, row.amount_minor, row.minor_units, user,
-                ident, to_usual,
+                code, name, case, batch.partition, row.event_time, row.amount_minor, row.minor_units,
+                names["user"], ident, to_usual,
             )  # fmt: skip
-            self._to_entity(plan, entity, question)
+            self._to_entity(plan, name, question)
         part.outcome[place] = _ASKED
-        _count(plan, CASES)
+        plan.hop[events.CASE_OPENED] += 1
 
     def _to_entity(self, plan: Plan, name: int, what: Question | Note) -> None:
         to = (self._hop.questions, partition_of(name, self._hop.partitions))
@@ -368,24 +281,24 @@ class ProfiledPipeline(Pipeline):
         for record, label in labels:
             log = logs[label.user_id.encode()]
             if log.error is not None:
-                _refuse(batch, record, InvalidRecordError("user_id", str(log.error)), plan, now_ms)
+                self._refuse(batch, record, InvalidRecordError("user_id", str(log.error)), plan, now_ms)
                 continue
             ident = identity(f"{label.user_id}\0{label.transaction_id}")
             one = Waiting(ident, int(label.is_fraud), label.label_time, record.offset)
-            at = find(log.events.array[E_IDENT], log.events.first, log.events.end, ident)
+            at = log.find(E_IDENT, ident)
             if at >= 0:
                 self._tell(plan, log, at, one)
             elif label.event_time <= log.newest - self._stages.user_horizon.events_ms:
-                _count(plan, LABELS_EXPIRED)
+                plan.hop[events.LABEL_EXPIRED] += 1
             elif one not in log.waiting:
                 log.waiting.append(one)
                 if len(log.waiting) > MAX_WAITING:
                     log.waiting.pop(0)
-                    _count(plan, LABELS_EXPIRED)
-                _count(plan, LABELS_WAITING)
+                    plan.hop[events.LABEL_EXPIRED] += 1
+                plan.hop[events.LABEL_WAITING] += 1
                 changed[log.prefix] = log
         for log in changed.values():
-            plan.writes += self._users.writes(log, self._stages.user_horizon)
+            plan.writes += log.writes(self._stages.user_horizon)
         self._users.keep(batch.partition, logs.values())
 
     def _labels(self, batch: Batch, plan: Plan, now_ms: int) -> list[tuple[Record, Label]]:
@@ -399,7 +312,7 @@ class ProfiledPipeline(Pipeline):
                         "key", "must be the user_id, so that a label meets its user's transactions"
                     )
             except InvalidRecordError as error:
-                _refuse(batch, record, error, plan, now_ms)
+                self._refuse(batch, record, error, plan, now_ms)
                 continue
             plan.unknown_fields += unknown
             labels.append((record, label))
@@ -407,16 +320,15 @@ class ProfiledPipeline(Pipeline):
 
     def _tell(self, plan: Plan, log: EntityLog, at: int, one: Waiting) -> None:
         """Note a label to each entity that its transaction names and the model has labels of."""
-        events = log.events.array
-        routes = dict(zip(_ROUTES, events[_FIRST_ROUTE:_USER_WIDTH, at].tolist(), strict=True))
-        routes["user"] = int(events[E_USER, at])
+        user, _, *names = log.events.array[E_USER:_USER_WIDTH, at].tolist()
+        routes = {"user": user, **dict(zip(_ROUTES, names, strict=True))}
         for entity in self._stages.labelled:
             name = routes[entity]
             if name:
                 note = Note(CODES[entity], name, one.ident, one.is_fraud, one.when_ms, one.offset)
                 self._to_entity(plan, name, note)
-                _count(plan, NOTES_SENT)
-        _count(plan, LABELS_NOTED)
+                plan.hop[events.NOTE_SENT] += 1
+        plan.hop[events.LABEL_NOTED] += 1
 
     # --- entities ----------------------------------------------------------------------------------
 
@@ -427,7 +339,7 @@ class ProfiledPipeline(Pipeline):
             try:
                 what = decode_question(record.value)
             except InvalidRecordError as error:
-                _refuse(batch, record, error, plan, now_ms)
+                self._refuse(batch, record, error, plan, now_ms)
                 continue
             heard.append((entity_prefix(what.entity, what.name), what))
         logs = self._entities.of(batch.partition, dict.fromkeys(prefix for prefix, _ in heard), reader)
@@ -444,7 +356,7 @@ class ProfiledPipeline(Pipeline):
             answer = Answer(what.entity, what.case, self._spec_hash, features)
             plan.sends.setdefault((self._hop.answers, what.partition), []).append(answer.encode())
         for prefix, code in changed.items():
-            plan.writes += self._entities.writes(logs[prefix], self._stages.horizons[code])
+            plan.writes += logs[prefix].writes(self._stages.horizons[code])
         self._entities.keep(batch.partition, logs.values())
 
     def _look(
@@ -455,91 +367,80 @@ class ProfiledPipeline(Pipeline):
         And whether it was taken into the log: not where it is late for the entity, or the log cannot be used.
         """
         wanted = self._stages.asked.get(asked.entity, [])
-        features = np.full(sum(columns.looker.size for columns in wanted), np.nan)
+        features = np.full(sum(one.looker.size for one in wanted), np.nan)
         if not wanted:
             return features, False
         if log.error is not None:
-            _count(plan, UNUSABLE)
+            plan.hop[events.UNUSABLE] += 1
             return features, False
-        events, labels = log.events, log.labels
-        if find(events.array[E_CASE], events.first, events.end, asked.case) >= 0:
-            _count(plan, REPEATED)
+        if log.find(E_CASE, asked.case) >= 0:
+            plan.hop[events.REPEATED] += 1
             return None, False
         if asked.time_ms < log.newest - self.config.lateness_ms:
-            _count(plan, LATE)
+            plan.hop[events.LATE] += 1
             return features, False
+        about = (asked.time_ms, asked.amount_minor, asked.minor_units, asked.user)
         place = 0
-        for columns in wanted:
-            looker = columns.looker
-            looker.fill(
-                events.array, (events.first, events.end), labels.array, (labels.first, labels.end),
-                asked.time_ms, asked.amount_minor, asked.minor_units, asked.user,
-                features[place : place + looker.size],
-            )  # fmt: skip
-            place += looker.size
+        for one in wanted:
+            log.look(one.looker, *about, features[place : place + one.looker.size])
+            place += one.looker.size
         bits = int(np.float64(asked.to_usual).view(np.int64))
         log.add((asked.time_ms, asked.amount_minor, asked.user, asked.ident, bits, asked.case))
-        _count(plan, ANSWERED)
+        plan.hop[events.ANSWERED] += 1
         return features, True
 
     def _learn(self, log: EntityLog, note: Note, plan: Plan) -> bool:
         """Take a label into a log; whether that changed it."""
         wanted = self._stages.asked.get(note.entity, [])
         if not wanted or log.error is not None:
-            _count(plan, NOTES_UNKNOWN)
+            plan.hop[events.NOTE_UNKNOWN] += 1
             return False
-        events = log.events
-        at = find(events.array[E_IDENT], events.first, events.end, note.ident)
+        at = log.find(E_IDENT, note.ident)
         if at < 0:
-            _count(plan, NOTES_UNKNOWN)
+            plan.hop[events.NOTE_UNKNOWN] += 1
             return False
-        time_ms, amount, _, _, to_usual, _ = events.array[:E_SIZE, at].tolist()
+        time_ms, amount, _, _, to_usual, _ = log.events.array[:E_SIZE, at].tolist()
         stages = self._stages
         # Whether one that old is still in the log depends on how records came in batches.
         gone = time_ms <= log.newest - stages.horizons[note.entity].events_ms
-        if gone or note.when_ms > time_ms + stages.label_horizon_ms[note.entity]:
-            _count(plan, NOTES_EXPIRED)
+        if gone or note.when_ms > time_ms + stages.label_horizon_ms.get(note.entity, 0):
+            plan.hop[events.NOTE_EXPIRED] += 1
             return False
-        number = log.total - (events.end - at)
+        number = log.total - (log.events.end - at)
         label = (note.when_ms, note.is_fraud, note.offset, time_ms, amount, to_usual, note.ident, number)
         learnt = log.label(label)
-        _count(plan, NOTES_LEARNT if learnt else NOTES_REPEATED)
+        plan.hop[events.NOTE_LEARNT if learnt else events.NOTE_REPEATED] += 1
         return learnt
 
     # --- cases and answers -------------------------------------------------------------------------
 
-    def _put_together(self, batch: Batch, plan: Plan, now_ms: int) -> list[_Open]:
+    def _put_together(self, batch: Batch, plan: Plan, now_ms: int) -> list[OpenCase]:
         """Return the cases that have all of their answers now."""
-        waiting = self._open.setdefault(batch.partition, {})
-        epoch, mark = self._owned.get(batch.partition, _NOT_OWNED)
-        ready: list[_Open] = []
+        ready: list[OpenCase] = []
         for record in batch.records:
             try:
                 what = decode_answers(record)
             except InvalidRecordError as error:
-                _refuse(batch, record, error, plan, now_ms)
+                self._refuse(batch, record, error, plan, now_ms)
                 continue
-            if isinstance(what, Case):
-                if record.offset < mark or what.epoch == epoch:
-                    # The same case again, before it was decided: nothing in it is new.
-                    waiting.setdefault(what.case, _Open(what, record.offset))
-            elif what is not None and (one := _answered(waiting, what)) is not None:
+            one = None if what is None else self._cases.hear(batch.partition, record.offset, what)
+            if one is not None:
                 ready.append(one)
-        oldest = next(iter(waiting.values()), None)
         if batch.records:
-            plan.hold = batch.records[-1].offset + 1 if oldest is None else oldest.offset
+            oldest = self._cases.oldest(batch.partition)
+            plan.hold = batch.records[-1].offset + 1 if oldest is None else oldest
         return ready
 
-    def _reopen(self, batch: Batch, cases: list[_Open], now_ms: int) -> Part:
+    def _reopen(self, batch: Batch, cases: list[OpenCase], plan: Plan, now_ms: int) -> Part:
         """Return decided cases as if their transactions had just been taken."""
         source = Batch(self._hop.transactions, batch.partition, 0, ())
         decoded = [
             Decoded(one.case.record, decode_row(one.case.record.value, self.config.max_record_bytes)[0])
             for one in cases
         ]
-        return Part(source, decoded, Plan(), now_ms)
+        return Part(source, decoded, plan, now_ms)
 
-    def _assemble(self, part: Part, cases: list[_Open], matrix: npt.NDArray[np.float64]) -> None:
+    def _assemble(self, part: Part, cases: list[OpenCase], matrix: npt.NDArray[np.float64]) -> None:
         """Write the vectors of decided cases."""
         for place, one in enumerate(cases, part.rows.start):
             if one.case.spec_hash != self._spec_hash or len(one.case.features) != matrix.shape[1]:
@@ -550,21 +451,21 @@ class ProfiledPipeline(Pipeline):
             for code, answer in one.answers.items():
                 start = 0
                 if answer.spec_hash != self._spec_hash:
-                    _count(part.plan, OTHER_MODEL)
+                    part.plan.hop[events.CASE_OF_OTHER_MODEL] += 1
                     continue
-                for columns in self._stages.asked.get(code, []):
-                    end = start + columns.end - columns.first
-                    vector[columns.first : columns.end] = answer.features[start:end]  # type: ignore[index]
+                for profile in self._stages.asked.get(code, []):
+                    end = start + profile.looker.size
+                    vector[profile.columns] = answer.features[start:end]  # type: ignore[index]
                     start = end
 
-    def _translate(self, part: Part, place: int, one: _Open, matrix: npt.NDArray[np.float64]) -> None:
+    def _translate(self, part: Part, place: int, one: OpenCase, matrix: npt.NDArray[np.float64]) -> None:
         """Write the vector of a case that was opened for another model: its history, and no profiles."""
-        _count(part.plan, OTHER_MODEL)
+        part.plan.hop[events.CASE_OF_OTHER_MODEL] += 1
         alone = Part(part.batch, [part.decoded[place - part.rows.start]], Plan(), part.now_ms)
-        events, _ = events_of([alone], alone.decoded)
+        history, _ = events_of([alone], alone.decoded)
         vector = matrix[place : place + 1]
         self._builder.history(vector)[:] = self._builder.history(one.case.features[None, :])
-        self._builder.fill(columns_of([alone.decoded[0].row], events, self.bundle.spec), vector)
+        self._builder.fill(columns_of([alone.decoded[0].row], history, self.bundle.spec), vector)
 
 
 def _labels_last(batches: Sequence[Batch], plans: Sequence[Plan], taken: Sequence[int], labels: str) -> None:
@@ -584,43 +485,9 @@ def _labels_last(batches: Sequence[Batch], plans: Sequence[Plan], taken: Sequenc
         plan.asks, plan.writes = {}, []
 
 
-def _answered(waiting: dict[int, _Open], answer: Answer) -> _Open | None:
-    """Take an answer to an open case; returns the case where that was the last one."""
-    one = waiting.get(answer.case)
-    if one is None:
-        return None  # decided
-    if answer.features is None:
-        if answer.entity not in one.answers:
-            # The true answer lies before the case: it was the first case's, which is decided.
-            del waiting[answer.case]
-        return None
-    one.answers[answer.entity] = answer
-    if sum(1 << code for code in one.answers) & one.case.asked != one.case.asked:
-        return None
-    return waiting.pop(answer.case)
-
-
-def _joined(plan: Plan, other: Plan) -> Plan:
-    """Return a plan with what another one for the same batch has already."""
-    plan.sends, plan.asks, plan.hold, plan.hop = other.sends, other.asks, other.hold, other.hop
-    plan.dead_letters, plan.rejected = other.dead_letters, other.rejected
-    plan.outcomes |= other.outcomes
-    return plan
-
-
-def _count(plan: Plan, what: HopEvent) -> None:
-    plan.hop[what] = plan.hop.get(what, 0) + 1
-
-
-def _refuse(batch: Batch, record: Record, error: InvalidRecordError, plan: Plan, now_ms: int) -> None:
-    """Send a record of another topic than the transactions' to the dead letters."""
-    plan.rejected.append((error.field, record.offset))
-    plan.dead_letters.append(
-        dead_letter(batch.topic, batch.partition, record, error, error.field, error.reason, now_ms)
-    )
-
-
-def _label_horizon(columns: Sequence[_Columns]) -> float:
-    """Return how many days after its transaction a label counts; profiles of one entity agree on it."""
-    profiles = (one.looker.profile for one in columns)
-    return next((one.label_horizon_days for one in profiles if one.label_windows_days), 0.0)
+def _identities(row: Row) -> dict[str, int]:
+    """Return the identity of each entity that a transaction names, 0 of those that it does not."""
+    return {
+        entity: 0 if (name := getattr(row, field)) is None else identity(name)
+        for entity, field in ENTITIES.items()
+    }

@@ -54,6 +54,7 @@ __all__ = [
     "LABEL_RECENCY",
     "EntityProfile",
     "fill_profile",
+    "profile_columns",
     "profile_features",
 ]
 
@@ -249,6 +250,26 @@ def profile_features(profile: EntityProfile) -> list[tuple[str, str, float | Non
     return found
 
 
+def profile_columns(profile: EntityProfile) -> tuple[Ints, Ints, Ints]:
+    """Return which column of a profile holds what, -1 where it is not wanted.
+
+    int64[windows, activity aggregates], int64[label windows, label aggregates] and int64[recency].
+    """
+    activity = np.full((len(profile.windows_days), len(ACTIVITY_AGGREGATES)), -1, np.int64)
+    labels = np.full((len(profile.label_windows_days), len(LABEL_AGGREGATES)), -1, np.int64)
+    recency = np.full(len(LABEL_RECENCY), -1, np.int64)
+    for column, (_, what, days) in enumerate(profile_features(profile)):
+        if what in LABEL_RECENCY:
+            recency[LABEL_RECENCY.index(what)] = column
+        elif days is None:
+            continue  # the amount to the usual one, which is always last
+        elif what in ACTIVITY_AGGREGATES:
+            activity[profile.windows_days.index(days), ACTIVITY_AGGREGATES.index(what)] = column
+        else:
+            labels[profile.label_windows_days.index(days), LABEL_AGGREGATES.index(what)] = column
+    return activity, labels, recency
+
+
 def fill_profile(
     profile: EntityProfile,
     *,
@@ -303,7 +324,7 @@ def fill_profile(
             usual[:, None],
         )  # fmt: skip
         out[:, -1] = np.divide(amount_minor, usual, out=np.full(len(usual), np.nan), where=usual > 0)
-    columns = _places(profile.windows_days, profile.aggregates, ACTIVITY_AGGREGATES)
+    columns, label_columns, recency = profile_columns(profile)
     for days, place in zip(profile.windows_days, columns, strict=True):
         fill_activity(
             starts, order, time_ms, amount_minor, minor_units, user, round(days * _DAY_MS), place, usual,
@@ -311,15 +332,6 @@ def fill_profile(
         )  # fmt: skip
     if not profile.label_windows_days:
         return
-    used = len(profile.windows_days) * len(profile.aggregates)
-    label_columns = _places(profile.label_windows_days, profile.label_aggregates, LABEL_AGGREGATES) + used
-    label_columns[label_columns < used] = -1
-    used += len(profile.label_windows_days) * len(profile.label_aggregates)
-    recency = np.full(len(LABEL_RECENCY), -1, np.int64)
-    for name in LABEL_RECENCY:
-        if name in profile.label_recency:
-            recency[LABEL_RECENCY.index(name)] = used
-            used += 1
     by_entity = _labels_by_entity(profile, starts, order, time_ms, labels)
     fill_labels(
         starts, order, *by_entity, time_ms, amount_minor, minor_units,
@@ -361,15 +373,3 @@ def _labels_by_entity(
     corrects = np.where(corrects >= 0, moved[corrects], -1)[by_known]
     label_starts = np.searchsorted(entity[by_known], np.arange(len(starts)))
     return label_starts, place[by_known], is_fraud[by_known], known[by_known], until[by_known], corrects
-
-
-def _places(windows: tuple[float, ...], chosen: tuple[str, ...], known: tuple[str, ...]) -> Ints:
-    """Return the column of each aggregate in each window, -1 where not wanted: int64[windows, known]."""
-    places = np.full((len(windows), len(known)), -1, np.int64)
-    column = 0
-    for row in range(len(windows)):
-        for place, name in enumerate(known):
-            if name in chosen:
-                places[row, place] = column
-                column += 1
-    return places

@@ -13,13 +13,7 @@ from typing import Final
 import numpy as np
 
 from stream.features.compiled import Floats, Ints, compiled
-from stream.features.entities import (
-    ACTIVITY_AGGREGATES,
-    LABEL_AGGREGATES,
-    LABEL_RECENCY,
-    EntityProfile,
-    profile_features,
-)
+from stream.features.entities import EntityProfile, profile_columns
 from stream.features.entity_kernel import (
     COUNT,
     DISTINCT,
@@ -314,7 +308,7 @@ class Looker:
         self.size = len(profile.names)
         self._lateness = lateness_ms
         self._windows = np.array([round(days * _DAY_MS) for days in profile.windows_days], np.int64)
-        self._places, self._columns, self._recency = _columns(profile)
+        self._places, self._columns, self._recency = profile_columns(profile)
         self._label_windows = np.array(
             [round(days * _DAY_MS) for days in profile.label_windows_days], np.int64
         )
@@ -362,19 +356,3 @@ class Looker:
                 labels, labels[L_TO_USUAL].view(np.float64), first, end, now, minor_units, self._delay,
                 self._label_windows, self._columns, self._recency, out,
             )  # fmt: skip
-
-
-def _columns(profile: EntityProfile) -> tuple[Ints, Ints, Ints]:
-    """Return the columns of aggregates by window, of labels likewise, and of recency; -1 where not wanted."""
-    activity = np.full((len(profile.windows_days), len(ACTIVITY_AGGREGATES)), -1, np.int64)
-    labels = np.full((len(profile.label_windows_days), len(LABEL_AGGREGATES)), -1, np.int64)
-    recency = np.full(len(LABEL_RECENCY), -1, np.int64)
-    for column, (_, what, days) in enumerate(profile_features(profile)):
-        if days is None:
-            if what in LABEL_RECENCY:
-                recency[LABEL_RECENCY.index(what)] = column
-        elif what in ACTIVITY_AGGREGATES:
-            activity[profile.windows_days.index(days), ACTIVITY_AGGREGATES.index(what)] = column
-        else:
-            labels[profile.label_windows_days.index(days), LABEL_AGGREGATES.index(what)] = column
-    return activity, labels, recency

@@ -37,16 +37,18 @@ from stream.features.entity_event import (
     L_UNTIL,
     L_WHEN,
     NEVER,
+    find,
 )
 from stream.features.layout import checksum, describe_record, first_word, make_record, read_words, record_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from stream.features.compiled import Ints
+    from stream.features.compiled import Floats, Ints
+    from stream.features.entity_event import Looker
     from stream.features.history import RecordReader
 
-__all__ = ["HEAD_KIND", "EntityLog", "EntityLogs", "Horizon", "Waiting"]
+__all__ = ["CHUNK", "HEAD_KIND", "MAX_WAITING", "EntityLog", "EntityLogs", "Horizon", "Waiting"]
 
 HEAD_KIND: Final = ord("P")
 _HEAD_START: Final = first_word(HEAD_KIND)
@@ -71,9 +73,6 @@ MAX_WAITING: Final = 256
 _WAITING_SIZE: Final = 4
 
 _NONE_WAITING: Final = np.empty((0, _WAITING_SIZE), np.int64)
-
-#: Words of the longest head: less than a chunk of either kind is in it.
-MOST_WORDS: Final = 2 + _HEADER + CHUNK * (16 + L_SIZE) + MAX_WAITING * _WAITING_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +210,20 @@ class EntityLog:
         rows.add((*label, until))
         return True
 
-    def writes(self, horizon: Horizon, words: Ints) -> list[tuple[bytes, bytes | None]]:
-        """Return what has to be stored after a change, None to delete; the head last.
+    def find(self, row: int, value: int) -> int:
+        """Return the place of the last transaction that has a value in a row, -1 where none has."""
+        return find(self.events.array[row], self.events.first, self.events.end, value)
 
-        ``words`` is written over: int64[MOST_WORDS] or more.
-        """
+    def look(self, looker: Looker, now: int, amount: int, minor_units: int, user: int, out: Floats) -> None:
+        """Write a profile's features of a transaction that is not in the log yet, see :meth:`Looker.fill`."""
+        events, labels = self.events, self.labels
+        looker.fill(
+            events.array, (events.first, events.end), labels.array, (labels.first, labels.end), now, amount,
+            minor_units, user, out,
+        )  # fmt: skip
+
+    def writes(self, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
+        """Return what has to be stored after a change, None to delete; the head last."""
         prefix, events, labels = self.prefix, self.events, self.labels
         writes: list[tuple[bytes, bytes | None]] = []
         for kind, rows, times, until in (
@@ -231,13 +239,16 @@ class EntityLog:
         if self.waiting:
             words_of = [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in self.waiting]
             waiting = np.array(words_of, np.int64)
-        size = _pack(
+        sizes = (
+            events.width * (events.end - events.tail), L_SIZE * (labels.end - labels.tail), waiting.size,
+        )  # fmt: skip
+        words = np.empty(2 + _HEADER + sum(sizes), np.int64)
+        _pack(
             self.newest, self.total, events.first_chunk, events.next_chunk, labels.first_chunk,
             labels.next_chunk, events.array, events.tail, events.end, events.width, labels.array, labels.tail,
             labels.end, waiting, words,
         )  # fmt: skip
-        head = words[:size].tobytes()
-        writes.append((record_key(prefix, HEAD_KIND), head))
+        writes.append((record_key(prefix, HEAD_KIND), words.tobytes()))
         return writes
 
 
@@ -253,7 +264,6 @@ class EntityLogs:
     def __init__(self, max_bytes: int, width: int = E_SIZE) -> None:
         self._max_bytes = max_bytes
         self._width = width
-        self._words = np.empty(MOST_WORDS, np.int64)
         self._logs: dict[tuple[int, bytes], EntityLog] = {}
         self._bytes = 0
 
@@ -284,10 +294,6 @@ class EntityLogs:
     def nbytes(self) -> int:
         """Memory of the logs that are kept."""
         return self._bytes
-
-    def writes(self, log: EntityLog, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
-        """Return what has to be stored after a log's change, see :meth:`EntityLog.writes`."""
-        return log.writes(horizon, self._words)
 
     def keep(self, partition: int, logs: Iterable[EntityLog]) -> None:
         """Take logs back that :meth:`of` has given out."""
@@ -365,8 +371,8 @@ def _pack(
     end_labels: int,
     waiting: Ints,
     words: Ints,
-) -> int:
-    """Write a head record to ``words``; returns how many words it takes."""
+) -> None:
+    """Write a head record to ``words``, which is as long."""
     words[0] = _HEAD_START
     words[2], words[3] = newest, total
     words[4], words[5], words[6], words[7] = first_chunk, next_chunk, first_labels, next_labels
@@ -385,7 +391,6 @@ def _pack(
             words[place] = waiting[at, column]
             place += 1
     words[1] = checksum(words, 2, place)
-    return place
 
 
 def _head_words(record: bytes, key: bytes, width: int) -> Ints:

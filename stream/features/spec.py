@@ -143,6 +143,12 @@ class FeatureSpec:
         """Every feature's name, in the order of the model's columns."""
         return self._names
 
+    def entity_columns(self, place: int) -> slice:
+        """Return the columns of the profile number ``place`` of ``entities``, which come last."""
+        behind = sum(len(profile.names) for profile in self.entities[place:])
+        first = len(self._names) - behind
+        return slice(first, first + len(self.entities[place].names))
+
     @property
     def categorical(self) -> tuple[str, ...]:
         """Names of the features that are category codes."""

@@ -78,9 +78,7 @@ class VectorBuilder:
 
     def entities(self, matrix: npt.NDArray[np.float64], place: int) -> npt.NDArray[np.float64]:
         """Return the columns of the spec's entity profile number ``place``, a view."""
-        profiles = self.spec.entities
-        end = len(self.spec.names) - sum(len(profile.names) for profile in profiles[place + 1 :])
-        return matrix[:, end - len(profiles[place].names) : end]
+        return matrix[:, self.spec.entity_columns(place)]
 
     @staticmethod
     def history(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -14,7 +14,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from stream import __version__
-from stream.events import HOP_EVENTS, Outcome, RiskLevel
+from stream.events import Outcome, RiskLevel
+from stream.hop_events import HOP_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

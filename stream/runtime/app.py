@@ -307,10 +307,9 @@ def build_pipeline(settings: Settings, bundle: Bundle) -> Pipeline:
 
 def consumed_topics(settings: Settings, pipeline: Pipeline) -> tuple[str, ...]:
     """Return the topics that a worker consumes, the transactions first."""
-    topics = settings.topics
-    if not isinstance(pipeline, ProfiledPipeline):
-        return (topics.transactions,)
-    return (topics.transactions, topics.labels, questions_topic(settings), answers_topic(settings))
+    if isinstance(pipeline, ProfiledPipeline):
+        return pipeline.topics.names
+    return (settings.topics.transactions,)
 
 
 def ssl_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
@@ -483,14 +482,10 @@ async def _score(runtime: Runtime, stream: Any) -> None:
                 tp.partition,
                 records,
                 still_ours,
-                partial(_done, consumer, tp, generation),
+                partial(consumer.done, tp, generation=generation),
             )
             for tp, records in event.value.items()
         )
-
-
-def _done(consumer: Any, tp: Any, generation: int, offset: int) -> None:
-    consumer.done(tp, offset, generation)
 
 
 def build_app(settings: Settings) -> StreamApp:

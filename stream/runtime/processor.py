@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from stream.features.identity import identity
-from stream.pipeline import Batch
+from stream.pipeline import Batch, gather
 from stream.runtime.faults import no_fault
 from stream.runtime.logs import LineBudget
 from stream.runtime.tracing import RoundTimes
@@ -384,12 +384,7 @@ class Processor:
         self._metrics.stages["decide"].observe(time.perf_counter() - started)
         self._step("decided")
         self._numbers += 1
-        writes: dict[int, list[tuple[bytes, bytes | None]]] = {}
-        for batch, plan in zip(batches, plans, strict=True):
-            if plan.writes:
-                known = writes.setdefault(batch.partition, plan.writes)
-                if known is not plan.writes:
-                    known += plan.writes
+        writes = gather((batch.partition, plan.writes) for batch, plan in zip(batches, plans, strict=True))
         for partition, changed in writes.items():
             self._unstored.add(self._numbers, partition, changed)
         return _Round(self._numbers, fetched, batches, plans, writes, records, taken_ns, time.time_ns())
@@ -399,14 +394,14 @@ class Processor:
         metrics, step = self._metrics, self._step
         watched = step is not no_fault
         outputs = self._outputs(one)
-        asks = _joined(plan.asks for plan in one.plans)
+        asks = gather(item for plan in one.plans for item in plan.asks.items())
         async with self._producing:
             begun = time.perf_counter()
             producing_ns = time.time_ns()
-            await self._deliver(outputs, (lambda: step("outputs_sent")) if watched else None)
+            await self._deliver(_lists(outputs), (lambda: step("outputs_sent")) if watched else None)
             if asks:
                 # An answer must not come before its case.
-                await self._deliver(asks, (lambda: step("asks_sent")) if watched else None)
+                await self._deliver(_lists(asks), (lambda: step("asks_sent")) if watched else None)
         step("outputs_acked")
         produced = time.perf_counter()
         produced_ns = time.time_ns()
@@ -471,28 +466,18 @@ class Processor:
             self._unstored.drop(one.number, partition)
         self._step("stored")
 
-    def _outputs(self, one: _Round) -> list[tuple[str, int, list[Message]]]:
-        """Return what a round sends first, each topic's partition once."""
-        found = _joined(plan.sends for plan in one.plans)
-        if not found and len(one.batches) == len({batch.partition for batch in one.batches}):
-            # Of one topic only, as ever without profiles: nothing to join.
-            return [
-                (name, batch.partition, messages)
-                for batch, plan in zip(one.batches, one.plans, strict=True)
-                for name, messages in self._named(plan)
-            ]
-        joined = {(topic, partition): messages for topic, partition, messages in found}
-        for batch, plan in zip(one.batches, one.plans, strict=True):
-            for name, messages in self._named(plan):
-                if messages:
-                    joined.setdefault((name, batch.partition), []).extend(messages)
-        return [(topic, partition, messages) for (topic, partition), messages in joined.items()]
-
-    def _named(self, plan: Plan) -> tuple[tuple[str, list[Message]], ...]:
-        return (
-            (self._topics.alerts, plan.alerts),
-            (self._topics.decisions, plan.decisions),
-            (self._topics.dead_letters, plan.dead_letters),
+    def _outputs(self, one: _Round) -> Sends:
+        """Return what a round sends first."""
+        topics = self._topics
+        return gather(
+            item
+            for batch, plan in zip(one.batches, one.plans, strict=True)
+            for item in (
+                ((topics.alerts, batch.partition), plan.alerts),
+                ((topics.decisions, batch.partition), plan.decisions),
+                ((topics.dead_letters, batch.partition), plan.dead_letters),
+                *plan.sends.items(),
+            )
         )
 
     def _batches(self, fetched: list[Fetched]) -> list[Batch]:
@@ -559,15 +544,9 @@ def _owner(record: Sendable) -> bytes:
     return key[:-6]
 
 
-def _joined(sends: Iterable[Sends]) -> list[tuple[str, int, list[Message]]]:
-    """Return the records of several plans, each topic's partition once."""
-    found: Sends = {}
-    for each in sends:
-        for to, messages in each.items():
-            known = found.setdefault(to, messages)
-            if known is not messages:
-                known += messages
-    return [(topic, partition, messages) for (topic, partition), messages in found.items()]
+def _lists(sends: Sends) -> Iterable[tuple[str, int, list[Message]]]:
+    """Return records as they are delivered."""
+    return ((topic, partition, messages) for (topic, partition), messages in sends.items())
 
 
 def _suppressed(lines: LineBudget) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -9,37 +10,33 @@ import orjson
 from stream.features.entity_log import CHUNK as LOG_CHUNK
 from stream.features.history import MemoryRecords
 from stream.features.kernel import CHUNK, HEAD
+from stream.loopback import Loopback
 from stream.outputs import Message
-from stream.pipeline import Batch, Record
 from stream.profiled import ProfiledPipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stream.pipeline import Pipeline, Sends
+    from stream.pipeline import Pipeline
 
 __all__ = ["warm_up"]
 
 _DAY_MS: Final = 86_400_000
 _MINUTE_MS: Final = 60_000
 _START_MS: Final = 1_700_000_000_000
+_NOW_MS: Final = _START_MS + 100 * _DAY_MS
 #: More than a resident may keep loaded.
 _LONG: Final = 48 * CHUNK
 
 
 def warm_up(pipeline: Pipeline) -> None:
     """Send made-up transactions of one user through every path of the pipeline, into memory."""
-    memory = MemoryRecords()
-    offset = 0
+    loop = Loopback(pipeline, MemoryRecords(), _NOW_MS)
+    numbers = itertools.count()
 
     def send(times_ms: Iterable[int]) -> None:
-        nonlocal offset
-        records = []
-        for time_ms in times_ms:
-            records.append(Record(offset, time_ms, b"warm-up", _value(offset, time_ms)))
-            offset += 1
-        plan = pipeline.process(Batch("warm-up", 0, 1, records), memory, _START_MS + 100 * _DAY_MS)
-        memory.write(plan.writes)
+        messages = [Message(b"warm-up", _value(next(numbers), time_ms)) for time_ms in times_ms]
+        next(loop.send({("warm-up", 0): messages}))  # what other stages make of it comes below
 
     # From a user's first event to sealed chunks that are forgotten again; then one that is late. Singly and
     # in pairs, since an array of one row has another layout for the compiler.
@@ -63,31 +60,13 @@ def warm_up(pipeline: Pipeline) -> None:
 
 def _warm_up_stages(pipeline: ProfiledPipeline) -> None:
     """Send made-up transactions and labels through all stages, until chunks are sealed, and read those."""
-    topics, memory = pipeline.topics, MemoryRecords()
-    now_ms = _START_MS + 100 * _DAY_MS
-    offsets: dict[tuple[str, int], int] = {}
-
-    def send(to: Sends) -> None:
-        while to:
-            following: Sends = {}
-            for (topic, partition), messages in to.items():
-                first = offsets.get((topic, partition), 0)
-                offsets[topic, partition] = first + len(messages)
-                records = [
-                    Record(first + number, now_ms, message.key, message.value)
-                    for number, message in enumerate(messages)
-                ]
-                plan = pipeline.process(Batch(topic, partition, 1, records), memory, now_ms)
-                memory.write(plan.writes)
-                for sends in (plan.sends, plan.asks):
-                    for place, more in sends.items():
-                        following.setdefault(place, []).extend(more)
-            to = following
-
+    loop = Loopback(pipeline, MemoryRecords(), _NOW_MS)
+    topics = pipeline.topics
     for number in range(LOG_CHUNK + 2):
         time_ms = _START_MS + number * _DAY_MS
-        send({(topics.transactions, 0): [Message(b"warm-up", _value(number, time_ms))]})
-        send({(topics.labels, 0): [Message(b"warm-up", _label(number, time_ms))]})
+        for topic, value in ((topics.transactions, _value), (topics.labels, _label)):
+            for _ in loop.send({(topic, 0): [Message(b"warm-up", value(number, time_ms))]}):
+                pass
         if number == LOG_CHUNK:
             pipeline.forget()
     pipeline.forget()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import rocksdict
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -16,7 +15,7 @@ from chaos.rounds import BROKER_CONFIG, Lane, save_bundles
 from stream.brokers import admin
 from stream.brokers.kafka import KafkaBroker
 from stream.features import layout
-from stream.features.entity_log import MOST_WORDS, EntityLogs, Horizon
+from stream.features.entity_log import EntityLogs, Horizon
 from stream.features.history import MemoryRecords
 from stream.runtime.faults import STEPS
 from stream.topics import changelog_topic
@@ -218,7 +217,7 @@ def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     prefix, whole = layout.user_of_key(head)[0], checker._state[place][head]
     log = EntityLogs(0).of(place, [prefix], MemoryRecords(checker._state[place]))[prefix]
     log.add(log.events.array[:, log.events.end - 1].tolist())
-    checker._state[place] |= log.writes(Horizon(2**60, 2**60), np.empty(MOST_WORDS, np.int64))  # type: ignore[arg-type]
+    checker._state[place] |= log.writes(Horizon(2**60, 2**60))  # type: ignore[arg-type]
     found = checker.check_state()
     assert found.doubled == 1
     assert "transactions counted" in found.wrong[0]
@@ -228,9 +227,7 @@ def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     log.events.end -= 1
     log.labels.end -= 1
     log.total -= 1
-    checker._state[place][head] = (
-        log.writes(Horizon(2**60, 2**60), np.empty(MOST_WORDS, np.int64))[-1][1] or b""
-    )
+    checker._state[place][head] = log.writes(Horizon(2**60, 2**60))[-1][1] or b""
     found = checker.check_state()
     assert found.lost == 2
     assert any("labels, not" in line for line in found.wrong)

@@ -32,7 +32,7 @@ def grow(logs: EntityLogs, memory: MemoryRecords, rng: random.Random, count: int
             log.label(
                 (time + rng.randrange(DAY_MS), rng.randrange(2), number, time, 1, 0, 1000 + about, about)
             )
-        memory.write(logs.writes(log, HORIZON))
+        memory.write(log.writes(HORIZON))
         logs.keep(0, [log])
     return logs.of(0, [NAME], memory)[NAME]
 
@@ -56,7 +56,7 @@ def test_a_log_is_read_back_as_it_was(seed: int) -> None:
     for begin in range(0, 200, 25):
         log = grow(logs, memory, rng, 25, begin)
         log.waiting = [Waiting(begin, 1, 2, 3)] if begin % 50 else []
-        memory.write(logs.writes(log, HORIZON))
+        memory.write(log.writes(HORIZON))
         read = EntityLogs(1 << 20).of(0, [NAME], memory)[NAME]
         assert read.error is None
         assert rows(read) == rows(log)
