@@ -300,6 +300,23 @@ STREAM = [
         ],
     ),
     Panel(
+        "Waiting for entities",
+        "Of models with profiles: transactions that lack an entity's answer. It follows the load, and is 0 "
+        "where none comes.",
+        "none",
+        [(w("riskstream_waiting_cases"), "{{instance}}")],
+        stacked=True,
+        runbook="riskstreamentitiessilent",
+    ),
+    Panel(
+        "Between the stages",
+        "Of models with profiles: cases, questions to entities, labels, and notes of labels, by what came of "
+        "them. Late: an entity has no profile of a transaction so far behind.",
+        "cps",
+        [(f"sum by (kind, outcome) ({rate('riskstream_hop_events_total')})", "{{kind}} {{outcome}}")],
+        runbook="riskstreamentitiessilent",
+    ),
+    Panel(
         "Recovery: to be restored",
         "Changelog records between a worker and readiness.",
         "none",
