@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stream.errors import DataError, InvalidRecordError
-from stream.events import MAX_AMOUNT_MINOR, parse_event_time
+from stream.events import MAX_AMOUNT_MINOR, field_check, parse_event_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,7 @@ _FAST_DECIMAL: Final = r"^-?[0-9]{1,14}(\.[0-9]{1,4})?$"
 _FAST_SCALE: Final = 4
 _DECIMAL: Final = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII).fullmatch
 _NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII).fullmatch
+_CHECK_ATTRIBUTES: Final = field_check("attributes")
 _UNIT_MS: Final = {"ms": 1, "seconds": 1_000, "days": 86_400_000}
 
 
@@ -125,7 +126,7 @@ def read_category(
     """Return a column of texts that becomes an attribute; None where missing."""
 
     def check(value: str) -> str | None:
-        return "must have at most 256 characters" if len(value) > 256 else None
+        return _CHECK_ATTRIBUTES({name: value})
 
     return read_text(column, f"attributes.{name}", column_name, problems, check=check, required=False)
 

@@ -9,8 +9,6 @@ beside it (``x.labels.jsonl`` beside ``x.jsonl``), with as many of a transaction
 from __future__ import annotations
 
 import csv
-import ipaddress
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -41,9 +39,9 @@ from offline.mapping import (
 from offline.table import MISSING, TransactionTable
 from stream.currencies import MINOR_UNIT_DECIMALS
 from stream.errors import DataError
+from stream.events import field_check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import numpy.typing as npt
@@ -53,7 +51,6 @@ __all__ = ["read_scenarios", "read_transactions"]
 _JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 _ATTRIBUTE_PREFIX: Final = "attributes."
-_COUNTRY: Final = re.compile(r"[A-Z]{2}", re.ASCII).fullmatch
 _MONEY: Final = ("pre_balance", "post_balance")
 _OPTIONAL_TEXTS: Final = ("merchant_id", "card_id", "device_id", "ip", "country")
 _DAY_MS: Final = 86_400_000
@@ -204,38 +201,13 @@ def _plain_mapping(path: Path, arrow: pa.Table) -> ColumnMapping:
     )
 
 
-def _length(most: int) -> Callable[[str], str | None]:
-    return lambda value: None if len(value) <= most else f"must have at most {most} characters"
-
-
-def _check_currency(value: str) -> str | None:
-    return None if value in MINOR_UNIT_DECIMALS else "must be an ISO 4217 code such as EUR"
-
-
-def _check_country(value: str) -> str | None:
-    return None if _COUNTRY(value) else "must be two capital letters"
-
-
-def _check_ip(value: str) -> str | None:
-    try:
-        ipaddress.ip_address(value)
-    except ValueError:
-        return "must be an IPv4 or IPv6 address"
-    return None
-
-
-_TEXT_CHECKS: Final[dict[str, Callable[[str], str | None]]] = {
-    "transaction_id": _length(128),
-    "user_id": _length(128),
-    "channel": _length(64),
-    "transaction_type": _length(64),
-    "currency": _check_currency,
-    "merchant_id": _length(128),
-    "card_id": _length(128),
-    "device_id": _length(128),
-    "ip": _check_ip,
-    "country": _check_country,
-}
+#: What says why a text cannot be a field; the order decides which of a row's faults is told.
+_TEXT_CHECKS: Final = {
+    name: field_check(name)
+    for name in (
+        "transaction_id", "user_id", "channel", "transaction_type", "currency", *_OPTIONAL_TEXTS,
+    )
+}  # fmt: skip
 
 
 def _to_table(path: Path, arrow: pa.Table, mapping: ColumnMapping) -> TransactionTable:

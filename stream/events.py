@@ -25,6 +25,7 @@ from pydantic import (
     PlainSerializer,
     PrivateAttr,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -35,7 +36,7 @@ from stream.currencies import MINOR_UNIT_DECIMALS
 from stream.errors import InvalidRecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "MAX_AMOUNT_MINOR",
@@ -52,6 +53,7 @@ __all__ = [
     "Transaction",
     "decode_label",
     "decode_transaction",
+    "field_check",
     "format_event_time",
     "parse_event_time",
     "parse_object",
@@ -501,6 +503,25 @@ def validate_transaction(parsed: Mapping[str, Any]) -> Transaction:
         return Transaction.model_validate(parsed)
     except ValidationError as error:
         raise _to_invalid_record(error) from error
+
+
+def field_check(name: str) -> Callable[[object], str | None]:
+    """Return what says why a value cannot be a transaction's field, None where it can.
+
+    By the schema itself, for those who look at a whole column's values and not at transactions.
+    """
+    field = Transaction.model_fields[name]
+    what: Any = Annotated[field.annotation, field]
+    adapter: TypeAdapter[object] = TypeAdapter(what, config=ConfigDict(strict=True))
+
+    def check(value: object) -> str | None:
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            return _to_invalid_record(error).reason
+        return None
+
+    return check
 
 
 def decode_transaction(raw: bytes | None, *, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Transaction, int]:
