@@ -328,13 +328,18 @@ def test_a_wrong_number_of_partitions_is_named(broker: Broker) -> None:
     admin.create_topics(settings)
     other = settings.model_copy(update={"topics": settings.topics.model_copy(update={"partitions": 3})})
     name = settings.topics.transactions
-    assert f"topic {name} has 2 partitions, not 3" in admin.check_topics(other)
+    problems = admin.check_topics(other)
+    assert f"topic {name} has 2 partitions, not 3" in problems
+    assert f"topic {changelog_topic(settings)} has 2 partitions, not 3" in problems
     assert admin.create_topics(other) == []
     with pytest.raises(TopicMismatchError) as caught:
         admin.require_topics(other)
     text = str(caught.value)
     assert "\n" not in text
-    assert f"{changelog_topic(settings)} has 2 partitions, not 3" in text
+    # However many topics there are, the line stays one that can be read.
+    assert f"topic {name} has 2 partitions, not 3" in text
+    assert text.count("partitions, not 3") < len(problems)
+    assert f"and {len(problems) - text.count('partitions, not 3')} more" in text
     assert "riskstream topics create" in text
 
 
