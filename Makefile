@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Nothing of pip's talk but its errors; a fresh machine's first run is long enough.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Test files at a time; each job has brokers of its own. The longest files come first.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check chaos fuzz compose-test bench guard-baseline clean lock
@@ -25,7 +27,7 @@ demo: setup ## Run the whole job on this machine and show what it did
 	@$(BIN)/riskstream demo
 
 test: setup ## Run the tests; those on Apache Kafka too where Java and Maven are there
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: setup ## Lint, types, import contracts
 	@$(BIN)/ruff format --check .

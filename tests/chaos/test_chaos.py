@@ -15,7 +15,7 @@ from chaos.rounds import BROKER_CONFIG, Lane, save_bundles
 from stream.brokers import admin
 from stream.brokers.kafka import KafkaBroker
 from stream.features import layout
-from stream.features.entity_log import EntityLogs, Horizon
+from stream.features.entity_log import EntityLog, EntityLogs, Horizon
 from stream.features.history import MemoryRecords
 from stream.runtime.faults import STEPS
 from stream.topics import changelog_topic
@@ -191,6 +191,10 @@ def _other_head(state: dict[bytes, bytes], head: bytes) -> bytes:
     return next(key for key in state if key != head and key[-6:] == head[-6:])
 
 
+def _log(records: dict[bytes, bytes], prefix: bytes) -> EntityLog:
+    return EntityLogs(0).of(0, [prefix], MemoryRecords(records))[prefix]
+
+
 def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     """What may go wrong with a model that has profiles; the state is spoiled in what the checker has read."""
     checker, hop = stream.checker, stream.checker.hop
@@ -207,15 +211,16 @@ def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     assert checker.check_commits().wrong == []
     # Every path of questions and labels was taken.
     assert {"question answered", "question late", "note learnt", "note unknown"} <= hop.outcomes.keys()
-    # An entity's log has an event twice.
-    place, head = next(
-        (partition, key)
+    # An entity's log has an event twice: one of a log whose last event and last label are not sealed.
+    place, head, log = next(
+        (partition, key, log)
         for partition, records in checker._state.items()
         for key in records
         if key[:2] == b"\xff\x02" and key[-5:-4] == b"P"
+        for log in [_log(checker._state[partition], layout.user_of_key(key)[0])]
+        if log.events.end > log.events.tail and log.labels.end > log.labels.tail
     )
-    prefix, whole = layout.user_of_key(head)[0], checker._state[place][head]
-    log = EntityLogs(0).of(place, [prefix], MemoryRecords(checker._state[place]))[prefix]
+    prefix, whole = log.prefix, checker._state[place][head]
     log.add(log.events.array[:, log.events.end - 1].tolist())
     checker._state[place] |= log.writes(Horizon(2**60, 2**60))  # type: ignore[arg-type]
     found = checker.check_state()
@@ -223,7 +228,7 @@ def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     assert "transactions counted" in found.wrong[0]
     checker._state[place][head] = whole
     # It has lost one, and a label.
-    log = EntityLogs(0).of(place, [prefix], MemoryRecords(checker._state[place]))[prefix]
+    log = _log(checker._state[place], prefix)
     log.events.end -= 1
     log.labels.end -= 1
     log.total -= 1
