@@ -61,6 +61,14 @@ class ProfilePreview:
             found.append(features)
         return found
 
+    def answers(self, rows: Sequence[Row], reader: RecordReader) -> list[dict[int, Floats]]:
+        """Return all entities' features of each transaction, by the entity's code, where one has them all."""
+        questions = [one for place, row in enumerate(rows) for one in self.questions(row, place)]
+        found: list[dict[int, Floats]] = [{} for _ in rows]
+        for one, features in zip(questions, self.look(questions, reader), strict=True):
+            found[one.case][one.entity] = features
+        return found
+
     def fill(
         self,
         rows: Sequence[Row],
