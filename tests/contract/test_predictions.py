@@ -176,7 +176,7 @@ def test_a_prediction_asks_entities_of_both_workers(
         decisions={"features": False},
     )
     rng = random.Random(9)
-    rows = transactions(rng, 340, users=20, merchants=15, devices=15)
+    rows = transactions(rng, 360, users=30, merchants=25, devices=25)
     rows = [row | {"transaction_id": f"n{at}"} for at, row in enumerate(rows)]
     past, rest = rows[:300], rows[300:]
     labels = labels_of(rng, past)
@@ -191,7 +191,7 @@ def test_a_prediction_asks_entities_of_both_workers(
             fresh(stream, name, 0)
         crossed = 0
         turns = itertools.cycle(workers)
-        for wave in itertools.islice(_apart(rest), 4):
+        for wave in itertools.islice(_apart(rest), 2):
             past_records = len(stream.sent)
             status, answers = ask(next(turns), batch([sent(row) for row in wave]))
             assert status == 200, answers
