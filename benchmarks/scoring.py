@@ -30,6 +30,7 @@ from benchmarks.cluster import running, with_headers
 from benchmarks.contest import ROOT, workers
 from benchmarks.environment import describe, environment
 from benchmarks.generator import Order
+from benchmarks.hop_workload import hop_workloads
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
 from stream.brokers.admin import create_topics
 from stream.runtime.live_scoring import partition_of
@@ -63,6 +64,8 @@ class Case:
         Transactions a second that go through the workers beside.
     batch
         Transactions of a request; there are as many fewer requests.
+    merchants
+        Whether the model has profiles of merchants, with the workload of :mod:`benchmarks.hop_workload`.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Case:
     workers: int = 1
     stream: int = 0
     batch: int = 1
+    merchants: bool = False
     barred: bool = False
 
 
@@ -79,6 +83,7 @@ CASES: Final = (
     Case("1,000 events a user", events=1_000, barred=True),
     Case("two workers, half of it forwarded", workers=2, barred=True),
     Case("one worker, in batches of 20", batch=20),
+    Case("two workers, merchants asked too", workers=2, merchants=True),
 )
 
 
@@ -89,7 +94,7 @@ def serving(cluster: Cluster, workload: Workload, folder: Path, count: int) -> I
     settings = cluster.settings(folder, workload.bundle, source)
     settings = settings.model_copy(update={"scoring": ScoringSettings(enabled=True, port=0)})
     create_topics(settings)
-    placed = ((place(key), key, value) for _, key, value in workload.records())
+    placed = ((place(partition, key), key, value) for partition, key, value in workload.records())
     cluster.fill(changelog_topic(settings), with_headers(placed))
     try:
         with workers(settings, folder, count) as children:
@@ -102,9 +107,9 @@ def serving(cluster: Cluster, workload: Workload, folder: Path, count: int) -> I
         cluster.delete([source])
 
 
-def place(key: bytes) -> int:
-    """Return the partition of a record whose key begins with a user."""
-    return partition_of(key[:_USER_BYTES], PARTITIONS, "murmur2")
+def place(partition: int, key: bytes) -> int:
+    """Return the partition of a record: an entity's as it is, a user's as producers choose it."""
+    return partition if key[:1] == b"\xff" else partition_of(key[:_USER_BYTES], PARTITIONS, "murmur2")
 
 
 @contextmanager
@@ -160,8 +165,11 @@ async def open_loop(address: str, bodies: list[bytes], rate: float) -> list[floa
 
 def measure(cluster: Cluster, case: Case, rate: float, seconds: float, folder: Path) -> dict[str, float]:
     """Run one case for one round."""
-    users = 100_000 if case.events < 1_000 else 2_000  # noqa: PLR2004
-    workload = Workload.prepare(WorkloadSpec(users=users, events=case.events))
+    if case.merchants:
+        workload = hop_workloads()["and merchants"]
+    else:
+        users = 100_000 if case.events < 1_000 else 2_000  # noqa: PLR2004
+        workload = Workload.prepare(WorkloadSpec(users=users, events=case.events))
     requests = rate / case.batch
     count = int(requests * (seconds + _WARM_SECONDS))
     chosen = [value for _, _, value in workload.transactions[: count * case.batch]]

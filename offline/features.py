@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from offline.table import TransactionTable
     from stream.features.entities import EntityProfile
 
-__all__ = ["DUPLICATE", "LATE", "REJECTED", "SCORED", "FeatureTable", "build_features", "fit_spec"]
+__all__ = [
+    "DUPLICATE",
+    "LATE",
+    "REJECTED",
+    "SCORED",
+    "FeatureTable",
+    "build_features",
+    "fill_entity",
+    "fit_spec",
+    "numbered",
+]
 
 SCORED: Final = 0
 LATE: Final = 1
@@ -103,7 +113,7 @@ def build_features(
     matrix = builder.empty(count)
     outcome = np.full(count, REJECTED, np.uint8)
     rows = np.flatnonzero(table.valid)
-    user_of = _numbered(table.user_id[rows].tolist())
+    user_of = numbered(table.user_id[rows].tolist())
     order = rows[np.argsort(user_of, kind="stable")]
     starts = np.concatenate([[0], np.cumsum(np.bincount(user_of))]).astype(np.int64)
     merchant = np.zeros(count, np.int64)
@@ -129,14 +139,14 @@ def build_features(
     to_usual: npt.NDArray[np.float64] | None = None
     for place, profile in enumerate(spec.entities):
         filled = builder.entities(matrix, place)
-        _fill_entity(table, profile, outcome == SCORED, allowed_lateness_ms, filled, to_usual)
+        fill_entity(table, profile, outcome == SCORED, allowed_lateness_ms, filled, to_usual)
         if profile.entity == "user" and profile.usual_days is not None:
             to_usual = filled[:, -1].copy()
     matrix[outcome >= DUPLICATE] = np.nan
     return FeatureTable(outcome, matrix)
 
 
-def _fill_entity(
+def fill_entity(
     table: TransactionTable,
     profile: EntityProfile,
     scored: npt.NDArray[np.bool_],
@@ -144,14 +154,20 @@ def _fill_entity(
     out: npt.NDArray[np.float64],
     to_usual: npt.NDArray[np.float64] | None,
 ) -> None:
-    """Write a profile's features of the rows that a worker would have scored."""
+    """Write a profile's features of the rows that a worker would have scored.
+
+    Parameters
+    ----------
+    scored : bool[n], out : float64[n, len(profile.names)], to_usual : float64[n] or None
+        See :func:`stream.features.entities.fill_profile`.
+    """
     names = getattr(table, ENTITIES[profile.entity])
     if names is None:
         return
     rows = np.flatnonzero(scored)
     if profile.entity != "user":
         rows = rows[[name is not None for name in names[rows].tolist()]]
-    entity_of = _numbered(names[rows].tolist())
+    entity_of = numbered(names[rows].tolist())
     labels = table.labels()
     fill_profile(
         profile,
@@ -160,7 +176,7 @@ def _fill_entity(
         time_ms=table.event_time_ms,
         amount_minor=table.amount_minor,
         minor_units=np.maximum(table.minor_units, 1),
-        user=_numbered(table.user_id.tolist()),
+        user=numbered(table.user_id.tolist()),
         labels=(labels.row, labels.is_fraud.astype(np.int64), labels.time_ms),
         allowed_lateness_ms=allowed_lateness_ms,
         out=out,
@@ -188,7 +204,7 @@ def _by_frequency(values: npt.NDArray[np.object_]) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda value: (-counts[value], value)))
 
 
-def _numbered(values: list[str]) -> npt.NDArray[np.int64]:
+def numbered(values: list[str]) -> npt.NDArray[np.int64]:
     """Return for each value the number of the first place among the distinct ones: int64[n]."""
     numbers: dict[str, int] = {}
     return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values))

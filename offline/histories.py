@@ -13,6 +13,8 @@ from stream.features.kernel import OUT_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy.typing as npt
+
     from offline.table import TransactionTable
 
 __all__ = ["load_histories"]
@@ -21,9 +23,19 @@ _BATCH: Final = 5_000
 
 
 def load_histories(
-    table: TransactionTable, *, lateness_ms: int, progress: Callable[[int], None] | None = None
+    table: TransactionTable,
+    *,
+    lateness_ms: int,
+    outcome: npt.NDArray[np.uint8] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> MemoryRecords:
-    """Return the histories after all valid rows of a table, in their order."""
+    """Return the histories after all valid rows of a table, in their order.
+
+    Parameters
+    ----------
+    outcome : uint8[n] or None
+        Is written to: the outcome of each valid row, as in :class:`offline.features.FeatureTable`.
+    """
     store = MemoryRecords()
     config = HistoryConfig(lateness_ms)
     rows = np.flatnonzero(table.valid)
@@ -45,7 +57,10 @@ def load_histories(
             offset=part.astype(np.int64),
             source=np.zeros(len(users), np.int64),
         )
-        store.write(advance(events, config, store, np.empty((len(part), OUT_SIZE))).writes)
+        result = advance(events, config, store, np.empty((len(part), OUT_SIZE)))
+        store.write(result.writes)
+        if outcome is not None:
+            outcome[part] = result.outcome
         if progress is not None:
             progress(len(part))
     return store

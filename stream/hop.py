@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODES", "Answer", "Case", "Note", "Question", "case_of", "decode_answers", "decode_question",
-    "owner_mark", "partition_of",
+    "decode_questions", "owner_mark", "partition_of",
 ]  # fmt: skip
 
 #: What stands for each kind of entity in keys and messages; never changed, only added to.
@@ -183,6 +183,21 @@ def decode_question(value: bytes | None) -> Question | Note:
         _, _, entity, is_fraud, name, ident, when_ms, offset = _NOTE_FORM.unpack(value)
         return Note(entity, name, ident, is_fraud, when_ms, offset)
     raise _broken("a question")
+
+
+def decode_questions(value: bytes) -> list[Question]:
+    """Return questions that stand one behind the other.
+
+    Raises
+    ------
+    InvalidRecordError
+        There are none, or something else.
+    """
+    parts = [value[at : at + _QUESTION_FORM.size] for at in range(0, len(value), _QUESTION_FORM.size)]
+    questions = [one for one in map(decode_question, parts) if isinstance(one, Question)]
+    if not 0 < len(questions) == len(parts):
+        raise _broken("a question")
+    return questions
 
 
 def owner_mark() -> Message:

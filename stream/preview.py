@@ -1,7 +1,8 @@
 """Scores on request: what a transaction would get if it came now, leaving no trace of it.
 
 The same histories, vectors, trees, thresholds and sentences as the stream's; but nothing is learnt, nothing
-is stored, and each transaction of a request is looked at by itself. No I/O, no clock.
+is stored, and each transaction of a request is looked at by itself. With a model that has profiles, entities
+are asked first, see :mod:`stream.profile_preview`. No I/O, no clock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from stream.errors import BundleError, InvalidRecordError
+from stream.errors import InvalidRecordError
 from stream.events import Outcome
 from stream.features import kernel
 from stream.features.history import FAILED, HistoryConfig, HistoryEvents, RecordReader, advance
@@ -18,13 +19,16 @@ from stream.features.identity import identities
 from stream.features.vector import VectorBuilder
 from stream.intake import Row, row_of_object
 from stream.pipeline import columns_of
+from stream.profile_preview import ProfilePreview
 from stream.scoring.policy import Policy
 from stream.scoring.predictor import Predictor
 from stream.scoring.reasons import Explainer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from stream.features.compiled import Floats
+    from stream.features.history import HistoryResult
     from stream.scoring.bundle import Bundle
     from stream.scoring.sentences import Language
 
@@ -42,10 +46,10 @@ _OUTCOMES: Final = {
 class Preview:
     """Scores transactions against histories that somebody else keeps.
 
-    Raises
-    ------
-    BundleError
-        The model wants profiles, which lie on other workers.
+    Attributes
+    ----------
+    profiles:
+        Asks entities about transactions; None for a model without profiles.
     """
 
     def __init__(
@@ -57,13 +61,8 @@ class Preview:
         max_reasons: int,
         language: Language = "en",
     ) -> None:
-        if bundle.spec.entities:
-            wanted = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
-            raise BundleError(
-                f"model {bundle.model_version} wants profiles of {wanted}, which lie on other workers: "
-                "transactions of such a model are scored by the stream only"
-            )
         self._bundle = bundle
+        self.profiles = ProfilePreview(bundle.spec, lateness_ms) if bundle.spec.entities else None
         self._max_future_ms = max_future_ms
         self._history = HistoryConfig(lateness_ms)
         self._builder = VectorBuilder(bundle.spec)
@@ -86,14 +85,53 @@ class Preview:
             )
         return row
 
-    def score(self, rows: Sequence[Row], reader: RecordReader) -> list[dict[str, Any]]:
+    def score(
+        self, rows: Sequence[Row], reader: RecordReader, answers: Sequence[Mapping[int, Floats]] = ()
+    ) -> list[dict[str, Any]]:
         """Return for each transaction what an alert would say of it, as JSON values.
 
         A ``duplicate`` of a transaction in the history has no score. One whose history cannot be used has
         the outcome ``failed`` and says why.
+
+        Parameters
+        ----------
+        reader
+            Of the partition that has all of the users.
+        answers
+            Of a model with profiles: for each transaction, the entities' features by the entity's code.
         """
         if not rows:
             return []
+        matrix, result = self._vectors(rows, reader, answers)
+        scored = np.flatnonzero(result.outcome <= kernel.LATE)
+        scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
+        moved = dict(zip(scored.tolist(), self._predictor.contributions(matrix[scored]), strict=True))
+        users = {user: place for place, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
+        found = []
+        for place, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
+            answer: dict[str, Any] = {"transaction_id": row.transaction_id, "user_id": row.user_id}
+            if code == FAILED:
+                answer |= {"outcome": "failed", "error": str(result.errors[users[row.user_id]])}
+            else:
+                answer["outcome"] = _OUTCOMES[code].value
+            if place in scores:
+                verdict = self._policy.judge(scores[place])
+                answer |= {
+                    "risk_score": verdict.score,
+                    "risk_level": verdict.level.value,
+                    "prediction": verdict.prediction,
+                    "reasons": self._explainer.reasons(matrix[place], moved[place]),
+                }
+            found.append(answer | {"model_version": self._bundle.model_version})
+        return found
+
+    def _vectors(
+        self, rows: Sequence[Row], reader: RecordReader, answers: Sequence[Mapping[int, Floats]]
+    ) -> tuple[Floats, HistoryResult]:
+        """Return the vectors, float64[rows, features], and what the histories say of each transaction.
+
+        Users have their places in the order in which they come.
+        """
         users = list(dict.fromkeys(row.user_id for row in rows))
         places = {user: place for place, user in enumerate(users)}
         events = HistoryEvents(
@@ -110,23 +148,7 @@ class Preview:
         matrix = self._builder.empty(len(rows))
         result = advance(events, self._history, reader, self._builder.history(matrix), learn=False)
         self._builder.fill(columns_of(rows, events, self._bundle.spec), matrix)
-        scored = np.flatnonzero(result.outcome <= kernel.LATE)
-        scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
-        moved = dict(zip(scored.tolist(), self._predictor.contributions(matrix[scored]), strict=True))
-        answers = []
-        for place, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
-            answer: dict[str, Any] = {"transaction_id": row.transaction_id, "user_id": row.user_id}
-            if code == FAILED:
-                answer |= {"outcome": "failed", "error": str(result.errors[places[row.user_id]])}
-            else:
-                answer["outcome"] = _OUTCOMES[code].value
-            if place in scores:
-                verdict = self._policy.judge(scores[place])
-                answer |= {
-                    "risk_score": verdict.score,
-                    "risk_level": verdict.level.value,
-                    "prediction": verdict.prediction,
-                    "reasons": self._explainer.reasons(matrix[place], moved[place]),
-                }
-            answers.append(answer | {"model_version": self._bundle.model_version})
-        return answers
+        if self.profiles is not None:
+            applied = np.flatnonzero(result.outcome == kernel.SCORED).tolist()
+            self.profiles.fill(rows, applied, answers, reader, matrix)
+        return matrix, result

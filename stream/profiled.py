@@ -28,7 +28,6 @@ from stream.cases import OpenCases
 from stream.errors import InvalidRecordError
 from stream.events import decode_label
 from stream.features import kernel
-from stream.features.entities import ENTITIES
 from stream.features.entity_event import E_CASE, E_IDENT, E_SIZE, E_USER
 from stream.features.entity_log import MAX_WAITING, EntityLogs, Waiting
 from stream.features.identity import identity
@@ -56,7 +55,7 @@ from stream.pipeline import (
     events_of,
     refuse,
 )
-from stream.stages import Stages
+from stream.stages import ROUTES, USER_WIDTH, Stages, entities_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,12 +74,6 @@ __all__ = ["HopTopics", "ProfiledPipeline"]
 
 #: The outcome of a transaction that is decided elsewhere.
 _ASKED: Final = 7
-
-#: A user's log keeps of each transaction its time, amount, user and identity, and then the identities of
-#: these, 0 where unknown: they say whom its label concerns.
-_ROUTES: Final = ("merchant", "card", "device", "ip")
-_FIRST_ROUTE: Final = E_IDENT + 1
-_USER_WIDTH: Final = _FIRST_ROUTE + len(_ROUTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +99,7 @@ class ProfiledPipeline(Pipeline):
         super().__init__(bundle, config)
         self._hop = topics
         self._stages = Stages(bundle.spec, config.lateness_ms)
-        self._users = EntityLogs(config.resident_bytes, _USER_WIDTH)
+        self._users = EntityLogs(config.resident_bytes, USER_WIDTH)
         self._entities = EntityLogs(config.resident_bytes)
         self._cases = OpenCases()
 
@@ -194,7 +187,7 @@ class ProfiledPipeline(Pipeline):
         for place in applied:
             _, row = part.decoded[place]
             vector = matrix[part.rows.start + place]
-            names = _identities(row)
+            names = entities_of(row)
             ident = identity(f"{row.user_id}\0{row.transaction_id}")
             to_usual = math.nan
             waiting: list[Waiting] = []
@@ -202,7 +195,7 @@ class ProfiledPipeline(Pipeline):
                 log = logs[row.user_id.encode()]
                 if log.error is None:
                     to_usual = self._own(log, row, names["user"], vector)
-                    routes = [names[entity] for entity in _ROUTES]
+                    routes = [names[entity] for entity in ROUTES]
                     log.add((row.event_time, row.amount_minor, names["user"], ident, *routes))
                     waiting = [one for one in log.waiting if one.ident == ident]
                 else:
@@ -220,15 +213,13 @@ class ProfiledPipeline(Pipeline):
     def _own(self, log: EntityLog, row: Row, user: int, vector: npt.NDArray[np.float64]) -> float:
         """Write the profiles that the user's own log holds; returns the amount to the user's usual one."""
         stages = self._stages
-        about = (row.event_time, row.amount_minor, row.minor_units, user)
-        for one in stages.local:
-            log.look(one.looker, *about, vector[one.columns])
+        stages.look_at_own(log, row, user, vector)
         if stages.usual_column is not None:
             return float(vector[stages.usual_column])
         if stages.usual is None:
             return math.nan
         usual = np.full(1, np.nan)
-        log.look(stages.usual, *about, usual)
+        log.look(stages.usual, row.event_time, row.amount_minor, row.minor_units, user, usual)
         return float(usual[0])
 
     def _ask(
@@ -243,11 +234,7 @@ class ProfiledPipeline(Pipeline):
         record, row = part.decoded[place]
         ident, to_usual = known
         batch, plan, hop = part.batch, part.plan, self._hop
-        asked = {
-            CODES[entity]: name
-            for entity, name in names.items()
-            if name and CODES[entity] in self._stages.asked
-        }
+        asked = self._stages.named(names)
         if not asked:
             return
         case = case_of(batch.source, record.offset)
@@ -320,8 +307,8 @@ class ProfiledPipeline(Pipeline):
 
     def _tell(self, plan: Plan, log: EntityLog, at: int, one: Waiting) -> None:
         """Note a label to each entity that its transaction names and the model has labels of."""
-        user, _, *names = log.events.array[E_USER:_USER_WIDTH, at].tolist()
-        routes = {"user": user, **dict(zip(_ROUTES, names, strict=True))}
+        user, _, *names = log.events.array[E_USER:USER_WIDTH, at].tolist()
+        routes = {"user": user, **dict(zip(ROUTES, names, strict=True))}
         for entity in self._stages.labelled:
             name = routes[entity]
             if name:
@@ -366,9 +353,9 @@ class ProfiledPipeline(Pipeline):
 
         And whether it was taken into the log: not where it is late for the entity, or the log cannot be used.
         """
-        wanted = self._stages.asked.get(asked.entity, [])
-        features = np.full(sum(one.looker.size for one in wanted), np.nan)
-        if not wanted:
+        stages = self._stages
+        features = stages.unknown(asked.entity)
+        if asked.entity not in stages.asked:
             return features, False
         if log.error is not None:
             plan.hop[events.UNUSABLE] += 1
@@ -376,14 +363,10 @@ class ProfiledPipeline(Pipeline):
         if log.find(E_CASE, asked.case) >= 0:
             plan.hop[events.REPEATED] += 1
             return None, False
-        if asked.time_ms < log.newest - self.config.lateness_ms:
+        if stages.is_late(log, asked):
             plan.hop[events.LATE] += 1
             return features, False
-        about = (asked.time_ms, asked.amount_minor, asked.minor_units, asked.user)
-        place = 0
-        for one in wanted:
-            log.look(one.looker, *about, features[place : place + one.looker.size])
-            place += one.looker.size
+        stages.look(log, asked, features)
         bits = int(np.float64(asked.to_usual).view(np.int64))
         log.add((asked.time_ms, asked.amount_minor, asked.user, asked.ident, bits, asked.case))
         plan.hop[events.ANSWERED] += 1
@@ -449,14 +432,11 @@ class ProfiledPipeline(Pipeline):
             vector = matrix[place]
             vector[:] = one.case.features
             for code, answer in one.answers.items():
-                start = 0
                 if answer.spec_hash != self._spec_hash:
                     part.plan.hop[events.CASE_OF_OTHER_MODEL] += 1
                     continue
-                for profile in self._stages.asked.get(code, []):
-                    end = start + profile.looker.size
-                    vector[profile.columns] = answer.features[start:end]  # type: ignore[index]
-                    start = end
+                assert answer.features is not None  # such a case is dropped
+                self._stages.put(code, answer.features, vector)
 
     def _translate(self, part: Part, place: int, one: OpenCase, matrix: npt.NDArray[np.float64]) -> None:
         """Write the vector of a case that was opened for another model: its history, and no profiles."""
@@ -483,11 +463,3 @@ def _labels_last(batches: Sequence[Batch], plans: Sequence[Plan], taken: Sequenc
             before.asks.setdefault(to, []).extend(messages)
         before.writes += plan.writes
         plan.asks, plan.writes = {}, []
-
-
-def _identities(row: Row) -> dict[str, int]:
-    """Return the identity of each entity that a transaction names, 0 of those that it does not."""
-    return {
-        entity: 0 if (name := getattr(row, field)) is None else identity(name)
-        for entity, field in ENTITIES.items()
-    }

@@ -1,23 +1,43 @@
-"""Which profile of a model is made in which stage, and how far each stage's logs reach."""
+"""Which profile of a model is made in which stage, how far that stage's logs reach, and how they are read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from stream.features.entities import EntityProfile
-from stream.features.entity_event import Looker
+import numpy as np
+
+from stream.features.entities import ENTITIES, EntityProfile
+from stream.features.entity_event import E_IDENT, Looker
 from stream.features.entity_log import Horizon
+from stream.features.identity import identity
 from stream.hop import CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from stream.features.compiled import Floats
+    from stream.features.entity_log import EntityLog
     from stream.features.spec import FeatureSpec
+    from stream.hop import Question
+    from stream.intake import Row
 
-__all__ = ["ProfileColumns", "Stages"]
+__all__ = ["ROUTES", "USER_WIDTH", "ProfileColumns", "Stages", "entities_of"]
 
 _DAY_MS: Final = 86_400_000
+
+#: A user's log keeps of each transaction its time, amount, user and identity, and then the identities of
+#: these, 0 where unknown: they say whom its label concerns.
+ROUTES: Final = ("merchant", "card", "device", "ip")
+USER_WIDTH: Final = E_IDENT + 1 + len(ROUTES)
+
+
+def entities_of(row: Row) -> dict[str, int]:
+    """Return the identity of each entity that a transaction names, 0 of those that it does not."""
+    return {
+        entity: 0 if (name := getattr(row, field)) is None else identity(name)
+        for entity, field in ENTITIES.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +105,42 @@ class Stages:
         waits_ms = max(self.label_horizon_ms.values(), default=0) + lateness_ms
         self.user_horizon = Horizon(max(self._horizon(own).events_ms, waits_ms), 0)
         self.keeps_users = bool(own) or bool(self.labelled)
+
+    def named(self, names: Mapping[str, int]) -> dict[int, int]:
+        """Return those to be asked of the entities that :func:`entities_of` found: identities by code."""
+        return {CODES[entity]: name for entity, name in names.items() if name and CODES[entity] in self.asked}
+
+    def unknown(self, code: int) -> Floats:
+        """Return an entity's features where nothing can be said: NaN, float64[features]."""
+        return np.full(sum(one.looker.size for one in self.asked.get(code, ())), np.nan)
+
+    def is_late(self, log: EntityLog, asked: Question) -> bool:
+        """Whether a transaction has no features of an entity because it lies too far behind its newest."""
+        return asked.time_ms < log.newest - self._lateness
+
+    def look(self, log: EntityLog, asked: Question, features: Floats) -> None:
+        """Write an entity's features of a transaction that is not in its log yet."""
+        place = 0
+        for one in self.asked[asked.entity]:
+            end = place + one.looker.size
+            log.look(
+                one.looker, asked.time_ms, asked.amount_minor, asked.minor_units, asked.user,
+                features[place:end],
+            )  # fmt: skip
+            place = end
+
+    def look_at_own(self, log: EntityLog, row: Row, user: int, vector: Floats) -> None:
+        """Write the profiles that the user's own log holds into a transaction's vector."""
+        for one in self.local:
+            log.look(one.looker, row.event_time, row.amount_minor, row.minor_units, user, vector[one.columns])
+
+    def put(self, code: int, features: Floats, vector: Floats) -> None:
+        """Write an entity's features into a transaction's vector."""
+        place = 0
+        for one in self.asked.get(code, ()):
+            end = place + one.looker.size
+            vector[one.columns] = features[place:end]
+            place = end
 
     def _horizon(self, profiles: Sequence[EntityProfile]) -> Horizon:
         events = labels = 0.0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stream.intake import Row
     from stream.preview import Preview
 
-__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi"]
+__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi", "refuse"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class ScoringService:
             response = await self._answer(request)
         except Exception:
             logger.exception("a request to /predict failed")
-            response = _refuse([{"loc": [], "msg": "failed; the log says why"}], 500)
+            response = refuse([{"loc": [], "msg": "failed; the log says why"}], 500)
         if self._told is not None:
             self._told(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
         return response
@@ -112,12 +112,12 @@ class ScoringService:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             reason = f"must not be larger than {_MAX_BODY_BYTES} bytes"
-            return _refuse([_problem(InvalidRecordError("$", reason))], 413)
+            return refuse([_problem(InvalidRecordError("$", reason))], 413)
         single = body.lstrip(_BLANKS)[:1] != b"["
         try:
             parsed = [parse_object(body, MAX_RECORD_BYTES)] if single else _parse_batch(body, self._max_batch)
         except InvalidRecordError as error:
-            return _refuse([_problem(error)], 422)
+            return refuse([_problem(error)], 422)
         now_ms = time.time_ns() // 1_000_000
         rows: list[Row] = []
         problems = []
@@ -129,14 +129,14 @@ class ScoringService:
             except InvalidRecordError as error:
                 problems.append(_problem(error, *(() if single else (place,))))
         if problems:
-            return _refuse(problems, 422)
+            return refuse(problems, 422)
         try:
             answers = await self._score(Asked(rows, body, request.headers))
         except InvalidRecordError as error:
-            return _refuse([_problem(error)], 422)
+            return refuse([_problem(error)], 422)
         except Unavailable as error:
             problem = {"loc": ["body", *(() if single else (error.place,))], "msg": error.reason}
-            return _refuse([problem], 503)
+            return refuse([problem], 503)
         return web.Response(
             body=orjson.dumps(answers[0] if single else answers), content_type="application/json"
         )
@@ -165,7 +165,8 @@ def _problem(error: InvalidRecordError, *place: int) -> dict[str, Any]:
     return {"loc": ["body", *place, error.field], "msg": error.reason}
 
 
-def _refuse(problems: list[dict[str, Any]], status: int) -> web.Response:
+def refuse(problems: list[dict[str, Any]], status: int) -> web.Response:
+    """Return the answer that says what is wrong, and when to come again where that helps."""
     headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return web.Response(
         body=orjson.dumps({"detail": problems}),
@@ -212,7 +213,7 @@ def openapi(max_batch: int = MAX_BATCH) -> dict[str, Any]:
                             **content({"$ref": "#/components/schemas/Problems"}),
                         },
                         "503": {
-                            "description": "A user's history cannot be asked now, and why; try again",
+                            "description": "Some history or profile cannot be asked now, and why; try again",
                             **content({"$ref": "#/components/schemas/Problems"}),
                         },
                     },

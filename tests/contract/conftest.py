@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bundles import trained_bundle
+from bundles import made_bundle, trained_bundle
+from profiles import PROFILES
 from streams import Stream
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     trained_bundle().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def profiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("profiled")
+    made_bundle(entities=PROFILES).save(folder)
     return folder
 
 

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import orjson
 import psutil
 from helpers import PATIENCE_SECONDS, settings_for, wait_until
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -283,3 +285,21 @@ def children_of(pid: int) -> set[int]:
 
 def until(condition: Callable[[], object], what: str) -> None:
     wait_until(condition, what, 2 * PATIENCE_SECONDS)
+
+
+def sent(value: dict[str, Any]) -> Sent:
+    """Return a transaction or a label as a record of its user."""
+    return Sent(value["user_id"].encode(), orjson.dumps(value))
+
+
+def labels_arrived(workers: Iterable[Worker], labels: int) -> bool:
+    """Say whether so many labels are known to these workers, and none on its way from one stage to the next."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for worker in workers:
+        for name, value in worker.metrics("riskstream_hop_events_total").items():
+            kind, outcome = re.findall('"(.*?)"', name)
+            counted[kind, outcome] += int(value)
+    notes = sum(count for (kind, outcome), count in counted.items() if kind == "note" and outcome != "sent")
+    return notes == counted["note", "sent"] and labels == sum(
+        count for (kind, _), count in counted.items() if kind == "label"
+    )

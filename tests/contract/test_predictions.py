@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 import urllib.error
 import urllib.request
@@ -13,9 +14,12 @@ import pytest
 from bundles import simulated
 from confluent_kafka import Producer
 from kafka import KafkaConsumer, TopicPartition
-from streams import Sent, Stream, until
+from profiles import labels_of, transactions
+from streams import Sent, Stream, labels_arrived, sent, until
 
 from stream.brokers import admin
+from stream.features.identity import identity
+from stream.hop import partition_of as entity_partition
 from stream.runtime.live_scoring import partition_of
 from stream.topics import changelog_topic
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kafka
 
 TOKEN = "correct horse battery"
+SCORING = {"enabled": True, "port": 0, "token": TOKEN}
 PAST = 5_700
 DECIDED = ("outcome", "risk_score", "risk_level", "prediction", "model_version")
 
@@ -61,10 +66,16 @@ def batch(records: Sequence[Sent]) -> bytes:
     return b"[" + b",".join(record.value or b"" for record in records) + b"]"
 
 
-def start(stream: Stream, number: int) -> Worker:
-    return stream.start(
-        stream.settings.model_copy(update={"state_dir": stream.folder / f"state-{number}"}), ready=False
-    )
+def start_pair(stream: Stream) -> list[Worker]:
+    """Start two workers, and return once each has its share of the partitions."""
+    folders = [stream.folder / f"state-{number}" for number in range(2)]
+    found = [
+        stream.start(stream.settings.model_copy(update={"state_dir": one}), ready=False) for one in folders
+    ]
+    for worker in found:
+        worker.wait_ready()
+    until(lambda: all(worker.metric("riskstream_assigned_partitions") == 2 for worker in found), "no pair")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +88,13 @@ def pair(
     kafka_broker: Broker, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory, records: list[Sent]
 ) -> Iterator[Stream]:
     """Two workers that have taken most of the records, each with its share of the partitions."""
-    scoring = {"enabled": True, "port": 0, "token": TOKEN}
     folder = tmp_path_factory.mktemp("predictions")
     # An alert, and so reasons, for every transaction.
     stream = Stream(
-        kafka_broker, folder, bundle_folder, scoring=scoring, alert_level="LOW", decisions={"features": False}
+        kafka_broker, folder, bundle_folder, scoring=SCORING, alert_level="LOW", decisions={"features": False}
     )
     try:
-        workers = [start(stream, number) for number in range(2)]
-        for worker in workers:
-            worker.wait_ready()
-        until(
-            lambda: all(worker.metric("riskstream_assigned_partitions") == 2 for worker in workers), "no pair"
-        )
+        start_pair(stream)
         stream.produce(records[:PAST])
         for name in ("decisions", "alerts"):
             fresh(stream, name, 0)
@@ -150,6 +155,73 @@ def test_a_prediction_is_what_the_stream_then_decides(
             assert answer["reasons"] == alerted[answer["transaction_id"]]["reasons"]
     answered = [worker.metric(r"riskstream_predictions_total\{end=\"answered\"\}") for worker in pair.workers]
     assert min(answered) > 10, "one of them was never asked by the other"
+
+
+def held(worker: Worker) -> set[int]:
+    """Return the partitions of a worker."""
+    (*_, last) = re.findall(r'partitions assigned .* partitions="\[(.*)\]"', worker.log)
+    return {int(partition) for partition in last.split(",")}
+
+
+def test_a_prediction_asks_entities_of_both_workers(
+    kafka_broker: Broker, profiled_folder: Path, tmp_path: Path
+) -> None:
+    """Labels, merchants and devices too; nobody comes twice in a wave, since its transactions go together."""
+    stream = Stream(
+        kafka_broker,
+        tmp_path,
+        profiled_folder,
+        scoring=SCORING,
+        alert_level="LOW",
+        decisions={"features": False},
+    )
+    rng = random.Random(9)
+    rows = transactions(rng, 360, users=30, merchants=25, devices=25)
+    rows = [row | {"transaction_id": f"n{at}"} for at, row in enumerate(rows)]
+    past, rest = rows[:300], rows[300:]
+    labels = labels_of(rng, past)
+    try:
+        workers = start_pair(stream)
+        shares = [held(worker) for worker in workers]
+        stream.produce(sent(row) for row in past)
+        stream.wait_answered()
+        stream.produce_labels(sent(label) for label in labels)
+        until(lambda: labels_arrived(workers, len(labels)), "not every label has arrived")
+        for name in ("decisions", "alerts"):
+            fresh(stream, name, 0)
+        crossed = 0
+        turns = itertools.cycle(workers)
+        for wave in itertools.islice(_apart(rest), 2):
+            past_records = len(stream.sent)
+            status, answers = ask(next(turns), batch([sent(row) for row in wave]))
+            assert status == 200, answers
+            assert ask(next(turns), batch([sent(row) for row in wave])) == (200, answers)
+            stream.produce(sent(row) for row in wave)
+            decided, alerted = fresh(stream, "decisions", past_records), fresh(stream, "alerts", past_records)
+            for row, answer in zip(wave, answers, strict=True):
+                decision = decided[answer["transaction_id"]]
+                assert {name: answer[name] for name in DECIDED} == {name: decision[name] for name in DECIDED}
+                assert answer["reasons"] == alerted[answer["transaction_id"]]["reasons"]
+                user = partition_of(row["user_id"].encode(), 4, "murmur2")
+                merchant = entity_partition(identity(row.get("merchant_id", "")), 4)
+                crossed += "merchant_id" in row and not any({user, merchant} <= share for share in shares)
+        assert crossed > 5
+    finally:
+        stream.close()
+
+
+def _apart(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield waves in which no user, merchant or device comes twice."""
+    while rows:
+        seen: set[str] = set()
+        wave = []
+        for row in rows:
+            names = {row[name] for name in ("user_id", "merchant_id", "device_id") if name in row}
+            if not seen & names:
+                wave.append(row)
+            seen |= names
+        yield wave
+        rows = [row for row in rows if row not in wave]
 
 
 def test_what_was_taken_is_a_duplicate(pair: Stream, records: list[Sent]) -> None:

@@ -9,11 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
-import pytest
 from bundles import made_bundle
 from profiles import PROFILES, START_MS, labels_of, table_of, transactions
-from streams import COMMAND, Sent, readable_line, until
+from streams import COMMAND, Sent, labels_arrived, readable_line, sent, until
 
 from offline.features import build_features
 from stream.hop import CODES, Case
@@ -24,38 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from streams import Stream, Worker
+    from streams import Stream
 
     MakeStream = Callable[..., Stream]
 
 DAY_MS = 86_400_000
-
-
-@pytest.fixture(scope="session")
-def profiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("profiled")
-    made_bundle(entities=PROFILES).save(folder)
-    return folder
-
-
-def labels_at_rest(worker: Worker) -> int:
-    """Return how many labels are where they belong; -1 while some are on their way to entities."""
-    events = worker.metrics("riskstream_hop_events_total")
-
-    def counted(kind: str) -> dict[str, float]:
-        outcomes = {name: value for name, value in events.items() if f'kind="{kind}"' in name}
-        return {name.split('outcome="')[1].rstrip('"'): value for name, value in outcomes.items()}
-
-    labels, notes = counted("label"), counted("note")
-    return int(sum(labels.values())) if notes.pop("sent") == sum(notes.values()) else -1
-
-
-def arrived(worker: Worker, labels: int) -> bool:
-    return labels_at_rest(worker) == labels
-
-
-def sent(value: dict) -> Sent:
-    return Sent(value["user_id"].encode(), orjson.dumps(value))
 
 
 def test_features_with_labels_are_those_of_the_file(make_stream: MakeStream, profiled_folder: Path) -> None:
@@ -71,7 +42,7 @@ def test_features_with_labels_are_those_of_the_file(make_stream: MakeStream, pro
         due = [one for one in labels if one["label_time"] == begin]
         told += len(due)
         stream.produce_labels(sent(one) for one in due)
-        until(partial(arrived, worker, told), "not every label has arrived")
+        until(partial(labels_arrived, [worker], told), "not every label has arrived")
         order += stream.produce(sent(row) for row in rows if begin <= row["event_time"] < begin + block)
         # A label that came before its transaction would be counted twice: as waiting, and when it is told.
         stream.wait_answered()

@@ -6,31 +6,41 @@ import asyncio
 import contextlib
 import http.client
 import json
+import random
+import re
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import orjson
 import pytest
 import schemathesis
-from bundles import simulated, trained_bundle
+from bundles import made_bundle, simulated, trained_bundle
 from hypothesis import given, settings
+from profiles import OTHER_PROFILES, PROFILES, START_MS, labels_of, table_of, transactions
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from offline.entity_logs import load_logs
 from offline.histories import load_histories
 from stream.brokers.base import free_port
 from stream.errors import StateError
+from stream.hop import Note, Question
+from stream.hop import partition_of as entity_partition
 from stream.preview import Preview
-from stream.runtime.live_scoring import ONLY_HEADER, LiveScoring, partition_of
+from stream.runtime.live_scoring import ONLY_HEADER, SPEC_HEADER, LiveScoring, partition_of
 from stream.settings import ScoringSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from stream.features.entities import EntityProfile
     from stream.features.history import MemoryRecords
 
 LATENESS_MS = 3 * 86_400_000
 PARTITIONS = 4
+NOW_MS = START_MS + 1000 * 86_400_000
 RECORDS = list(simulated().to_records())
 
 
@@ -64,13 +74,16 @@ def start(loop: asyncio.AbstractEventLoop, preview: Preview) -> Iterator[Start]:
     made: list[LiveScoring] = []
 
     def begin(
-        reader: Callable[[int], Any], owners: dict[int, str] | None = None, **chosen: Any
+        reader: Callable[[int], Any],
+        owners: dict[int, str] | None = None,
+        model: Preview | None = None,
+        **chosen: Any,
     ) -> tuple[LiveScoring, Counter[str]]:
         told: Counter[str] = Counter()
         scoring = LiveScoring(
             ScoringSettings.model_validate({"enabled": True, "port": 0, **chosen}),
             PARTITIONS,
-            preview,
+            model or preview,
             reader,
             lambda: owners or {},
             lambda end, _: told.update([end]),
@@ -84,15 +97,20 @@ def start(loop: asyncio.AbstractEventLoop, preview: Preview) -> Iterator[Start]:
         asyncio.run_coroutine_threadsafe(scoring.stop(), loop).result(30)
 
 
-def ask(address: str, body: bytes, **headers: bytes | str) -> tuple[int, Any, dict[str, str]]:
+def post(address: str, path: str, body: bytes, headers: dict[str, bytes | str]) -> tuple[int, bytes, Any]:
     with contextlib.closing(
         http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
     ) as client:
-        client.request(
-            "POST", "/predict", body, {name.replace("_", "-"): text for name, text in headers.items()}
-        )
+        client.request("POST", path, body, headers)
         answer = client.getresponse()
-        return answer.status, json.load(answer), dict(answer.getheaders())
+        return answer.status, answer.read(), dict(answer.getheaders())
+
+
+def ask(address: str, body: bytes, **headers: bytes | str) -> tuple[int, Any, dict[str, str]]:
+    status, answer, told = post(
+        address, "/predict", body, {name.replace("_", "-"): text for name, text in headers.items()}
+    )
+    return status, json.loads(answer), told
 
 
 def reason(body: Any) -> str:
@@ -244,6 +262,151 @@ def test_a_body_that_is_too_large(start: Start, store: MemoryRecords) -> None:
     status, body, _ = ask(scoring.address, b" " * ((4 << 20) + 1))
     assert status == 413
     assert reason(body).startswith("must not be larger than")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return transactions(random.Random(4), 260, users=12, merchants=9, devices=9)
+
+
+@pytest.fixture(scope="module")
+def profiled() -> Preview:
+    return profiled_preview(PROFILES)
+
+
+def profiled_preview(profiles: tuple[EntityProfile, ...]) -> Preview:
+    bundle = made_bundle(entities=profiles)
+    return Preview(bundle, lateness_ms=LATENESS_MS, max_future_ms=300_000, max_reasons=5)
+
+
+@pytest.fixture(scope="module")
+def state(rows: list[dict[str, Any]]) -> MemoryRecords:
+    """Of all but the last rows."""
+    table = table_of(rows[:200], labels_of(random.Random(4), rows[:200]))
+    outcome = np.zeros(len(table), np.uint8)
+    store = load_histories(table, lateness_ms=LATENESS_MS, outcome=outcome)
+    store |= load_logs(table, made_bundle(entities=PROFILES).spec, outcome == 0, lateness_ms=LATENESS_MS)
+    return store
+
+
+def test_entities_are_asked_wherever_they_are(
+    start: Start, profiled: Preview, state: MemoryRecords, rows: list[dict[str, Any]]
+) -> None:
+    """Three workers: users, merchants and devices of one request lie on all of them; asked of any."""
+    token = "correct horse battery"
+    owners: dict[int, str] = {}
+    shares = ({0}, {1, 2}, {3})
+    three = [
+        start(lambda at, mine=mine: state if at in mine else None, owners, profiled, token=token)[0]
+        for mine in shares
+    ]
+    owners |= {at: one.address for one, mine in zip(three, shares, strict=True) for at in mine}
+    parsed = [profiled.row(row, NOW_MS) for row in rows[200:]]
+    assert profiled.profiles is not None
+    expected = profiled.score(parsed, state, profiled.profiles.answers(parsed, state))
+    unknown: list[dict[int, Any]] = [{} for _ in parsed]
+    assert expected != profiled.score(parsed, state, unknown), "it says nothing"
+    authorized = {"Authorization": f"Bearer {token}"}
+    for one in three:
+        status, answers, _ = ask(one.address, orjson.dumps(rows[200:]), **authorized)
+        assert (status, answers) == (200, expected)
+        for row, answer in zip(rows[200:212], expected, strict=False):
+            assert ask(one.address, orjson.dumps(row), **authorized)[:2] == (200, answer)
+        assert post(one.address, "/profiles", b"", {})[0] == 401
+
+
+def sent_by(profiled: Preview, row: dict[str, Any]) -> list[Question]:
+    assert profiled.profiles is not None
+    return profiled.profiles.questions(profiled.row(row, NOW_MS), 0)
+
+
+def test_profiles_that_are_nowhere_are_not_unknown(
+    start: Start, profiled: Preview, state: MemoryRecords, rows: list[dict[str, Any]]
+) -> None:
+    """A client is told so, by a worker that should have them and by one that asks another in vain."""
+    row = next(
+        row
+        for row in rows[200:]
+        if {entity_partition(one.name, PARTITIONS) for one in sent_by(profiled, row)}
+        - {partition_of(row["user_id"].encode(), PARTITIONS, "murmur2")}
+    )
+    mine = partition_of(row["user_id"].encode(), PARTITIONS, "murmur2")
+    owners: dict[int, str] = {}
+    scoring, told = start(lambda at: state if at == mine else None, owners, profiled)
+    status, body, _ = ask(scoring.address, orjson.dumps(row))
+    assert status == 503
+    assert re.fullmatch(r"the profiles of partition \d are being moved or restored", reason(body))
+    other, _ = start(lambda _: None, owners, profiled)
+    owners |= dict.fromkeys(range(PARTITIONS), other.address)
+    status, body, _ = ask(scoring.address, orjson.dumps(row))
+    assert status == 503
+    assert reason(body).startswith(
+        f"the worker at {other.address}, which has the profiles, says: the profiles"
+    )
+    assert told == {"unavailable": 2}
+    broken, _ = start(lambda at: state if at == mine else _Broken(StateError("at /x")), {}, profiled)
+    status, body, _ = ask(broken.address, orjson.dumps(row))
+    assert (status, reason(body).partition(" of ")[0]) == (503, "the profiles")
+    assert reason(body).endswith("cannot be read")
+
+
+@pytest.mark.parametrize(("profiles", "said"), [(OTHER_PROFILES, "the models differ"), ((), "HTTP 404")])
+def test_workers_with_other_models_do_not_answer_for_each_other(
+    start: Start,
+    profiled: Preview,
+    state: MemoryRecords,
+    rows: list[dict[str, Any]],
+    profiles: tuple[EntityProfile, ...],
+    said: str,
+) -> None:
+    other, _ = start(lambda _: state, {}, profiled_preview(profiles))
+    users = {partition_of(row["user_id"].encode(), PARTITIONS, "murmur2") for row in rows[200:]}
+    mine = users - {3}
+    scoring, _ = start(
+        lambda at: state if at in mine else None, dict.fromkeys(range(PARTITIONS), other.address), profiled
+    )
+    some = [
+        row
+        for row in rows[200:]
+        if partition_of(row["user_id"].encode(), PARTITIONS, "murmur2") in mine
+        and any(entity_partition(one.name, PARTITIONS) not in mine for one in sent_by(profiled, row))
+    ]
+    status, body, headers = ask(scoring.address, orjson.dumps(some))
+    assert (status, headers["Retry-After"]) == (503, "1")
+    assert f"which has the profiles, says: {said}" in reason(body)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda _: b"", "$"),
+        (lambda body: body[:-1], "$"),
+        (lambda body: body + b"N", "$"),
+        (lambda body: body * 1_000, "$"),
+        (lambda _: Note(2, 1, 1, 1, 1, 1).encode().value, "$"),
+        (lambda _: Question(9, 1, 0, 0, 0, 1, 100, 1, 0, 0.0).encode().value, "entity"),
+        (lambda _: Question(2, 1, 0, 0, 0, 1, 0, 1, 0, 0.0).encode().value, "minor_units"),
+    ],
+)
+def test_questions_that_are_none_are_refused(
+    start: Start,
+    profiled: Preview,
+    state: MemoryRecords,
+    rows: list[dict[str, Any]],
+    change: Callable[[bytes], bytes],
+    field: str,
+) -> None:
+    scoring, _ = start(lambda _: state, {}, profiled)
+    assert profiled.profiles is not None
+    spec = {SPEC_HEADER: profiled.profiles.spec_hash}
+    good = b"".join(one.encode().value or b"" for row in rows[:4] for one in sent_by(profiled, row))
+    status, answer, _ = post(scoring.address, "/profiles", good, spec)
+    assert status == 200
+    assert len(answer) % 8 == 0
+    status, answer, _ = post(scoring.address, "/profiles", change(good), spec)
+    assert status == 422
+    assert json.loads(answer)["detail"][0]["loc"] == ["body", field]
+    assert post(scoring.address, "/profiles", good, {})[0] == 503
 
 
 def test_off_and_on_loopback_unless_told_otherwise() -> None:

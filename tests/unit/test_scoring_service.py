@@ -2,26 +2,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import numpy as np
+import orjson
 import pytest
+from bundles import made_bundle
+from click.testing import CliRunner
+from profiles import PROFILES, labels_of, table_of, transactions
 
+from offline.features import SCORED, build_features
 from offline.histories import load_histories
 from offline.simulate import Simulation, simulate
 from offline.table_files import write_table
 from offline.train import TrainingOptions, train
+from stream.cli.serve import serve as serve_command
 from stream.outputs import Record
 from stream.pipeline import Batch, Pipeline, PipelineConfig
 from stream.preview import Preview
 from stream.runtime.endpoint import listen
 from stream.runtime.scoring_service import MAX_BATCH, ScoringService, openapi
+from stream.scoring.policy import Policy
+from stream.scoring.predictor import Predictor
 
 LATENESS_MS = 3 * 86_400_000
 NOW_MS = 1_800_000_000_000
@@ -134,24 +144,60 @@ def test_the_document_describes_what_is_taken():
     assert "user_id" in known["Transaction"]["required"]
 
 
-def test_the_command_serves_a_file(tmp_path, table, bundle):
-    bundle.save(tmp_path / "bundle")
-    write_table(table.slice(0, 1_000), tmp_path / "data.parquet")
-    command = [
-        sys.executable, "-c", "from stream.cli import main; main()", "serve", "--bundle", str(tmp_path / "bundle"),
-        "--data", str(tmp_path / "data.parquet"), "--port", "0", "--language", "zh",
+def serve(bundle, table, folder, *options):
+    bundle.save(folder / "bundle")
+    write_table(table, folder / "data.parquet")
+    return [
+        sys.executable, "-c", "from stream.cli import main; main()", "serve", "--bundle", str(folder / "bundle"),
+        "--data", str(folder / "data.parquet"), "--port", "0", *options,
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+
+
+@contextmanager
+def serving(*wanted):
+    """Run the command; yields its port."""
+    with subprocess.Popen(serve(*wanted), stdout=subprocess.PIPE, text=True) as server:
         try:
-            port = int(re.search(r":(\d+)/predict", server.stdout.readline())[1])
-            bodies = [value for _, value in table.to_records([1_000, 1_001])]
-            status, answers = ask(port, b"[" + b",".join(bodies) + b"]")
-            assert status == 200
-            assert [answer["outcome"] for answer in answers] == ["scored", "scored"]
-            assert ask(port, bodies[0]) == (200, answers[0])
-            sentences = [reason["sentence"] for answer in answers for reason in answer["reasons"]]
-            assert sentences
-            assert all(re.search("[\u4e00-\u9fff]", sentence) for sentence in sentences)
+            yield int(re.search(r":(\d+)/predict", server.stdout.readline())[1])
         finally:
             server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
+
+
+def test_the_command_serves_a_file(tmp_path, table, bundle):
+    with serving(bundle, table.slice(0, 1_000), tmp_path, "--language", "zh") as port:
+        bodies = [value for _, value in table.to_records([1_000, 1_001])]
+        status, answers = ask(port, b"[" + b",".join(bodies) + b"]")
+        assert status == 200
+        assert [answer["outcome"] for answer in answers] == ["scored", "scored"]
+        assert ask(port, bodies[0]) == (200, answers[0])
+        sentences = [reason["sentence"] for answer in answers for reason in answer["reasons"]]
+        assert sentences
+        assert all(re.search("[\u4e00-\u9fff]", sentence) for sentence in sentences)
+
+
+def test_the_command_serves_the_profiles_of_a_file_and_its_labels(tmp_path):
+    """What the model says of the features that the file would have with the transaction at its end."""
+    bundle = made_bundle(entities=PROFILES)
+    rng = random.Random(8)
+    rows = transactions(rng, 300)
+    labels = labels_of(rng, rows)
+    (tmp_path / "labels.jsonl").write_bytes(b"".join(orjson.dumps(label) + b"\n" for label in labels))
+    expected = build_features(table_of(rows, labels), bundle.spec, allowed_lateness_ms=LATENESS_MS)
+    assert expected.outcome[-1] == SCORED
+    assert expected.matrix[-1, list(bundle.spec.names).index("merchant_fraud_count_8d")] > 0
+    [score] = Predictor(bundle).scores(expected.matrix[-1:]).tolist()
+    labelled = ("--labels", str(tmp_path / "labels.jsonl"))
+    with serving(bundle, table_of(rows[:-1]), tmp_path, *labelled) as port:
+        status, answer = ask(port, orjson.dumps(rows[-1]))
+    assert (status, answer["outcome"]) == (200, "scored")
+    assert answer["risk_score"] == Policy(bundle.thresholds).judge(score).score
+
+
+@pytest.mark.parametrize("profiled", [False, True])
+def test_labels_that_nothing_is_made_of_are_refused(tmp_path, bundle, profiled):
+    (made_bundle(entities=PROFILES) if profiled else bundle).save(tmp_path)
+    data = [] if profiled else ["--data", "data.parquet"]
+    done = CliRunner().invoke(serve_command, ["--bundle", str(tmp_path), "--labels", "labels.jsonl", *data])
+    assert done.exit_code == 2
+    assert "--labels: " in done.output
