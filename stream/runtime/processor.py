@@ -67,7 +67,7 @@ _FETCH_PAUSE_SECONDS: Final = 0.1
 #: How many fetches a round waits for once the one before, a large one, is decided, and how long at the most.
 #: The first finds what the client fetched when the pause began; only then does it fetch what has come.
 _CATCH_UP_FETCHES: Final = 2
-_CATCH_UP_SECONDS: Final = 0.01
+_CATCH_UP_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +212,8 @@ class Processor:
         self._decided = asyncio.Event()
         self._caught_up = asyncio.Event()
         self._fetches_left = 0
+        #: How long the last large round took to decide.
+        self._last_seconds = 0.0
         self._decided.set()
         self._caught_up.set()
         self._room.set()
@@ -340,12 +342,13 @@ class Processor:
     async def _catch_up(self) -> None:
         """Wait for what has come while the last round was decided, unless there is a round's worth already.
 
-        Otherwise it would wait for this round and the next. No processor is idle meanwhile: the last round's
-        effects begin.
+        Otherwise it would wait for this round and the next: so the wait may be as long as a round takes, but
+        not longer, or the last records of a burst would wait for what does not come. No processor is idle
+        meanwhile: the last round's effects begin.
         """
         if not self._caught_up.is_set() and self._waiting_records < self._most_records:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CATCH_UP_SECONDS):
+                async with asyncio.timeout(min(self._last_seconds, _CATCH_UP_SECONDS)):
                     await self._caught_up.wait()
         self._caught_up.set()
 
@@ -381,6 +384,7 @@ class Processor:
                 self._decided.set()
             self._fetches_left = _CATCH_UP_FETCHES
             self._caught_up.clear()
+            self._last_seconds = time.perf_counter() - started
         self._metrics.stages["decide"].observe(time.perf_counter() - started)
         self._step("decided")
         self._numbers += 1
@@ -501,8 +505,7 @@ class Processor:
         for event, count in plan.hop.items():
             metrics.hop[event].inc(count)
         metrics.other_source.inc(plan.other_source)
-        for score in plan.scores.tolist():
-            metrics.score.observe(score)
+        metrics.score.observe(plan.scores)
         metrics.see(plan.features, plan.scores)
         now_ms = time.time() * 1000
         for level, taken_ms, event_ms, _, _ in plan.alerted:
