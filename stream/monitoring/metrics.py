@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from stream import __version__
 from stream.events import Outcome, RiskLevel
@@ -20,13 +22,12 @@ from stream.hop_events import HOP_EVENTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import numpy as np
     import numpy.typing as npt
     from prometheus_client.core import Metric
 
     from stream.monitoring.drift import Drift
 
-__all__ = ["METHODS", "STAGES", "Description", "Metrics", "Readings"]
+__all__ = ["METHODS", "STAGES", "Description", "Distribution", "Metrics", "Readings"]
 
 #: The stages of a batch, in order.
 STAGES: Final = ("decide", "produce", "changelog", "store")
@@ -98,6 +99,33 @@ class Readings(NamedTuple):
 PREDICTION_ENDS: Final = ("answered", "refused", "unavailable", "failed")
 
 
+class Distribution(Collector):
+    """A histogram that takes a round's values at once: one by one they cost more than their scores."""
+
+    def __init__(self, name: str, text: str, buckets: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = np.array([*buckets, np.inf])
+        self._counts = np.zeros(len(self._bounds), np.int64)
+        self._sum = 0.0
+
+    def observe(self, values: npt.NDArray[np.float64]) -> None:
+        """Count values: float64[n], none NaN."""
+        places = np.searchsorted(self._bounds, values)
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self._sum += float(values.sum())
+
+    def describe(self) -> Iterator[Metric]:
+        """Return the family without its values."""
+        yield HistogramMetricFamily(self._name, self._text)
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the family with its values of now."""
+        bounds = map(floatToGoString, self._bounds.tolist())
+        buckets = list(zip(bounds, np.cumsum(self._counts).tolist(), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+
+
 class _Catalog:
     """Declares metrics in a registry and remembers each."""
 
@@ -122,6 +150,11 @@ class _Catalog:
     ) -> Histogram:
         self.note(name, "histogram", text, labels)
         return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def distribution(self, name: str, text: str, buckets: Sequence[float]) -> Distribution:
+        made = Distribution(self.note(name, "histogram", text), text, buckets)
+        self.registry.register(made)
+        return made
 
     def info(self, name: str, text: str, values: Mapping[str, str]) -> None:
         self.note(f"{name}_info", "info", text, tuple(values))
@@ -240,7 +273,7 @@ class Metrics:
         self.event_to_alert = catalog.histogram(
             "event_to_alert_seconds", "From a transaction's event time to the acknowledged alert.", _SECONDS
         )
-        self.score = catalog.histogram("score", "Risk scores.", _SCORES)
+        self.score = catalog.distribution("score", "Risk scores.", _SCORES)
         predictions = catalog.counter(
             "predictions", "Requests to /predict, by how they ended; a forwarded one counts at both.", ["end"]
         )

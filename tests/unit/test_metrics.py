@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.cli.metrics import table
-from stream.monitoring.metrics import Metrics, Readings
+from stream.monitoring.metrics import Distribution, Metrics, Readings
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +71,28 @@ def test_readings_are_asked_for_when_prometheus_asks() -> None:
     assert 'riskstream_rocksdb_memory_bytes{part="memtables"} 50.0' in text
     assert "riskstream_rebalances_total 3.0" in text
     assert "riskstream_recovery_remaining_records 70.0" in text
+
+
+def test_a_distribution_says_what_a_histogram_says() -> None:
+    values = np.random.default_rng(1).random(1_000)
+    values[:4] = [0.0, 0.5, 1.0, 1.5]  # on a bound, and beyond the last
+    bounds = (0.1, 0.5, 1.0)
+    one, other = CollectorRegistry(), CollectorRegistry()
+    histogram = Histogram("score", "Scores.", buckets=bounds, registry=one)
+    for value in values.tolist():
+        histogram.observe(value)
+    distribution = Distribution("score", "Scores.", bounds)
+    other.register(distribution)
+    for part in np.split(values, [0, 1, 700]):  # an empty one too
+        distribution.observe(part)
+
+    def samples(registry: CollectorRegistry) -> dict[str, float]:
+        families = text_string_to_metric_families(generate_latest(registry).decode())
+        [family] = (family for family in families if family.type == "histogram")
+        return {f"{sample.name}{sample.labels}": sample.value for sample in family.samples}
+
+    assert samples(one).keys() == samples(other).keys()
+    assert samples(one) == pytest.approx(samples(other))
 
 
 def test_latency_buckets_span_a_millisecond_to_ten_seconds(metrics: Metrics) -> None:
