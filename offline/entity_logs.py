@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offline.features import fill_entity, numbered
+from offline.features import by_entity, fill_entity, numbered
 from stream.features.entities import ENTITIES, EntityProfile
 from stream.features.entity_event import E_AMOUNT, E_IDENT, E_TIME, E_TO_USUAL, NEVER
 from stream.features.entity_log import EntityLog
@@ -113,12 +114,9 @@ class _Logs:
         names = getattr(self._table, field)
         if names is None:
             return
-        known = self._rows[[name is not None for name in names[self._rows].tolist()]]
-        entity_of = numbered(names[known].tolist())
-        order = known[np.argsort(entity_of, kind="stable")]
-        for rows in np.split(order, np.cumsum(np.bincount(entity_of))[:-1]):
-            if not len(rows):
-                continue
+        starts, order = by_entity(names, self._rows)
+        for first, end in pairwise(starts.tolist()):
+            rows = order[first:end]
             log = EntityLog(prefix(names[rows[0]]), events.shape[1])
             for row, event in zip(rows.tolist(), events[rows].tolist(), strict=True):
                 if event[E_TIME] < log.newest - self._lateness:

@@ -31,6 +31,7 @@ __all__ = [
     "SCORED",
     "FeatureTable",
     "build_features",
+    "by_entity",
     "fill_entity",
     "fit_spec",
     "numbered",
@@ -113,9 +114,7 @@ def build_features(
     matrix = builder.empty(count)
     outcome = np.full(count, REJECTED, np.uint8)
     rows = np.flatnonzero(table.valid)
-    user_of = numbered(table.user_id[rows].tolist())
-    order = rows[np.argsort(user_of, kind="stable")]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(user_of))]).astype(np.int64)
+    starts, order = by_entity(table.user_id, rows)
     merchant = np.zeros(count, np.int64)
     if table.merchant_id is not None:
         names = table.merchant_id.tolist()
@@ -164,15 +163,12 @@ def fill_entity(
     names = getattr(table, ENTITIES[profile.entity])
     if names is None:
         return
-    rows = np.flatnonzero(scored)
-    if profile.entity != "user":
-        rows = rows[[name is not None for name in names[rows].tolist()]]
-    entity_of = numbered(names[rows].tolist())
+    starts, order = by_entity(names, np.flatnonzero(scored))
     labels = table.labels()
     fill_profile(
         profile,
-        starts=np.concatenate([[0], np.cumsum(np.bincount(entity_of))]).astype(np.int64),
-        order=rows[np.argsort(entity_of, kind="stable")],
+        starts=starts,
+        order=order,
         time_ms=table.event_time_ms,
         amount_minor=table.amount_minor,
         minor_units=np.maximum(table.minor_units, 1),
@@ -202,6 +198,19 @@ def _columns(table: TransactionTable, spec: FeatureSpec) -> Columns:
 def _by_frequency(values: npt.NDArray[np.object_]) -> tuple[str, ...]:
     counts = Counter(value for value in values.tolist() if value is not None)
     return tuple(sorted(counts, key=lambda value: (-counts[value], value)))
+
+
+def by_entity(
+    names: npt.NDArray[np.object_], rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return rows that name an entity, entity by entity and in their order.
+
+    int64[entities + 1] and int64[m]: the rows of entity e are ``order[starts[e]:starts[e + 1]]``.
+    """
+    known = rows[np.array([name is not None for name in names[rows].tolist()], np.bool_)]
+    entity_of = numbered(names[known].tolist())
+    starts = np.concatenate([[0], np.cumsum(np.bincount(entity_of))]).astype(np.int64)
+    return starts, known[np.argsort(entity_of, kind="stable")]
 
 
 def numbered(values: list[str]) -> npt.NDArray[np.int64]:
