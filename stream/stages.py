@@ -42,10 +42,19 @@ def entities_of(row: Row) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class ProfileColumns:
-    """What looks for a profile, and its columns in the model's vector."""
+    """What looks for a profile, and where its features are.
+
+    Attributes
+    ----------
+    columns:
+        In the model's vector.
+    part:
+        In what its entity answers.
+    """
 
     looker: Looker
     columns: slice
+    part: slice
 
 
 class Stages:
@@ -78,9 +87,11 @@ class Stages:
         self._lateness = lateness_ms
         needs_usual = any("fraud_to_usual_min" in one.label_aggregates for one in spec.entities)
         for place, profile in enumerate(spec.entities):
-            one = ProfileColumns(Looker(profile, lateness_ms), spec.entity_columns(place))
+            looker, columns = Looker(profile, lateness_ms), spec.entity_columns(place)
             labelled = bool(profile.label_windows_days)
             code = CODES[profile.entity]
+            before = self._size(code)
+            one = ProfileColumns(looker, columns, slice(before, before + looker.size))
             if profile.entity == "user" and not labelled:
                 self.local.append(one)
             else:
@@ -112,7 +123,11 @@ class Stages:
 
     def unknown(self, code: int) -> Floats:
         """Return an entity's features where nothing can be said: NaN, float64[features]."""
-        return np.full(sum(one.looker.size for one in self.asked.get(code, ())), np.nan)
+        return np.full(self._size(code), np.nan)
+
+    def _size(self, code: int) -> int:
+        profiles = self.asked.get(code)
+        return profiles[-1].part.stop if profiles else 0
 
     def is_late(self, log: EntityLog, asked: Question) -> bool:
         """Whether a transaction has no features of an entity because it lies too far behind its newest."""
@@ -120,14 +135,9 @@ class Stages:
 
     def look(self, log: EntityLog, asked: Question, features: Floats) -> None:
         """Write an entity's features of a transaction that is not in its log yet."""
-        place = 0
+        about = (asked.time_ms, asked.amount_minor, asked.minor_units, asked.user)
         for one in self.asked[asked.entity]:
-            end = place + one.looker.size
-            log.look(
-                one.looker, asked.time_ms, asked.amount_minor, asked.minor_units, asked.user,
-                features[place:end],
-            )  # fmt: skip
-            place = end
+            log.look(one.looker, *about, features[one.part])
 
     def look_at_own(self, log: EntityLog, row: Row, user: int, vector: Floats) -> None:
         """Write the profiles that the user's own log holds into a transaction's vector."""
@@ -136,11 +146,8 @@ class Stages:
 
     def put(self, code: int, features: Floats, vector: Floats) -> None:
         """Write an entity's features into a transaction's vector."""
-        place = 0
         for one in self.asked.get(code, ()):
-            end = place + one.looker.size
-            vector[one.columns] = features[place:end]
-            place = end
+            vector[one.columns] = features[one.part]
 
     def _horizon(self, profiles: Sequence[EntityProfile]) -> Horizon:
         events = labels = 0.0
