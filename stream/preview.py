@@ -102,11 +102,11 @@ class Preview:
         """
         if not rows:
             return []
-        matrix, result = self._vectors(rows, reader, answers)
+        users = {user: place for place, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
+        matrix, result = self._vectors(rows, users, reader, answers)
         scored = np.flatnonzero(result.outcome <= kernel.LATE)
         scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
         moved = dict(zip(scored.tolist(), self._predictor.contributions(matrix[scored]), strict=True))
-        users = {user: place for place, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
         found = []
         for place, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
             answer: dict[str, Any] = {"transaction_id": row.transaction_id, "user_id": row.user_id}
@@ -126,17 +126,19 @@ class Preview:
         return found
 
     def _vectors(
-        self, rows: Sequence[Row], reader: RecordReader, answers: Sequence[Mapping[int, Floats]]
+        self,
+        rows: Sequence[Row],
+        users: Mapping[str, int],
+        reader: RecordReader,
+        answers: Sequence[Mapping[int, Floats]],
     ) -> tuple[Floats, HistoryResult]:
         """Return the vectors, float64[rows, features], and what the histories say of each transaction.
 
-        Users have their places in the order in which they come.
+        ``users`` have their places in the result, in order.
         """
-        users = list(dict.fromkeys(row.user_id for row in rows))
-        places = {user: place for place, user in enumerate(users)}
         events = HistoryEvents(
             users=[user.encode() for user in users],
-            user=np.array([places[row.user_id] for row in rows], np.int64),
+            user=np.array([users[row.user_id] for row in rows], np.int64),
             time_ms=np.array([row.event_time for row in rows], np.int64),
             amount_minor=np.array([row.amount_minor for row in rows], np.int64),
             merchant=identities([row.merchant_id for row in rows]),

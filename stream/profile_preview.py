@@ -14,6 +14,7 @@ import numpy as np
 
 from stream.errors import InvalidRecordError
 from stream.features.entity_log import EntityLogs
+from stream.features.identity import identity
 from stream.features.layout import entity_prefix
 from stream.hop import Question, decode_questions
 from stream.stages import USER_WIDTH, Stages, entities_of
@@ -96,8 +97,8 @@ class ProfilePreview:
             logs = self._users.of(0, dict.fromkeys(users.values()), reader)
             for place, user in users.items():
                 if logs[user].error is None:
-                    name = entities_of(rows[place])["user"]
-                    stages.look_at_own(logs[user], rows[place], name, matrix[place])
+                    row = rows[place]
+                    stages.look_at_own(logs[user], row, identity(row.user_id), matrix[place])
         for place in wanted:
             for code, features in answers[place].items():
                 stages.put(code, features, matrix[place])

@@ -70,7 +70,7 @@ class Asking:
             [answers[one.entity]] = self.preview.profiles.look([one], store)
         store = self.bus.stores[sum(value["user_id"].encode()) % self.bus.partitions]
         [answer] = self.preview.score([row], store, [answers])
-        matrix, _ = self.preview._vectors([row], store, [answers])
+        matrix, _ = self.preview._vectors([row], {row.user_id: 0}, store, [answers])
         assert {at: dict(store) for at, store in self.bus.stores.items()} == before
         return matrix[0], answer
 
