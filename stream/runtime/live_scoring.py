@@ -38,7 +38,7 @@ from stream.hop import CODES
 from stream.hop import partition_of as entity_partition
 from stream.pipeline import gather
 from stream.runtime.endpoint import guard, listen
-from stream.runtime.scoring_service import ScoringService, Unavailable, refuse
+from stream.runtime.scoring_service import ScoringService, Unavailable, problem, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -291,7 +291,7 @@ class LiveScoring:
                     await asyncio.sleep(0)
                 found |= dict(self._look(questions[start : start + _SLICE]))
         except InvalidRecordError as error:
-            return refuse([{"loc": ["body", error.field], "msg": error.reason}], 422)
+            return refuse([problem(error)], 422)
         except Unavailable as error:
             return refuse([{"loc": ["body"], "msg": error.reason}], 503)
         features = np.concatenate([found[one] for one in questions])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stream.intake import Row
     from stream.preview import Preview
 
-__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi", "refuse"]
+__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi", "problem", "refuse"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +112,12 @@ class ScoringService:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             reason = f"must not be larger than {_MAX_BODY_BYTES} bytes"
-            return refuse([_problem(InvalidRecordError("$", reason))], 413)
+            return refuse([problem(InvalidRecordError("$", reason))], 413)
         single = body.lstrip(_BLANKS)[:1] != b"["
         try:
             parsed = [parse_object(body, MAX_RECORD_BYTES)] if single else _parse_batch(body, self._max_batch)
         except InvalidRecordError as error:
-            return refuse([_problem(error)], 422)
+            return refuse([problem(error)], 422)
         now_ms = time.time_ns() // 1_000_000
         rows: list[Row] = []
         problems = []
@@ -127,16 +127,16 @@ class ScoringService:
                     raise InvalidRecordError("$", "must be a JSON object")
                 rows.append(self._preview.row(item, now_ms))
             except InvalidRecordError as error:
-                problems.append(_problem(error, *(() if single else (place,))))
+                problems.append(problem(error, *(() if single else (place,))))
         if problems:
             return refuse(problems, 422)
         try:
             answers = await self._score(Asked(rows, body, request.headers))
         except InvalidRecordError as error:
-            return refuse([_problem(error)], 422)
+            return refuse([problem(error)], 422)
         except Unavailable as error:
-            problem = {"loc": ["body", *(() if single else (error.place,))], "msg": error.reason}
-            return refuse([problem], 503)
+            where = ["body", *(() if single else (error.place,))]
+            return refuse([{"loc": where, "msg": error.reason}], 503)
         return web.Response(
             body=orjson.dumps(answers[0] if single else answers), content_type="application/json"
         )
@@ -161,7 +161,8 @@ def _parse_batch(body: bytes, most: int) -> list[Any]:
     return items
 
 
-def _problem(error: InvalidRecordError, *place: int) -> dict[str, Any]:
+def problem(error: InvalidRecordError, *place: int) -> dict[str, Any]:
+    """Return what is said of something invalid: where in the body, and the reason."""
     return {"loc": ["body", *place, error.field], "msg": error.reason}
 
 
