@@ -33,6 +33,7 @@ from benchmarks.generator import Order
 from benchmarks.hop_workload import hop_workloads
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
 from stream.brokers.admin import create_topics
+from stream.features.layout import is_of_entity
 from stream.runtime.live_scoring import partition_of
 from stream.settings import ScoringSettings
 from stream.topics import changelog_topic
@@ -109,7 +110,7 @@ def serving(cluster: Cluster, workload: Workload, folder: Path, count: int) -> I
 
 def place(partition: int, key: bytes) -> int:
     """Return the partition of a record: an entity's as it is, a user's as producers choose it."""
-    return partition if key[:1] == b"\xff" else partition_of(key[:_USER_BYTES], PARTITIONS, "murmur2")
+    return partition if is_of_entity(key) else partition_of(key[:_USER_BYTES], PARTITIONS, "murmur2")
 
 
 @contextmanager

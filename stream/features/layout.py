@@ -53,6 +53,7 @@ __all__ = [
     "entity_prefix",
     "first_word",
     "head_key",
+    "is_of_entity",
     "live_key",
     "make_record",
     "pack_parts",
@@ -77,6 +78,7 @@ SEGMENT_KIND: Final = ord("S")
 LIVE_KIND: Final = ord("L")
 
 _SUFFIX: Final = struct.Struct(">BBI")
+_ENTITY: Final = b"\xff"
 _STORED: Final = H_GONE + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 2  # and one that packs the numbers of head and pending, and one of live bits
 MAX_HEAD_WORDS: Final = _FIXED + 4 * HEAD + (CHUNK + 1) // 2
@@ -141,7 +143,12 @@ def entity_prefix(code: int, name: int) -> bytes:
 
     ``code`` is the kind of entity, ``name`` the identity of the one.
     """
-    return b"\xff" + bytes([code]) + name.to_bytes(8, "big", signed=True)
+    return _ENTITY + bytes([code]) + name.to_bytes(8, "big", signed=True)
+
+
+def is_of_entity(key: bytes) -> bool:
+    """Say whether a key, or what it begins with, is an entity's and not a user's."""
+    return key.startswith(_ENTITY)
 
 
 def user_of_key(key: bytes) -> tuple[bytes, str, int]:
@@ -157,7 +164,7 @@ def describe_record(key: bytes) -> str:
         "H": "head", "L": "live bitmap", "S": f"segment {number}", "C": f"chunk {number}",
         "P": "profile", "E": f"transactions {number}", "K": f"labels {number}",
     }  # fmt: skip
-    if user[:1] == b"\xff":
+    if is_of_entity(user):
         return f"state of entity {user[1:].hex()} ({kinds.get(kind, kind)})"
     return f"state of user {user.decode(errors='replace')!r} ({kinds.get(kind, kind)})"
 
