@@ -22,7 +22,7 @@ def worker() -> None:
     settings_in_force = load_settings()  # before the imports that take seconds: a wrong one is told at once
     from stream.runtime.lean import import_lean
 
-    import_lean()
+    import_lean(drift=settings_in_force.drift.enabled)
     from stream.runtime.worker import run_worker
 
     sys.exit(run_worker(settings_in_force))

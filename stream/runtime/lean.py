@@ -8,12 +8,11 @@ from typing import Final
 
 __all__ = ["import_lean"]
 
-_LIBRARIES: Final = ("lightgbm", "river.drift")
 _BESIDE: Final = ("sklearn", "pandas")
 
 
-def import_lean() -> None:
-    """Import LightGBM and river as they are where scikit-learn and pandas are not installed.
+def import_lean(*, drift: bool) -> None:
+    """Import LightGBM, and for drift river, as they are where scikit-learn and pandas are not installed.
 
     A worker asks the one for scores and the other for changes, and what they import beside is half of the
     time that it takes to start: after a crash, half of the time in which nothing is scored. Whoever wants
@@ -24,8 +23,9 @@ def import_lean() -> None:
     # To Python's import system this says that there is no such module.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
-        for name in _LIBRARIES:
-            importlib.import_module(name)
+        importlib.import_module("lightgbm")
+        if drift:
+            importlib.import_module("river.drift")
     finally:
         for name in hidden:
             del sys.modules[name]
