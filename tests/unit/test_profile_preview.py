@@ -169,7 +169,7 @@ def test_a_file_says_what_its_next_row_would_get(seed, profiles):
         row = preview.row(rows[length], NOW_MS)
         answers = preview.profiles.answers([row], store)
         [answer] = preview.score([row], store, answers)
-        matrix, _ = preview._vectors([row], store, answers)
+        matrix, _ = preview._vectors([row], {row.user_id: 0}, store, answers)
         np.testing.assert_array_equal(outcome, expected.outcome[:length])
         assert answer["outcome"] == NAMES[expected.outcome[length]]
         if answer["outcome"] != "duplicate":
@@ -190,5 +190,6 @@ def test_a_file_may_be_without_an_entity_or_without_rows():
         outcome = np.zeros(len(some), np.uint8)
         store = load_histories(some, lateness_ms=CONFIG.lateness_ms, outcome=outcome)
         store |= load_logs(some, bundle.spec, outcome == SCORED, lateness_ms=CONFIG.lateness_ms)
-        matrix, _ = preview._vectors([row], store, preview.profiles.answers([row], store))
+        answers = preview.profiles.answers([row], store)
+        matrix, _ = preview._vectors([row], {row.user_id: 0}, store, answers)
         assert matrix[0, list(bundle.spec.names).index("merchant_count_2d")] == 1
