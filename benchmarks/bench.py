@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import cores
 from benchmarks.cluster import BROKER_SETTINGS, Cluster, running
 from benchmarks.cost import growth, worker_counts
 from benchmarks.environment import describe, environment
@@ -61,13 +62,15 @@ class Options:
 def run(parts: tuple[str, ...], options: Options) -> None:
     """Measure the parts, print tables, and write what was asked for."""
     found: dict[str, Any] = {"environment": environment(), "quick": options.quick}
+    found["cores"] = {"all": sorted(cores.ALL), "worker": cores.WORKER}
+    cores.leave_the_workers()
     found["broker"] = {"kind": options.broker, "version": KAFKA_VERSION, "settings": BROKER_SETTINGS}
     begun = time.monotonic()
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - begun:5.0f} s] {line}", flush=True)
 
-    lines = [*describe(found["environment"]), _broker_line(options)]
+    lines = [*describe(found["environment"]), _broker_line(options), cores.describe()]
     print("\n".join(lines))
     say("preparing the workload")
     workload = Workload.prepare(WorkloadSpec())

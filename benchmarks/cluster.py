@@ -44,7 +44,9 @@ class Cluster:
             {"bootstrap.servers": self.address, "group.id": "watcher", "log_level": 0}
         )
 
-    def settings(self, folder: Path, bundle: Path, source: str, **kafka: Any) -> Settings:
+    def settings(
+        self, folder: Path, bundle: Path, source: str, *, core: int | None = None, **kafka: Any
+    ) -> Settings:
         """Return settings of a worker that has nothing in common with another but its source."""
         unique = uuid.uuid4().hex[:8]
         own = {
@@ -55,6 +57,7 @@ class Cluster:
             app_id=f"bench-{unique}",
             state_dir=folder / unique,
             bundle=bundle,
+            core=core,
             kafka=KafkaSettings(bootstrap_servers=self.address, **kafka),
             topics=TopicSettings(transactions=source, partitions=PARTITIONS, **own),
             metrics=MetricsSettings(port=0),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
+from benchmarks import cores
 from stream.errors import RiskStreamError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Child:
 
 @contextmanager
 def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Child]:
-    """Run a command in the checkout, in a session of its own."""
+    """Run a command in the checkout, in a session of its own, on whichever core it likes."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -163,6 +164,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    cores.free(process.pid)
     child = Child(process, log)
     try:
         yield child

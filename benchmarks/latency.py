@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from benchmarks import cores
 from benchmarks.cluster import with_headers
 from benchmarks.contest import ROOT, worker
 from benchmarks.generator import Order
@@ -51,7 +52,7 @@ _QUIET_SECONDS: Final = 5.0
 def started(cluster: Cluster, workload: Workload, folder: Path) -> Iterator[tuple[Settings, Child]]:
     """Run a worker with the workload's state on an empty source topic."""
     source = f"transactions-{folder.name[-8:]}-{time.monotonic_ns() % 10**8}"
-    settings = cluster.settings(folder, workload.bundle, source)
+    settings = cluster.settings(folder, workload.bundle, source, core=cores.WORKER)
     create_topics(settings)
     cluster.fill(changelog_topic(settings), with_headers(workload.records()))
     try:

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks import cores
 from benchmarks.cluster import with_headers
 from benchmarks.contest import ROOT, Child, Rate, measure, spawn, worker
 from benchmarks.local_store import link_folder
@@ -103,7 +104,7 @@ def run_worker_round(
     cluster: Cluster, workload: Workload, source: str, folder: Path
 ) -> tuple[Rate, Recovery]:
     """Run ``riskstream worker`` for one round."""
-    settings = cluster.settings(folder, workload.bundle, source)
+    settings = cluster.settings(folder, workload.bundle, source, core=cores.WORKER)
     create_topics(settings)
     count = cluster.fill(changelog_topic(settings), with_headers(workload.records()))
     topics = settings.topics
@@ -174,12 +175,14 @@ def run_ceiling(
     )  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.peers.ceiling", job.to_argument()]
     try:
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    except subprocess.CalledProcessError as error:
-        raise RiskStreamError(f"the in-process ceiling ended with {error.returncode}") from error
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            cores.free(process.pid)
+            printed, _ = process.communicate()
     finally:
         shutil.rmtree(state, ignore_errors=True)
-    found = json.loads(done.stdout)
+    if process.returncode:
+        raise RiskStreamError(f"the in-process ceiling ended with {process.returncode}")
+    found = json.loads(printed)
     share = found["alerts"] / found["transactions"]
     rate = Rate(found["transactions"], found["seconds"], found["cpu_seconds"], found["rss_mib"], share)
     return rate, found["state_bytes"] / found["transactions"]

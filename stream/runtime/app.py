@@ -21,6 +21,7 @@ from stream.monitoring.metrics import Metrics
 from stream.pipeline import Pipeline, PipelineConfig
 from stream.preview import Preview
 from stream.profiled import HopTopics, ProfiledPipeline
+from stream.runtime.cores import stay_on
 from stream.runtime.delivery import Delivery
 from stream.runtime.endpoint import Endpoint
 from stream.runtime.faults import fault_from_environment
@@ -394,7 +395,11 @@ def build_runtime(settings: Settings) -> Runtime:
     ------
     BundleError
         The model bundle cannot be used.
+    ConfigError
+        The process may not run on the core that it was told.
     """
+    if settings.core is not None:
+        stay_on(settings.core)
     step = fault_from_environment()
     bundle = Bundle.load(settings.bundle)
     pipeline = build_pipeline(settings, bundle)

@@ -55,6 +55,7 @@ from yarl import URL
 
 from stream.errors import BrokerError, StateError, TopicMismatchError
 from stream.outputs import Record
+from stream.runtime.cores import anywhere
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -497,7 +498,8 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
         table.set_cache_index_and_filter_blocks(True)
         table.set_bloom_filter(10, False)  # noqa: FBT003 - full filters
         options.set_block_based_table_factory(table)
-        return rocksdict.Rdict(str(path), options=options)
+        with anywhere():  # the first database starts RocksDB's threads
+            return rocksdict.Rdict(str(path), options=options)
 
     def databases(self) -> list[Any]:
         """Return the databases that are open."""

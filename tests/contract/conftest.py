@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +34,8 @@ def profiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shared(broker: Broker, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stream]:
     """A deployment with a worker that runs; for tests that end nothing and bring their own users."""
-    stream = Stream(broker, tmp_path_factory.mktemp("shared"), bundle_folder)
+    core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    stream = Stream(broker, tmp_path_factory.mktemp("shared"), bundle_folder, core=core)
     try:
         stream.start()
         yield stream

@@ -6,10 +6,12 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import random
 import shutil
 import signal
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +35,6 @@ from stream.scoring.predictor import Predictor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from stream.brokers.base import Broker
 
@@ -269,6 +270,21 @@ def test_it_tells_of_itself(shared: Stream) -> None:
 # --- records as large as the broker takes them ---------------------------------------------------------
 
 
+def test_its_threads_stay_on_their_core_and_those_of_rocksdb_do_not(shared: Stream) -> None:
+    """``shared`` is told a core where the system lets choose."""
+    if shared.settings.core is None:
+        pytest.skip("this system does not let choose a core")
+    own: set[frozenset[int]] = set()
+    of_rocksdb: set[frozenset[int]] = set()
+    for task in Path(f"/proc/{shared.workers[0].process.pid}/task").iterdir():
+        name = (task / "comm").read_text(encoding="ascii")
+        (of_rocksdb if name.startswith("rocksdb") else own).add(
+            frozenset(os.sched_getaffinity(int(task.name)))
+        )
+    assert own == {frozenset([shared.settings.core])}
+    assert of_rocksdb == {frozenset(os.sched_getaffinity(0))}
+
+
 def test_a_record_as_large_as_the_broker_takes_stops_nobody(shared: Stream) -> None:
     """A dead letter is larger than its record by its headers, and is not compressed as the record was."""
     stream, settings = shared, shared.settings
@@ -406,6 +422,7 @@ def ended(worker: Worker, says: Sequence[str], status: int) -> None:
         ("no broker", 4, ["127.0.0.1", "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS"]),
         ("a wrong setting", 2, ["RISKSTREAM_KAFKA__SESSION_TIMEOUT_SECONDS"]),
         ("an unknown setting", 2, ["RISKSTREAM_COLOUR"]),
+        ("a core that is not there", 2, ["RISKSTREAM_CORE", "4096 is none"]),
     ],
 )
 def test_what_cannot_start_says_so_in_one_line(
@@ -437,6 +454,8 @@ def test_what_cannot_start_says_so_in_one_line(
         variables["RISKSTREAM_KAFKA__SESSION_TIMEOUT_SECONDS"] = "soon"
     elif what == "an unknown setting":
         variables["RISKSTREAM_COLOUR"] = "red"
+    elif what == "a core that is not there":
+        variables["RISKSTREAM_CORE"] = "4096"
     ended(Worker(settings, tmp_path / "log", variables), says, status)
 
 

@@ -1,0 +1,43 @@
+"""Which cores what runs on: the worker has one for itself, as ``RISKSTREAM_CORE`` gives it.
+
+Broker, generator and consumer are other machines' in a deployment. Here they would take the core from the
+worker in the middle of a round, so they keep off it. Peers may use every core.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+__all__ = ["ALL", "WORKER", "describe", "free", "leave_the_workers"]
+
+#: The cores that this process may use when it starts; none where the system does not let choose.
+ALL: Final[frozenset[int]] = (
+    frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+)
+
+#: The worker's core; None where there is no other.
+WORKER: Final[int | None] = min(ALL) if len(ALL) > 1 else None
+
+
+def leave_the_workers() -> None:
+    """Keep this thread, and what it starts from now on, off the worker's core."""
+    if WORKER is not None:
+        os.sched_setaffinity(0, ALL - {WORKER})
+
+
+def free(process: int) -> None:
+    """Let a contestant that has just been started use every core."""
+    if ALL:
+        os.sched_setaffinity(process, ALL)
+
+
+def describe() -> str:
+    """Return in a line what runs where."""
+    if WORKER is None:
+        return "cores     all share them"
+    others = ", ".join(map(str, sorted(ALL - {WORKER})))
+    return (
+        f"cores     the worker's threads on {WORKER}, RocksDB's and peers on all; "
+        f"broker, generator and consumer on {others}"
+    )

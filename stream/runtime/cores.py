@@ -1,0 +1,54 @@
+"""On which core the worker's threads run.
+
+They share one interpreter lock: no two of them compute at once, and on two cores each handover moves what the
+thread works on from one core's caches to the other's, behind whatever runs there. On one core they take turns
+where they are. RocksDB's own threads need no lock; a flush on the worker's core would only hold it up.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from stream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["anywhere", "stay_on"]
+
+#: Where the process may run; empty where the system does not let choose.
+_ALLOWED: Final[frozenset[int]] = (
+    frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+)
+
+
+def stay_on(core: int) -> None:
+    """Keep the process's threads, and those that they start from now on, on a core.
+
+    Raises
+    ------
+    ConfigError
+        The process may not run there, or the system does not let choose.
+    """
+    if core not in _ALLOWED:
+        there = ", ".join(map(str, sorted(_ALLOWED))) or "none, as this system does not let choose"
+        raise ConfigError(f"RISKSTREAM_CORE: {core} is none of the cores that this process may use: {there}")
+    for thread in Path("/proc/self/task").iterdir():  # libraries have started some when they were imported
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+@contextmanager
+def anywhere() -> Iterator[None]:
+    """Let threads that are started meanwhile run wherever the process may."""
+    if not _ALLOWED:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _ALLOWED)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
