@@ -46,6 +46,8 @@ class Options:
         Of the throughput; empty for all.
     busy_rate:
         Transactions a second of the busy latency; without it, 70 % of the measured throughput.
+    shared_cores:
+        Whether the worker shares its core with broker, generator and consumer.
     markdown:
         Files to write the tables to; see :func:`benchmarks.report.write_markdown`.
     """
@@ -55,6 +57,7 @@ class Options:
     quick: bool = False
     contestants: tuple[str, ...] = ()
     busy_rate: float | None = None
+    shared_cores: bool = False
     json: Path | None = None
     markdown: tuple[Path, ...] = ()
 
@@ -62,22 +65,24 @@ class Options:
 def run(parts: tuple[str, ...], options: Options) -> None:
     """Measure the parts, print tables, and write what was asked for."""
     found: dict[str, Any] = {"environment": environment(), "quick": options.quick}
-    found["cores"] = {"all": sorted(cores.ALL), "worker": cores.WORKER}
-    cores.leave_the_workers()
+    core = None if options.shared_cores else cores.WORKER
+    found["cores"] = {"all": sorted(cores.ALL), "worker": core}
+    if core is not None:
+        cores.leave(core)
     found["broker"] = {"kind": options.broker, "version": KAFKA_VERSION, "settings": BROKER_SETTINGS}
     begun = time.monotonic()
 
     def say(line: str) -> None:
         print(f"[{time.monotonic() - begun:5.0f} s] {line}", flush=True)
 
-    lines = [*describe(found["environment"]), _broker_line(options), cores.describe()]
+    lines = [*describe(found["environment"]), _broker_line(options), cores.describe(core)]
     print("\n".join(lines))
     say("preparing the workload")
     workload = Workload.prepare(WorkloadSpec())
     folder = Path(tempfile.mkdtemp(prefix="riskstream-bench-"))
     try:
         if set(parts) - {"stages"}:
-            with running(options.broker, folder / "broker") as cluster:
+            with running(options.broker, folder / "broker", core) as cluster:
                 for part in parts:
                     if part in _ON_KAFKA:
                         found[part] = _ON_KAFKA[part](cluster, workload, folder, options, found, say)

@@ -34,19 +34,24 @@ Sent = tuple[int, bytes, "bytes | None", "list[tuple[str, bytes]] | None"]
 
 
 class Cluster:
-    """A running broker."""
+    """A running broker.
 
-    def __init__(self, broker: Broker) -> None:
+    Parameters
+    ----------
+    core
+        Of the workers that use it, where they are one at a time; None: they share all cores.
+    """
+
+    def __init__(self, broker: Broker, core: int | None = None) -> None:
         self.broker = broker
+        self._core = core
         self.address = broker.bootstrap_servers
         self._admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
         self._watcher = confluent_kafka.Consumer(
             {"bootstrap.servers": self.address, "group.id": "watcher", "log_level": 0}
         )
 
-    def settings(
-        self, folder: Path, bundle: Path, source: str, *, core: int | None = None, **kafka: Any
-    ) -> Settings:
+    def settings(self, folder: Path, bundle: Path, source: str, **kafka: Any) -> Settings:
         """Return settings of a worker that has nothing in common with another but its source."""
         unique = uuid.uuid4().hex[:8]
         own = {
@@ -57,7 +62,7 @@ class Cluster:
             app_id=f"bench-{unique}",
             state_dir=folder / unique,
             bundle=bundle,
-            core=core,
+            core=self._core,
             kafka=KafkaSettings(bootstrap_servers=self.address, **kafka),
             topics=TopicSettings(transactions=source, partitions=PARTITIONS, **own),
             metrics=MetricsSettings(port=0),
@@ -131,13 +136,13 @@ class Cluster:
 
 
 @contextmanager
-def running(kind: str, folder: Path) -> Iterator[Cluster]:
+def running(kind: str, folder: Path, core: int | None = None) -> Iterator[Cluster]:
     """Run a broker of the kind; Apache Kafka keeps its topics in ``folder``."""
     broker: Broker = (
         EmbeddedBroker() if kind == "embedded" else KafkaBroker(data_dir=folder, extra_config=BROKER_SETTINGS)
     )
     with broker:
-        yield Cluster(broker)
+        yield Cluster(broker, core)
 
 
 def with_headers(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-__all__ = ["ALL", "WORKER", "describe", "free", "leave_the_workers"]
+__all__ = ["ALL", "WORKER", "describe", "free", "leave"]
 
 #: The cores that this process may use when it starts; none where the system does not let choose.
 ALL: Final[frozenset[int]] = (
@@ -20,10 +20,9 @@ ALL: Final[frozenset[int]] = (
 WORKER: Final[int | None] = min(ALL) if len(ALL) > 1 else None
 
 
-def leave_the_workers() -> None:
-    """Keep this thread, and what it starts from now on, off the worker's core."""
-    if WORKER is not None:
-        os.sched_setaffinity(0, ALL - {WORKER})
+def leave(core: int) -> None:
+    """Keep this thread, and what it starts from now on, off a core."""
+    os.sched_setaffinity(0, ALL - {core})
 
 
 def free(process: int) -> None:
@@ -32,12 +31,12 @@ def free(process: int) -> None:
         os.sched_setaffinity(process, ALL)
 
 
-def describe() -> str:
+def describe(core: int | None) -> str:
     """Return in a line what runs where."""
-    if WORKER is None:
+    if core is None:
         return "cores     all share them"
-    others = ", ".join(map(str, sorted(ALL - {WORKER})))
+    others = ", ".join(map(str, sorted(ALL - {core})))
     return (
-        f"cores     the worker's threads on {WORKER}, RocksDB's and peers on all; "
+        f"cores     the worker's threads on {core}, RocksDB's and peers on all; "
         f"broker, generator and consumer on {others}"
     )

@@ -15,7 +15,6 @@ import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import cores
 from benchmarks.cluster import with_headers
 from benchmarks.contest import Rate, worker
 from benchmarks.hop_workload import CASES, hop_workloads
@@ -92,7 +91,7 @@ def _round(cluster: Cluster, case: Case, work: Workload, folder: Path) -> dict[s
     source = f"transactions-{uuid.uuid4().hex[:8]}"
     cluster.create(source)
     cluster.fill(source, with_headers(work.transactions[: case.preloaded]))
-    settings = cluster.settings(folder, work.bundle, source, core=cores.WORKER)
+    settings = cluster.settings(folder, work.bundle, source)
     create_topics(settings)
     cluster.fill(changelog_topic(settings), with_headers(work.records()))
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks import cores
 from benchmarks.cluster import with_headers
 from benchmarks.contest import ROOT, worker
 from benchmarks.generator import Order
@@ -52,7 +51,7 @@ _QUIET_SECONDS: Final = 5.0
 def started(cluster: Cluster, workload: Workload, folder: Path) -> Iterator[tuple[Settings, Child]]:
     """Run a worker with the workload's state on an empty source topic."""
     source = f"transactions-{folder.name[-8:]}-{time.monotonic_ns() % 10**8}"
-    settings = cluster.settings(folder, workload.bundle, source, core=cores.WORKER)
+    settings = cluster.settings(folder, workload.bundle, source)
     create_topics(settings)
     cluster.fill(changelog_topic(settings), with_headers(workload.records()))
     try:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import cores
 from benchmarks.cluster import with_headers
 from benchmarks.contest import worker
 from benchmarks.throughput import fill_source, watch_recovery
@@ -35,7 +34,7 @@ def recovery(
 ) -> dict[str, Any]:
     """Return the rounds and the median of records a second."""
     source = fill_source(cluster, workload, empty=True)
-    settings = cluster.settings(folder, workload.bundle, source, core=cores.WORKER)
+    settings = cluster.settings(folder, workload.bundle, source)
     create_topics(settings)
     everything = chain.from_iterable(workload.records() for _ in range(_GENERATIONS))
     count = cluster.fill(changelog_topic(settings), with_headers(everything))

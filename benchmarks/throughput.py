@@ -104,7 +104,7 @@ def run_worker_round(
     cluster: Cluster, workload: Workload, source: str, folder: Path
 ) -> tuple[Rate, Recovery]:
     """Run ``riskstream worker`` for one round."""
-    settings = cluster.settings(folder, workload.bundle, source, core=cores.WORKER)
+    settings = cluster.settings(folder, workload.bundle, source)
     create_topics(settings)
     count = cluster.fill(changelog_topic(settings), with_headers(workload.records()))
     topics = settings.topics

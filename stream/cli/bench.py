@@ -22,6 +22,7 @@ _PARTS = ("throughput", "latency", "recovery", "cost", "hop", "stages")
 @click.option("--quick", is_flag=True, help="Fewer and shorter: a look, not a result.")
 @click.option("--only", "contestants", multiple=True, help="A contestant of the throughput; may be repeated.")
 @click.option("--busy-rate", type=float, help="Of the busy latency, where the throughput is not measured.")
+@click.option("--shared-cores", is_flag=True, help="Let the worker share its core with all else.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON.")
 @click.option(
     "--markdown",
