@@ -7,10 +7,11 @@ where they are. RocksDB's own threads need no lock; a flush on the worker's core
 
 from __future__ import annotations
 
+import contextlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from stream.errors import ConfigError
 
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["anywhere", "stay_on"]
 
-#: Where the process may run; empty where the system does not let choose.
-_ALLOWED: Final[frozenset[int]] = (
-    frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
-)
+#: Where the process may run, once its threads stay on a core.
+_everywhere: set[int] = set()
 
 
 def stay_on(core: int) -> None:
@@ -33,9 +32,11 @@ def stay_on(core: int) -> None:
     ConfigError
         The process may not run there, or the system does not let choose.
     """
-    if core not in _ALLOWED:
-        there = ", ".join(map(str, sorted(_ALLOWED))) or "none, as this system does not let choose"
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if core not in allowed | _everywhere:
+        there = ", ".join(map(str, sorted(allowed))) or "none, as this system does not let choose"
         raise ConfigError(f"RISKSTREAM_CORE: {core} is none of the cores that this process may use: {there}")
+    _everywhere.update(allowed)
     for thread in Path("/proc/self/task").iterdir():  # libraries have started some when they were imported
         os.sched_setaffinity(int(thread.name), {core})
 
@@ -43,11 +44,12 @@ def stay_on(core: int) -> None:
 @contextmanager
 def anywhere() -> Iterator[None]:
     """Let threads that are started meanwhile run wherever the process may."""
-    if not _ALLOWED:
+    if not _everywhere:
         yield
         return
     own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, _ALLOWED)
+    with contextlib.suppress(OSError):  # the system has taken cores away since: then they stay here
+        os.sched_setaffinity(0, _everywhere)
     try:
         yield
     finally:
