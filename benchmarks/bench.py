@@ -22,6 +22,7 @@ from benchmarks.stages import stages
 from benchmarks.throughput import CONTESTANTS, throughput
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
 from stream.brokers.kafka import KAFKA_VERSION
+from stream.runtime.cores import keep_to
 
 __all__ = ["PARTS", "Options", "run"]
 
@@ -68,7 +69,7 @@ def run(parts: tuple[str, ...], options: Options) -> None:
     core = None if options.shared_cores else cores.WORKER
     found["cores"] = {"all": sorted(cores.ALL), "worker": core}
     if core is not None:
-        cores.leave(core)
+        keep_to(cores.ALL - {core})
     found["broker"] = {"kind": options.broker, "version": KAFKA_VERSION, "settings": BROKER_SETTINGS}
     begun = time.monotonic()
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 
-from benchmarks import cores
 from stream.errors import RiskStreamError
+from stream.runtime.cores import anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,7 +154,7 @@ class Child:
 @contextmanager
 def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Child]:
     """Run a command in the checkout, in a session of its own, on whichever core it likes."""
-    with log.open("wb") as output:
+    with log.open("wb") as output, anywhere():
         process = subprocess.Popen(
             command,
             env=environment,
@@ -164,7 +164,6 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    cores.free(process.pid)
     child = Child(process, log)
     try:
         yield child
@@ -184,6 +183,8 @@ def worker(settings: Settings, log: Path) -> Iterator[Child]:
 def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[Child]]:
     """Run so many workers of one group, each with its own state; yields them once they share the partitions.
 
+    They share the cores too.
+
     Raises
     ------
     RiskStreamError
@@ -193,7 +194,7 @@ def workers(settings: Settings, folder: Path, count: int) -> Iterator[list[Child
     with contextlib.ExitStack() as stack:
         children = []
         for number in range(count):
-            own = settings.model_copy(update={"state_dir": settings.state_dir / str(number)})
+            own = settings.model_copy(update={"state_dir": settings.state_dir / str(number), "core": None})
             children.append(stack.enter_context(worker(own, folder / f"worker-{number}.log")))
         for child in children:
             child.wait_ready()

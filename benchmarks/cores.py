@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-__all__ = ["ALL", "WORKER", "describe", "free", "leave"]
+__all__ = ["ALL", "WORKER", "describe"]
 
 #: The cores that this process may use when it starts; none where the system does not let choose.
 ALL: Final[frozenset[int]] = (
@@ -18,17 +18,6 @@ ALL: Final[frozenset[int]] = (
 
 #: The worker's core; None where there is no other.
 WORKER: Final[int | None] = min(ALL) if len(ALL) > 1 else None
-
-
-def leave(core: int) -> None:
-    """Keep this thread, and what it starts from now on, off a core."""
-    os.sched_setaffinity(0, ALL - {core})
-
-
-def free(process: int) -> None:
-    """Let a contestant that has just been started use every core."""
-    if ALL:
-        os.sched_setaffinity(process, ALL)
 
 
 def describe(core: int | None) -> str:

@@ -116,7 +116,7 @@ def _run(cluster: Cluster, workload: Workload, folder: Path, count: int) -> Rate
     come when all are.
     """
     source = fill_source(cluster, workload, empty=True)
-    settings = cluster.settings(folder, workload.bundle, source).model_copy(update={"core": None})
+    settings = cluster.settings(folder, workload.bundle, source)
     create_topics(settings)
     cluster.fill(changelog_topic(settings), with_headers(workload.records()))
     decisions = settings.topics.decisions

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import cores
 from benchmarks.cluster import with_headers
 from benchmarks.contest import ROOT, Child, Rate, measure, spawn, worker
 from benchmarks.local_store import link_folder
@@ -33,6 +32,7 @@ from benchmarks.peers.environments import interpreter
 from benchmarks.workload import PARTITIONS
 from stream.brokers.admin import create_topics
 from stream.errors import RiskStreamError
+from stream.runtime.cores import anywhere
 from stream.settings import KafkaSettings
 from stream.topics import changelog_topic
 
@@ -175,14 +175,13 @@ def run_ceiling(
     )  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.peers.ceiling", job.to_argument()]
     try:
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            cores.free(process.pid)
-            printed, _ = process.communicate()
+        with anywhere():
+            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    except subprocess.CalledProcessError as error:
+        raise RiskStreamError(f"the in-process ceiling ended with {error.returncode}") from error
     finally:
         shutil.rmtree(state, ignore_errors=True)
-    if process.returncode:
-        raise RiskStreamError(f"the in-process ceiling ended with {process.returncode}")
-    found = json.loads(printed)
+    found = json.loads(done.stdout)
     share = found["alerts"] / found["transactions"]
     rate = Rate(found["transactions"], found["seconds"], found["cpu_seconds"], found["rss_mib"], share)
     return rate, found["state_bytes"] / found["transactions"]

@@ -252,9 +252,7 @@ class Settings(BaseSettings):
         default="console", description="Lines for people, or a JSON object a line"
     )
     core: int | None = Field(
-        default=None,
-        ge=0,
-        description="A worker's own core: its threads stay on it, but for RocksDB's",
+        default=None, ge=0, description="A worker's own core: its threads stay on it, but for RocksDB's"
     )
     max_record_bytes: int = Field(default=65_536, ge=1024, le=16 * 1024 * 1024)
     alert_level: Literal["HIGH", "MEDIUM", "LOW"] = Field(

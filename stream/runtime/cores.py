@@ -17,15 +17,16 @@ from stream.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
-__all__ = ["anywhere", "stay_on"]
+__all__ = ["anywhere", "keep_to", "stay_on"]
 
-#: Where the process may run, once its threads stay on a core.
+#: Where the process may run, once it keeps to a part of that.
 _everywhere: set[int] = set()
 
 
 def stay_on(core: int) -> None:
-    """Keep the process's threads, and those that they start from now on, on a core.
+    """Keep the process to a core.
 
     Raises
     ------
@@ -33,17 +34,22 @@ def stay_on(core: int) -> None:
         The process may not run there, or the system does not let choose.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if core not in allowed | _everywhere:
+    if core not in allowed:
         there = ", ".join(map(str, sorted(allowed))) or "none, as this system does not let choose"
         raise ConfigError(f"RISKSTREAM_CORE: {core} is none of the cores that this process may use: {there}")
-    _everywhere.update(allowed)
+    keep_to({core})
+
+
+def keep_to(cores: AbstractSet[int]) -> None:
+    """Keep the process's threads, and what they start from now on, to some of its cores."""
+    _everywhere.update(os.sched_getaffinity(0))
     for thread in Path("/proc/self/task").iterdir():  # libraries have started some when they were imported
-        os.sched_setaffinity(int(thread.name), {core})
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 @contextmanager
 def anywhere() -> Iterator[None]:
-    """Let threads that are started meanwhile run wherever the process may."""
+    """Let threads and processes that are started meanwhile run wherever the process may."""
     if not _everywhere:
         yield
         return

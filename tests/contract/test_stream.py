@@ -267,9 +267,6 @@ def test_it_tells_of_itself(shared: Stream) -> None:
     assert worker.metric("riskstream_alerts_total") == len(shared.read("alerts"))
 
 
-# --- records as large as the broker takes them ---------------------------------------------------------
-
-
 def test_its_threads_stay_on_their_core_and_those_of_rocksdb_do_not(shared: Stream) -> None:
     """``shared`` is told a core where the system lets choose."""
     if shared.settings.core is None:
@@ -287,6 +284,9 @@ def test_its_threads_stay_on_their_core_and_those_of_rocksdb_do_not(shared: Stre
     assert of_rocksdb == {everywhere}
     # RocksDB's clock has the name of whoever started it.
     assert [cores for cores in own if cores != {shared.settings.core}] == [everywhere]
+
+
+# --- records as large as the broker takes them ---------------------------------------------------------
 
 
 def test_a_record_as_large_as_the_broker_takes_stops_nobody(shared: Stream) -> None:
