@@ -21,8 +21,8 @@ from benchmarks.report import tables, text, write_markdown
 from benchmarks.stages import stages
 from benchmarks.throughput import CONTESTANTS, throughput
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
-from stream.brokers.kafka import KAFKA_VERSION
-from stream.runtime.cores import keep_to
+from stream.kafka.local.apache import KAFKA_VERSION
+from stream.runtime.cpu_affinity import keep_to
 
 __all__ = ["PARTS", "Options", "run"]
 

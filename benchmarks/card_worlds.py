@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks.environment import describe, environment
-from offline.prequential import (
+from offline.data.table import TransactionTable
+from offline.evaluation.prequential import (
     Protocol,
     evaluate_weeks,
     fold_metrics,
@@ -28,8 +29,8 @@ from offline.prequential import (
     week_fold,
     weekly_features,
 )
-from offline.recipe import CARDS
-from offline.table import MISSING, TransactionTable
+from offline.training.recipes import CARDS
+from stream.features.spec import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -162,7 +163,7 @@ def _leak(
 def judge(
     world: World, *, first_day: int, folds: int, retrain: Sequence[bool], threads: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each of ``retrain`` what :func:`offline.prequential.evaluate_weeks` says of the recipe.
+    """Yield the result of :func:`.evaluate_weeks` for each of ``retrain``.
 
     Each fold has the average precision of one who knows the kinds of fraud beside its own.
     """

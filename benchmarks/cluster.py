@@ -11,16 +11,16 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks.workload import PARTITIONS
-from stream.brokers.embedded import EmbeddedBroker
-from stream.brokers.kafka import KafkaBroker
 from stream.errors import BrokerError
+from stream.kafka.local.apache import KafkaBroker
+from stream.kafka.local.embedded import EmbeddedBroker
 from stream.settings import KafkaSettings, MetricsSettings, Settings, TopicSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 __all__ = ["BROKER_SETTINGS", "Cluster", "running"]
 

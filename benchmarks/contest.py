@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from stream.errors import RiskStreamError
-from stream.runtime.cores import anywhere
+from stream.runtime.cpu_affinity import anywhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,8 +15,8 @@ from benchmarks.cluster import with_headers
 from benchmarks.contest import Rate, measure, workers
 from benchmarks.throughput import fill_source, run_ceiling
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
-from stream.brokers.admin import create_topics
-from stream.topics import changelog_topic
+from stream.kafka.admin import create_topics
+from stream.kafka.topics import changelog_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ import numpy as np
 from confluent_kafka import Producer
 
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
-from stream.runtime.live_scoring import partition_of
+from stream.kafka.partitioner import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,9 +19,9 @@ from benchmarks.cluster import with_headers
 from benchmarks.contest import Rate, worker
 from benchmarks.hop_workload import CASES, hop_workloads
 from benchmarks.latency import open_loop
-from stream.brokers.admin import create_topics
 from stream.errors import RiskStreamError
-from stream.topics import changelog_topic
+from stream.kafka.admin import create_topics
+from stream.kafka.topics import changelog_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -33,20 +33,21 @@ from benchmarks.workload import (
     transactions_of,
     user_key,
 )
-from offline.recipe import CARDS
-from stream.features.entities import EntityProfile
-from stream.features.entity_log import EntityLog, Horizon
-from stream.features.history import MemoryRecords
-from stream.features.identity import identities
-from stream.features.layout import entity_prefix
+from offline.training.recipes import CARDS
+from stream.events.records import Message
+from stream.features.profiles.log import EntityLog, Horizon
+from stream.features.profiles.spec import EntityProfile
 from stream.features.spec import FeatureSpec
-from stream.hop import CODES
-from stream.hop import partition_of as entity_partition
-from stream.loopback import Loopback
-from stream.outputs import Message
-from stream.pipeline import Pipeline, PipelineConfig
-from stream.profiled import HopTopics, ProfiledPipeline
+from stream.pipeline.effects import PipelineConfig
+from stream.pipeline.entity_join.messages import CODES
+from stream.pipeline.entity_join.messages import partition_of as entity_partition
+from stream.pipeline.entity_join.topology import HopTopics, ProfiledPipeline
+from stream.pipeline.in_memory import Loopback
+from stream.pipeline.transactions import Pipeline
 from stream.settings import RocksDBSettings
+from stream.state.format import entity_prefix
+from stream.state.hashing import identities
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from stream.pipeline import Plan
+    from stream.pipeline.effects import Plan
     from stream.scoring.bundle import Bundle
 
 __all__ = ["CASES", "SPEC", "Case", "decide", "device_name", "hop_workloads"]

@@ -25,9 +25,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from benchmarks.cluster import with_headers
 from benchmarks.contest import ROOT, worker
 from benchmarks.generator import Order
-from stream.brokers.admin import create_topics
 from stream.errors import RiskStreamError
-from stream.topics import changelog_topic
+from stream.kafka.admin import create_topics
+from stream.kafka.topics import changelog_topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

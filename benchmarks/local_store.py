@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rocksdict
 
-from stream.runtime.faust_seams import HistoryStore
+from stream.runtime.faust_adapter.store import HistoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

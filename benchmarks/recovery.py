@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.cluster import with_headers
 from benchmarks.contest import worker
 from benchmarks.throughput import fill_source, watch_recovery
-from stream.brokers.admin import create_topics
-from stream.topics import changelog_topic
+from stream.kafka.admin import create_topics
+from stream.kafka.topics import changelog_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,11 +32,11 @@ from benchmarks.environment import describe, environment
 from benchmarks.generator import Order
 from benchmarks.hop_workload import hop_workloads
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
-from stream.brokers.admin import create_topics
-from stream.features.layout import is_of_entity
-from stream.runtime.live_scoring import partition_of
+from stream.kafka.admin import create_topics
+from stream.kafka.partitioner import partition_of
+from stream.kafka.topics import changelog_topic
 from stream.settings import ScoringSettings
-from stream.topics import changelog_topic
+from stream.state.format import is_of_entity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import stream.features.history as history_module
-import stream.pipeline as pipeline_module
+import stream.features.windows.history as history_module
+import stream.pipeline.transactions as pipeline_module
 from benchmarks.local_store import LocalStore, PartitionReader, link_folder
 from benchmarks.peers.ceiling import rounds_of
 from benchmarks.peers.common import Job, pipeline_of
 from benchmarks.workload import PARTITIONS
-from stream.features.sealed import SealedUsers
+from stream.decisions.reasons import Explainer
 from stream.features.vector import VectorBuilder
-from stream.outputs import Encoder
-from stream.pipeline import Batch
+from stream.features.windows.long import SealedUsers
+from stream.pipeline.effects import Batch
+from stream.pipeline.encode import Encoder
 from stream.scoring.predictor import Predictor
-from stream.scoring.reasons import Explainer
 from stream.settings import KafkaSettings, RocksDBSettings
 
 if TYPE_CHECKING:

@@ -38,17 +38,17 @@ from benchmarks.cluster import running
 from benchmarks.contest import worker
 from benchmarks.environment import describe, environment
 from benchmarks.report import Table, text
-from offline.datasets import read_transactions
-from offline.features import LATE, SCORED
-from offline.prequential import Protocol, first_week, fold_metrics, weekly_features
-from offline.recipe import CARDS
+from offline.data.readers import read_transactions
+from offline.evaluation.prequential import Protocol, first_week, fold_metrics, weekly_features
+from offline.features.build import LATE, SCORED
 from offline.replay import label_record
-from stream.brokers.admin import create_topics
-from stream.cli.progress import progress_bar
-from stream.cli.stopping import raise_on_sigterm
+from offline.training.recipes import CARDS
+from stream.cli.output import progress_bar
+from stream.cli.signals import raise_on_sigterm
 from stream.errors import RiskStreamError
-from stream.events import Outcome
-from stream.features.entities import ENTITIES
+from stream.events.models import Outcome
+from stream.features.profiles.spec import ENTITIES
+from stream.kafka.admin import create_topics
 from stream.scoring.bundle import Bundle
 from stream.settings import DecisionSettings
 
@@ -59,10 +59,10 @@ if TYPE_CHECKING:
 
     from benchmarks.cluster import Cluster
     from benchmarks.contest import Child
-    from offline.features import FeatureTable
-    from offline.prequential import Fold
-    from offline.recipe import Recipe
-    from offline.table import TransactionTable
+    from offline.data.table import TransactionTable
+    from offline.evaluation.prequential import Fold
+    from offline.features.build import FeatureTable
+    from offline.training.recipes import Recipe
     from stream.features.spec import FeatureSpec
     from stream.settings import Settings
 

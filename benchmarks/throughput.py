@@ -30,11 +30,11 @@ from benchmarks.local_store import link_folder
 from benchmarks.peers.common import Job
 from benchmarks.peers.environments import interpreter
 from benchmarks.workload import PARTITIONS
-from stream.brokers.admin import create_topics
 from stream.errors import RiskStreamError
-from stream.runtime.cores import anywhere
+from stream.kafka.admin import create_topics
+from stream.kafka.topics import changelog_topic
+from stream.runtime.cpu_affinity import anywhere
 from stream.settings import KafkaSettings
-from stream.topics import changelog_topic
 
 if TYPE_CHECKING:
     from benchmarks.cluster import Cluster

@@ -32,12 +32,15 @@ import psutil
 
 from benchmarks.environment import describe, environment
 from benchmarks.local_store import LocalStore
-from offline.features import build_features, fit_spec
-from offline.table import TransactionTable
-from stream.features import kernel, layout
-from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, MemoryRecords, advance
-from stream.features.residents import Residents
+from offline.data.table import TransactionTable
+from offline.features.build import build_features, fit_spec
+from stream.features.windows import records as layout
+from stream.features.windows.arrays import CHUNK, OUT_SIZE, SCORED, SEGMENT
+from stream.features.windows.cache import Residents
+from stream.features.windows.events import HistoryConfig, HistoryEvents, HistoryResult
+from stream.features.windows.history import advance
 from stream.settings import HistorySettings, RocksDBSettings
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -61,7 +64,7 @@ _PHASES: Final = 8
 #: Events between two of them: an eighth of a segment, and four events on in the head.
 _PHASE_EVENTS: Final = 132
 #: Two times all chunks of a segment: its record grows until it is full.
-_CYCLE_EVENTS: Final = 2 * kernel.SEGMENT * kernel.CHUNK
+_CYCLE_EVENTS: Final = 2 * SEGMENT * CHUNK
 _PARTITIONS: Final = 4
 
 #: What is promised.
@@ -143,9 +146,9 @@ def _scattered(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _take(events: HistoryEvents, reader: Any, residents: Residents | None = None) -> HistoryResult:
-    features = np.empty((len(events.user), kernel.OUT_SIZE))
+    features = np.empty((len(events.user), OUT_SIZE))
     result = advance(events, _CONFIG, reader, features, residents=residents)
-    if result.errors or (result.outcome != kernel.SCORED).any():
+    if result.errors or (result.outcome != SCORED).any():
         msg = f"a made-up event was not scored: {result.errors or np.bincount(result.outcome)}"
         raise RuntimeError(msg)
     return result
@@ -176,7 +179,7 @@ def _grow(length: int, merchants: int, phases: int = _PHASES) -> list[_Phase]:
             chosen = np.zeros(min(512, count - begin), np.int64)
             memory.write(_take(users.events(chosen), memory).writes)
 
-    go_on(length * 12 // 10 + kernel.CHUNK)
+    go_on(length * 12 // 10 + CHUNK)
     found = []
     for _ in range(phases):
         go_on(_PHASE_EVENTS)
@@ -500,7 +503,7 @@ def memory_child(folder: Path, users: int, steady_seconds: float) -> dict[str, A
     warm = MemoryRecords()
     everything = _Users([b"warm"], np.array([_START_MS]), _DAY_MS, _MANY, random)
     for _ in range(3):
-        warm.write(_take(everything.events(np.zeros(3 * kernel.CHUNK, np.int64)), warm).writes)
+        warm.write(_take(everything.events(np.zeros(3 * CHUNK, np.int64)), warm).writes)
     time.sleep(0.2)
     before = _status()
     watch.phase = "fill"

@@ -21,13 +21,17 @@ import numpy as np
 import orjson
 
 from benchmarks.local_store import LocalStore
-from stream.events import format_event_time
-from stream.features import kernel
-from stream.features.history import HistoryConfig, HistoryEvents, MemoryRecords, advance
+from stream.events.fields import format_event_time
+from stream.events.records import Record
 from stream.features.spec import CALENDAR_FEATURES, FeatureSpec
-from stream.pipeline import Batch, Pipeline, PipelineConfig, Record
+from stream.features.windows.arrays import OUT_SIZE
+from stream.features.windows.events import HistoryConfig, HistoryEvents
+from stream.features.windows.history import advance
+from stream.pipeline.effects import Batch, PipelineConfig
+from stream.pipeline.transactions import Pipeline
 from stream.scoring.bundle import Bundle, Thresholds
 from stream.settings import RocksDBSettings
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +113,7 @@ class WorkloadSpec:
         """Return a name that no other workload has."""
         root = Path(__file__).resolve().parent.parent
         digest = hashlib.sha256(orjson.dumps([_VERSION, asdict(self)], option=orjson.OPT_SORT_KEYS))
-        for path in sorted((root / "stream" / "features").glob("*.py")):
+        for path in sorted((root / "stream" / "features").rglob("*.py")):
             digest.update(path.read_bytes())
         return f"{self.users}x{self.events}-{digest.hexdigest()[:10]}"
 
@@ -230,7 +234,7 @@ def grow(spec: WorkloadSpec) -> list[Grown]:
             offset=np.full(count, number),
             source=np.full(users, 7),
         )
-        result = advance(events, config, memory, np.empty((count, kernel.OUT_SIZE)))
+        result = advance(events, config, memory, np.empty((count, OUT_SIZE)))
         memory.write(result.writes)
     found: dict[bytes, Grown] = {name: Grown() for name in names}
     size = len(names[0])

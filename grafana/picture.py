@@ -295,9 +295,9 @@ def live(seconds: float) -> Iterator[str]:
     from prometheus_tools import Prometheus
     from streams import Sent, Stream
 
-    from offline.simulate import Simulation, simulate
-    from offline.train import TrainingOptions, train
-    from stream.brokers.kafka import KafkaBroker
+    from offline.simulation.simulator import Simulation, simulate
+    from offline.training.train import TrainingOptions, train
+    from stream.kafka.local.apache import KafkaBroker
 
     now = datetime.now(UTC)
     total = PAST + int(RATE * seconds)

@@ -15,26 +15,29 @@ import orjson
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from stream.brokers.admin import client_config
 from stream.errors import BrokerError, ConfigError
-from stream.events import format_event_time
+from stream.events.fields import format_event_time
+from stream.kafka.clients import client_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from offline.table import Labels, TransactionTable
+    from offline.data.table import Labels, TransactionTable
     from stream.settings import Settings, TopicSettings
 
-__all__ = ["Pacing", "Record", "ReplayReport", "count_labels", "label_record", "replay", "table_records"]
 
 #: Sleeps shorter than this cost more than they pace.
 _SHORTEST_SLEEP_SECONDS: Final = 0.002
+
 #: A stop is noticed at least this often while waiting.
 _LONGEST_SLEEP_SECONDS: Final = 0.2
+
 #: Records between two reports of progress.
 _PROGRESS_EVERY: Final = 500
+
 #: Batches are filled this long; it bounds what pacing adds to the latency.
 _LINGER_MS: Final = 5
+
 _BATCH_BYTES: Final = 262_144
 
 

@@ -1,8 +1,8 @@
 """The app for Faust's own command: ``faust -A stream.app worker``. Settings come from the environment."""
 
-from stream.runtime.app import build_app
-from stream.settings import load_settings
+from __future__ import annotations
 
-__all__ = ["app"]
+from stream.runtime.wiring import build_app
+from stream.settings import load_settings
 
 app = build_app(load_settings())

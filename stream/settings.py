@@ -21,21 +21,6 @@ from pydantic_settings import (
 
 from stream.errors import ConfigError
 
-__all__ = [
-    "DecisionSettings",
-    "DriftSettings",
-    "HistorySettings",
-    "KafkaSettings",
-    "MetricsSettings",
-    "RocksDBSettings",
-    "ScoringSettings",
-    "Settings",
-    "TopicSettings",
-    "TracingSettings",
-    "WatchdogSettings",
-    "load_settings",
-]
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,7 +91,7 @@ class KafkaSettings(_Section):
 
 
 class TopicSettings(_Section):
-    """Names and shapes of the topics; :mod:`stream.topics` makes them from this."""
+    """Names and shapes of the topics; :mod:`stream.kafka.topics` makes them from this."""
 
     transactions: str = "transactions"
     alerts: str = "risk-alerts"

@@ -10,16 +10,16 @@ import lightgbm
 import numpy as np
 import pytest
 
-from offline.simulate import Simulation, simulate
-from offline.train import TrainingOptions, train
+from offline.simulation.simulator import Simulation, simulate
+from offline.training.train import TrainingOptions, train
 from stream.features.spec import FeatureSpec
 from stream.scoring.bundle import Bundle, Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from offline.table import TransactionTable
-    from stream.features.entities import EntityProfile
+    from offline.data.table import TransactionTable
+    from stream.features.profiles.spec import EntityProfile
 
 #: Every user's history spans the file, so that a model has something to learn from it.
 SIMULATION = Simulation(transactions=6_000, users=60, seed=11, fraud_rate=0.03)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from stream.brokers.embedded import EmbeddedBroker
-from stream.brokers.kafka import KafkaBroker, missing_tools
+from stream.kafka.local.apache import KafkaBroker, missing_tools
+from stream.kafka.local.embedded import EmbeddedBroker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 # The same examples on every run and every machine: a failure is a defect, not luck. Search further with
 # --hypothesis-profile=search.

@@ -13,7 +13,7 @@ from stream.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 #: Only a hang meets it; nothing is asserted about how long a thing takes.
 PATIENCE_SECONDS = 60.0

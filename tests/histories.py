@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from oracle import DAY, WINDOWS, Event, User, same
 
-from stream.features import kernel, layout
-from stream.features.history import HistoryConfig, HistoryEvents, HistoryResult, MemoryRecords, advance
-from stream.features.identity import identities
 from stream.features.spec import HISTORY_FEATURES
+from stream.features.windows.arrays import DUPLICATE, LATE, OUT_SIZE, REPLAYED, SCORED
+from stream.features.windows.events import HistoryConfig, HistoryEvents, HistoryResult
+from stream.features.windows.history import advance
+from stream.state.format import user_of_key
+from stream.state.hashing import identities
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
-    from stream.features.residents import Residents
+    from stream.features.windows.cache import Residents
 
 __all__ = [
     "DAY",
@@ -36,10 +39,10 @@ __all__ = [
 
 HOUR = 3_600_000
 OUTCOMES = {
-    kernel.SCORED: "scored",
-    kernel.LATE: "late",
-    kernel.DUPLICATE: "duplicate",
-    kernel.REPLAYED: "replayed",
+    SCORED: "scored",
+    LATE: "late",
+    DUPLICATE: "duplicate",
+    REPLAYED: "replayed",
 }
 
 #: One user's event: the user's name, and what happened.
@@ -51,7 +54,7 @@ class Memory(MemoryRecords):
 
     def numbers(self, user: str, kind: str) -> list[int]:
         """Return the numbers of a user's records of one kind."""
-        named = map(layout.user_of_key, self)
+        named = map(user_of_key, self)
         return sorted(number for owner, found, number in named if (owner, found) == (user.encode(), kind))
 
 
@@ -87,7 +90,7 @@ class Engine:
         self, taken: Sequence[Taken], offset: int, *, learn: bool = True
     ) -> tuple[HistoryResult, npt.NDArray[np.float64]]:
         """Return what a batch at ``offset`` gives; stores nothing."""
-        features = np.full((len(taken), kernel.OUT_SIZE), -99.0)
+        features = np.full((len(taken), OUT_SIZE), -99.0)
         result = advance(
             self.events(taken, offset),
             HistoryConfig(self.lateness),

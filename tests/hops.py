@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from profiles import START_MS
 
-from stream.features.history import MemoryRecords
-from stream.features.identity import identity
-from stream.hop import Question, decode_question
-from stream.outputs import Message, Record
-from stream.pipeline import Batch, Plan
-from stream.profiled import HopTopics, ProfiledPipeline
+from stream.events.records import Message, Record
+from stream.pipeline.effects import Batch, Plan
+from stream.pipeline.entity_join.messages import Question, decode_question
+from stream.pipeline.entity_join.topology import HopTopics, ProfiledPipeline
+from stream.state.hashing import identity
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     import random
 
-    from stream.pipeline import PipelineConfig
+    from stream.pipeline.effects import PipelineConfig
     from stream.scoring.bundle import Bundle
 
 TOPICS = HopTopics("transactions", "labels", "questions", "answers", 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stream.features.entities import EntityProfile
+    from stream.features.profiles.spec import EntityProfile
 
 DAY = 86_400_000
 

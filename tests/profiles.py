@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from offline.table import MISSING, Labels, TransactionTable
-from stream.features.entities import ACTIVITY_AGGREGATES, LABEL_AGGREGATES, LABEL_RECENCY, EntityProfile
+from offline.data.table import Labels, TransactionTable
+from stream.features.profiles.spec import ACTIVITY_AGGREGATES, LABEL_AGGREGATES, LABEL_RECENCY, EntityProfile
+from stream.features.spec import MISSING
 
 START_MS = 1_700_000_000_000
 DAY_MS = 86_400_000

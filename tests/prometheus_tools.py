@@ -17,7 +17,7 @@ import pytest
 import yaml
 from helpers import wait_until
 
-from stream.brokers.base import free_port
+from stream.kafka.local.base import free_port
 
 if TYPE_CHECKING:
     from types import TracebackType

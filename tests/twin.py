@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 from histories import DAY, HOUR, Engine, Event, Taken
 
-from stream.features.residents import Residents
+from stream.features.windows.cache import Residents
 
 _START = 1_700_000_000_000
 

@@ -16,7 +16,8 @@ import rocksdict
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.peers.common import Job, pipeline_of, source_of
-from stream.pipeline import Batch, Record
+from stream.events.records import Record
+from stream.pipeline.effects import Batch
 from stream.settings import RocksDBSettings
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ import psutil
 
 from benchmarks.local_store import LocalStore, PartitionReader
 from benchmarks.peers.common import Job, pipeline_of, source_of
-from stream.pipeline import Batch, Record
+from stream.events.records import Record
+from stream.pipeline.effects import Batch
 from stream.settings import RocksDBSettings
 
 __all__ = ["rounds_of"]

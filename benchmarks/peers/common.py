@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from stream.features.identity import identity
-from stream.pipeline import Pipeline, PipelineConfig
+from stream.pipeline.effects import PipelineConfig
+from stream.pipeline.transactions import Pipeline
 from stream.runtime.warmup import warm_up
 from stream.scoring.bundle import Bundle
+from stream.state.hashing import identity
 
 __all__ = ["Job", "pipeline_of", "source_of"]
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 import faust  # noqa: E402
 
 from benchmarks.peers.common import Job, pipeline_of, source_of  # noqa: E402
-from stream.pipeline import Batch, Record  # noqa: E402
+from stream.events.records import Record  # noqa: E402
+from stream.pipeline.effects import Batch  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

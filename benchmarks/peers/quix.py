@@ -15,7 +15,8 @@ from quixstreams import Application
 from quixstreams.context import message_context
 
 from benchmarks.peers.common import Job, pipeline_of, source_of
-from stream.pipeline import Batch, Record
+from stream.events.records import Record
+from stream.pipeline.effects import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,29 +11,18 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from stream.features.entities import EntityProfile
+from stream.features.profiles.spec import EntityProfile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "BALANCE_FEATURES",
-    "CALENDAR_FEATURES",
-    "CATEGORY_COLUMNS",
-    "HISTORY_FEATURES",
-    "MISSING",
-    "SPEC_VERSION",
-    "UNSEEN_CODE",
-    "WINDOWS",
-    "WINDOW_MS",
-    "FeatureSpec",
-]
 
 #: Raised when the meaning of a feature changes, so that an old model is refused by new code.
 SPEC_VERSION: Final = 1
 
 #: The windows, shortest first; window ``W`` of an event at ``t`` holds the events in ``(t - W, t]``.
 WINDOWS: Final = ("1h", "24h", "7d", "30d")
+
 WINDOW_MS: Final = (3_600_000, 86_400_000, 7 * 86_400_000, 30 * 86_400_000)
 
 #: Stands for a balance that is not known; far beyond the largest one, so that it cannot be one.

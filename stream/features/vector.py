@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stream.features.compiled import compiled
 from stream.features.spec import (
     BALANCE_FEATURES,
     CALENDAR_FEATURES,
@@ -22,13 +21,13 @@ from stream.features.spec import (
     UNSEEN_CODE,
     FeatureSpec,
 )
+from stream.jit import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
-__all__ = ["MISSING", "Columns", "VectorBuilder"]
 
 _BALANCE: Final = 1 + len(CALENDAR_FEATURES)
 _CATEGORY: Final = _BALANCE + len(BALANCE_FEATURES)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["PSI_THRESHOLD", "RESTLESS", "SCORE", "Drift", "Found", "choose_watched"]
 
 #: The score's name among the features.
 SCORE: Final = "score"
@@ -38,11 +37,13 @@ PSI_THRESHOLD: Final = 0.25
 
 #: Rows looked at in one go, and rows whose mean a detector is given.
 _BLOCK: Final = 500
+
 _GROUP: Final = 100
 
 #: A group's mean has a standard deviation of at most 0.03 where nothing moves. Page-Hinkley then comes to its
 #: threshold once in some 10**12 groups, and after some ten groups where the mean moves by 0.1.
 _PAGE_HINKLEY_DELTA: Final = 0.02
+
 _PAGE_HINKLEY_THRESHOLD: Final = 0.8
 _ADWIN_DELTA: Final = 1e-7
 
@@ -93,7 +94,7 @@ class Drift:
     Parameters
     ----------
     reference
-        The bundle's, as :func:`offline.reference.reference_statistics` makes it.
+        The bundle's, as :func:`offline.training.drift_reference.reference_statistics` makes it.
     names
         The model's features, in the order of its columns.
     watched

@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from stream import __version__
-from stream.events import Outcome, RiskLevel
-from stream.hop_events import HOP_EVENTS
+from stream.events.models import Outcome, RiskLevel
+from stream.pipeline.counters import HOP_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from stream.monitoring.drift import Drift
 
-__all__ = ["METHODS", "STAGES", "Description", "Distribution", "Metrics", "Readings"]
 
 #: The stages of a batch, in order.
 STAGES: Final = ("decide", "produce", "changelog", "store")

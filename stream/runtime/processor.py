@@ -7,49 +7,29 @@ import contextlib
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from stream.features.identity import identity
-from stream.pipeline import Batch, gather
-from stream.runtime.faults import no_fault
-from stream.runtime.logs import LineBudget
-from stream.runtime.tracing import RoundTimes
-from stream.topics import changelog_topic
+from stream.kafka.topics import changelog_topic
+from stream.monitoring.logs import LineBudget
+from stream.monitoring.tracing import RoundTimes
+from stream.pipeline.effects import Batch, gather
+from stream.runtime.fault_injection import no_fault
+from stream.runtime.micro_batch import _INLINE_RECORDS, Fetched, _Round
+from stream.runtime.uncommitted import _PartitionReader, _Unstored
+from stream.state.hashing import identity
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from typing import Protocol
 
-    from stream.features.history import RecordReader
+    from stream.events.records import Message, Record
+    from stream.kafka.producer import Sendable
     from stream.monitoring.metrics import Metrics
-    from stream.outputs import Message, Record
-    from stream.pipeline import Pipeline, Plan, Sends
-    from stream.runtime.delivery import Sendable
-    from stream.runtime.tracing import Tracer
+    from stream.monitoring.tracing import Tracer
+    from stream.pipeline.effects import Plan, Sends
+    from stream.pipeline.transactions import Pipeline
+    from stream.runtime.uncommitted import Store
     from stream.settings import Settings
-
-    class Store(Protocol):
-        """What the processor needs of the table's store."""
-
-        def read(self, partition: int, keys: Sequence[bytes]) -> Sequence[bytes | None]: ...
-
-        def write(
-            self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
-        ) -> None: ...
-
-    class Deliver(Protocol):
-        """What the processor needs of the producer."""
-
-        def __call__(
-            self,
-            records: Iterable[tuple[str, int, Sequence[Sendable]]],
-            on_sent: Callable[[], None] | None = ...,
-            group: Callable[[Sendable], bytes] | None = ...,
-        ) -> Awaitable[Mapping[tuple[str, int], int]]: ...
-
-
-__all__ = ["Fetched", "Processor"]
+    from stream.state.store import RecordReader
 
 logger = logging.getLogger(__name__)
 
@@ -57,102 +37,26 @@ logger = logging.getLogger(__name__)
 #: is being acknowledged, the outputs of the next are.
 _MOST_UNDER_WAY: Final = 2
 
-#: Rounds of at most so many records are decided on the event loop: a thread's handover costs more than
-#: they do.
-_INLINE_RECORDS: Final = 64
-
 #: Longest pause between two fetches while a round is decided in a thread.
 _FETCH_PAUSE_SECONDS: Final = 0.1
 
 #: How many fetches a round waits for once the one before, a large one, is decided, and how long at the most.
 #: The first finds what the client fetched when the pause began; only then does it fetch what has come.
 _CATCH_UP_FETCHES: Final = 2
+
 _CATCH_UP_SECONDS: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A fetched batch of one partition, as it waits for its turn.
+class Deliver(Protocol):
+    """What the processor needs of the producer."""
 
-    Attributes
-    ----------
-    still_ours
-        Says whether the partition is assigned as it was when the batch was fetched.
-    done
-        Called once all effects of the batch are safe, with the last offset that need not be taken again.
-    """
-
-    topic: str
-    partition: int
-    records: Sequence[Record]
-    still_ours: Callable[[], bool]
-    done: Callable[[int], None]
-
-
-class _Unstored:
-    """State that rounds under way have decided and RocksDB does not have yet; the next round must see it."""
-
-    def __init__(self) -> None:
-        self._rounds: dict[int, dict[int, dict[bytes, bytes | None]]] = {}
-
-    def add(self, round_number: int, partition: int, writes: list[tuple[bytes, bytes | None]]) -> None:
-        self._rounds.setdefault(partition, {})[round_number] = dict(writes)
-
-    def drop(self, round_number: int, partition: int) -> None:
-        """Forget what a round has stored."""
-        del self._rounds[partition][round_number]
-
-    def of(self, partition: int) -> list[dict[bytes, bytes | None]]:
-        """Return what each round has decided, the newest first."""
-        return list(self._rounds.get(partition, {}).values())[::-1]
-
-
-class _PartitionReader:
-    """Reads the records of one partition: what is not stored yet first, then RocksDB.
-
-    What a round decided stays here when it is stored meanwhile: it is the same.
-    """
-
-    def __init__(self, store: Store, partition: int, unstored: _Unstored) -> None:
-        self._store = store
-        self._partition = partition
-        self._unstored = unstored.of(partition)
-
-    def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        if not keys:
-            return []
-        if not self._unstored:
-            return self._store.read(self._partition, keys)
-        found: list[bytes | None] = [None] * len(keys)
-        missing = list(range(len(keys)))
-        for held in self._unstored:
-            for place in missing:
-                found[place] = held.get(keys[place])
-            missing = [place for place in missing if found[place] is None and keys[place] not in held]
-        if missing:
-            stored = self._store.read(self._partition, [keys[place] for place in missing])
-            for place, value in zip(missing, stored, strict=True):
-                found[place] = value
-        return found
-
-
-@dataclass(slots=True)
-class _Round:
-    """One round on its way through the order of effects."""
-
-    number: int
-    fetched: list[Fetched]
-    batches: list[Batch]
-    plans: list[Plan]
-    #: State records by partition, of all topics together.
-    writes: dict[int, list[tuple[bytes, bytes | None]]]
-    records: int
-    #: When it was taken and when it was decided, in ns since 1970.
-    taken_ns: int
-    decided_ns: int
-    #: Set once the changelog, and once everything, is safe; the next round's wait for them.
-    logged: asyncio.Event = field(default_factory=asyncio.Event)
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
+    def __call__(
+        self,
+        records: Iterable[tuple[str, int, Sequence[Sendable]]],
+        on_sent: Callable[[], None] | None = ...,
+        group: Callable[[Sendable], bytes] | None = ...,
+    ) -> Awaitable[Mapping[tuple[str, int], int]]:
+        """Produce records and wait for their acknowledgements, see :meth:`Delivery.deliver`."""
 
 
 class Processor:

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from stream.features.entity_log import CHUNK as LOG_CHUNK
-from stream.features.history import MemoryRecords
-from stream.features.kernel import CHUNK, HEAD
-from stream.loopback import Loopback
-from stream.outputs import Message
-from stream.profiled import ProfiledPipeline
+from stream.events.records import Message
+from stream.features.profiles.log import CHUNK as LOG_CHUNK
+from stream.features.windows.arrays import CHUNK, HEAD
+from stream.pipeline.entity_join.topology import ProfiledPipeline
+from stream.pipeline.in_memory import Loopback
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stream.pipeline import Pipeline
+    from stream.pipeline.transactions import Pipeline
 
-__all__ = ["warm_up"]
 
 _DAY_MS: Final = 86_400_000
 _MINUTE_MS: Final = 60_000
 _START_MS: Final = 1_700_000_000_000
 _NOW_MS: Final = _START_MS + 100 * _DAY_MS
+
 #: More than a resident may keep loaded.
 _LONG: Final = 48 * CHUNK
 

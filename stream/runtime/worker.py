@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from stream.errors import RiskStreamError
-from stream.runtime.app import Runtime, build_runtime, prepare
-from stream.runtime.logs import configure_logging
+from stream.monitoring.logs import configure_logging
+from stream.runtime.lifecycle import Runtime, prepare
+from stream.runtime.wiring import build_runtime
 
 if TYPE_CHECKING:
     from stream.settings import Settings
 
-__all__ = ["run_worker"]
 
 logger = logging.getLogger(__name__)
 

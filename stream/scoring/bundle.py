@@ -19,8 +19,6 @@ from typing import Any, Final
 from stream.errors import BundleError
 from stream.features.spec import FeatureSpec
 
-__all__ = ["BUNDLE_FORMAT", "Bundle", "Thresholds"]
-
 BUNDLE_FORMAT: Final = 1
 _MODEL_FILE: Final = "model.txt"
 _META_FILE: Final = "bundle.json"
@@ -55,7 +53,7 @@ class Bundle:
         A readable, sortable name: training time and the start of the model's SHA-256.
     reference:
         Statistics of the training data per feature and of the score, for drift: see
-        :func:`offline.reference.reference_statistics`.
+        :func:`offline.training.drift_reference.reference_statistics`.
     metrics, training:
         Figures of the evaluation, and the seeds, versions, rows and times of the training.
     """

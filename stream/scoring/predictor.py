@@ -16,19 +16,20 @@ import lightgbm as lgb
 import numpy as np
 
 from stream.errors import BundleError
-from stream.scoring.trees import CompiledTrees, UnsupportedModelError
+from stream.scoring.lightgbm_text import UnsupportedModelError
+from stream.scoring.trees import CompiledTrees
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from stream.scoring.bundle import Bundle
 
-__all__ = ["Predictor"]
 
 logger = logging.getLogger(__name__)
 
 #: Rows that a model is tried on before its compiled trees are believed.
 _TRIAL_ROWS: Final = 256
+
 #: How far compiled SHAP values may lie from LightGBM's, which adds in another order.
 _TOLERANCE: Final = 1e-9
 

@@ -19,79 +19,31 @@ Sources: Lundberg et al. 2020 for TreeSHAP; Yu et al. 2022 for Shapley values of
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numba import njit
 
-import stream.features.compiled  # noqa: F401 - names the cache of machine code
+from stream.scoring.lightgbm_text import (
+    _CATEGORICAL,
+    _DEFAULT_LEFT,
+    _MISSING_NAN,
+    UnsupportedModelError,
+    _parse,
+    _Tree,
+)
+from stream.scoring.tree_kernels import _explain, _gauss, _slots, _walk, _widen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy.typing as npt
 
-__all__ = ["CompiledTrees", "UnsupportedModelError"]
 
-_CATEGORICAL: Final = 1
-_DEFAULT_LEFT: Final = 2
-_MISSING_ZERO: Final = 1
-_MISSING_NAN: Final = 2
-#: LightGBM takes a value this near to zero for zero.
-_ZERO: Final = float(np.float32(1e-35))
 #: Bits of the word that says which way a row goes at each node of a tree.
 _MOST_NODES: Final = 64
+
 _MOST_POINTS: Final = 16
+
 #: Rows explained together; what is kept of them fits the first level of a processor's cache.
 _ROWS: Final = 64
-
-
-class UnsupportedModelError(Exception):
-    """The model has something that is not compiled here; LightGBM itself must be asked."""
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a loop that takes milliseconds, which other threads need not wait for."""
-    jitted: Any = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
-    return jitted  # type: ignore[no-any-return]
-
-
-@dataclass(slots=True)
-class _Tree:
-    """One tree as the model's text has it; a negative child is the leaf ``~child``."""
-
-    feature: list[int]
-    threshold: list[float]
-    decision: list[int]
-    children: list[tuple[int, int]]
-    counts: list[int]
-    leaf_value: list[float]
-    leaf_count: list[int]
-    categories: list[list[int]]
-
-    def paths(self) -> list[list[tuple[int, bool]]]:
-        """Return each leaf's path from the root: nodes, and whether it goes left there."""
-        found: list[list[tuple[int, bool]]] = [[] for _ in self.leaf_value]
-        waiting: list[tuple[int, list[tuple[int, bool]]]] = [(0, [])] if self.feature else []
-        while waiting:
-            node, path = waiting.pop()
-            for child, left in zip(self.children[node], (True, False), strict=True):
-                if child < 0:
-                    found[~child] = [*path, (node, left)]
-                else:
-                    waiting.append((child, [*path, (node, left)]))
-        return found
-
-    def count(self, child: int) -> int:
-        """Return how many training rows came to a node or leaf."""
-        return self.leaf_count[~child] if child < 0 else self.counts[child]
-
-    def depth(self) -> int:
-        """Return the length of the longest path."""
-        return max(map(len, self.paths()))
 
 
 class CompiledTrees:
@@ -258,171 +210,3 @@ class CompiledTrees:
             )  # fmt: skip
             found[begin : begin + _ROWS] = moved.T
         return found
-
-
-def _parse(text: str) -> tuple[float, int, list[_Tree]]:
-    """Return the sigmoid's factor, the number of features and the trees of a model's text."""
-    head, *bodies = re.split(r"^Tree=\d+\n", text.split("\nend of trees", 1)[0], flags=re.MULTILINE)
-    about = dict(line.partition("=")[::2] for line in head.splitlines())
-    objective = re.fullmatch(r"binary sigmoid:(\S+)", about["objective"])
-    if objective is None or about["num_class"] != "1" or about["num_tree_per_iteration"] != "1":
-        raise UnsupportedModelError(about["objective"])
-    if re.search(r"^average_output$", head, re.MULTILINE):
-        raise UnsupportedModelError("its trees are averaged")
-    return float(objective.group(1)), int(about["max_feature_idx"]) + 1, [_tree(body) for body in bodies]
-
-
-def _tree(body: str) -> _Tree:
-    said = dict(line.partition("=")[::2] for line in body.splitlines())
-    if said.get("is_linear", "0") != "0":
-        raise UnsupportedModelError("its leaves are linear")
-
-    def numbers(name: str) -> list[int]:
-        return [int(part) for part in said.get(name, "").split()]
-
-    inner = numbers("split_feature")
-    decision = numbers("decision_type")
-    if any(one >> 2 & 3 == _MISSING_ZERO and not one & _CATEGORICAL for one in decision):
-        raise UnsupportedModelError("it takes zeros for missing values")
-    words, bounds = numbers("cat_threshold"), numbers("cat_boundaries")
-    tree = _Tree(
-        feature=inner,
-        threshold=[float(part) for part in said.get("threshold", "").split()],
-        decision=decision,
-        children=list(zip(numbers("left_child"), numbers("right_child"), strict=True)),
-        counts=numbers("internal_count"),
-        leaf_value=[float(part) for part in said["leaf_value"].split()],
-        leaf_count=numbers("leaf_count"),
-        categories=[words[first:last] for first, last in pairwise(bounds)],
-    )
-    if not len(inner) == len(tree.threshold) == len(decision) == len(tree.children):
-        raise UnsupportedModelError("its nodes do not agree")
-    return tree
-
-
-def _slots(tree: _Tree, path: list[tuple[int, bool]]) -> dict[int, tuple[float, int, int]]:
-    """Return of each feature on a path: the share let through, and the nodes where it goes left or right."""
-    found: dict[int, tuple[float, int, int]] = {}
-    for node, goes_left in path:
-        share, left, right = found.get(tree.feature[node], (1.0, 0, 0))
-        child = tree.children[node][0 if goes_left else 1]
-        share *= tree.count(child) / tree.counts[node]
-        left, right = (left | 1 << node, right) if goes_left else (left, right | 1 << node)
-        found[tree.feature[node]] = (share, left, right)
-    return found
-
-
-def _gauss(points: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return points and weights of Gauss and Legendre on [0, 1]."""
-    at, weights = np.polynomial.legendre.leggauss(points)
-    return (at + 1) / 2, weights / 2
-
-
-@_compiled
-def _widen(rows: Any, wide: Any, features: int, feature: Any, start: Any, words: Any) -> None:
-    for row in range(len(wide)):
-        for place in range(features):
-            value = rows[row, place]
-            wide[row, place] = 0.0 if abs(value) <= _ZERO else value
-        for place in range(len(feature)):
-            value = wide[row, feature[place]]
-            inside = 1.0
-            # As LightGBM: a missing or negative value is in no set, and a fraction is cut off.
-            if -1.0 < value < 2147483648.0:  # what its int holds
-                code = int(value)
-                word = code >> 5
-                if word < start[place + 1] - start[place] and words[start[place] + word] >> (code & 31) & 1:
-                    inside = 0.0
-            wide[row, features + place] = inside
-
-
-@_compiled
-def _walk(
-    rows: Any, column: Any, threshold: Any, nan_left: Any, child: Any, value: Any,
-    start: Any, depth: Any, sigmoid: float, scores: Any,
-) -> None:  # fmt: skip
-    """Add up the leaves tree by tree, in LightGBM's order, then the sigmoid.
-
-    Four rows go down together, each as far as the tree's deepest leaf: their steps do not wait for each
-    other, and there is no branch to guess.
-    """
-    count = len(rows)
-    whole = count - count % 4
-    for tree in range(len(depth)):
-        root, levels = start[tree], depth[tree]
-        for row in range(0, whole, 4):
-            one = two = three = four = root
-            for _ in range(levels):
-                x = rows[row, column[one]]
-                one = child[2 * one + (0 if (x <= threshold[one]) | (np.isnan(x) & nan_left[one]) else 1)]
-                x = rows[row + 1, column[two]]
-                two = child[2 * two + (0 if (x <= threshold[two]) | (np.isnan(x) & nan_left[two]) else 1)]
-                x = rows[row + 2, column[three]]
-                three = child[
-                    2 * three + (0 if (x <= threshold[three]) | (np.isnan(x) & nan_left[three]) else 1)
-                ]
-                x = rows[row + 3, column[four]]
-                four = child[2 * four + (0 if (x <= threshold[four]) | (np.isnan(x) & nan_left[four]) else 1)]
-            scores[row] += value[one]
-            scores[row + 1] += value[two]
-            scores[row + 2] += value[three]
-            scores[row + 3] += value[four]
-        for row in range(whole, count):
-            one = root
-            for _ in range(levels):
-                x = rows[row, column[one]]
-                one = child[2 * one + (0 if (x <= threshold[one]) | (np.isnan(x) & nan_left[one]) else 1)]
-            scores[row] += value[one]
-    for row in range(count):
-        scores[row] = 1.0 / (1.0 + np.exp(-sigmoid * scores[row]))
-
-
-@_compiled
-def _explain(
-    columns: Any, count: int, column: Any, threshold: Any, nan_left: Any, start: Any, tree_leaves: Any,
-    leaf_value: Any, leaf_points: Any, slots: Any, slot_feature: Any, slot_share: Any, slot_left: Any,
-    slot_right: Any, points: Any, weights: Any, way: Any, agrees: Any, product: Any, total: Any, found: Any,
-) -> None:  # fmt: skip
-    """Add every leaf to the SHAP values of ``count`` rows, which lie side by side in ``columns``.
-
-    The inner loops go over rows and have no branches, so that a processor takes several at a time.
-    """
-    for tree in range(len(tree_leaves) - 1):
-        root = start[tree]
-        nodes = (start[tree + 1] - start[tree]) // 2  # one leaf more than nodes
-        for row in range(count):
-            way[row] = 0
-        for node in range(nodes):
-            limit, nan = threshold[root + node], nan_left[root + node]
-            bit, place = np.uint64(1) << np.uint64(node), column[root + node]
-            for row in range(count):
-                x = columns[place, row]
-                way[row] |= bit if (x <= limit) | (np.isnan(x) & nan) else np.uint64(0)
-        for leaf in range(tree_leaves[tree], tree_leaves[tree + 1]):
-            first, size = slots[leaf], slots[leaf + 1] - slots[leaf]
-            for slot in range(size):
-                left, right = slot_left[first + slot], slot_right[first + slot]
-                for row in range(count):
-                    agrees[slot, row] = (way[row] & (left | right)) == left
-                    total[slot, row] = 0.0
-            degree = leaf_points[leaf]
-            for point in range(degree):
-                x, weight = points[degree, point], weights[degree, point] * leaf_value[leaf]
-                for row in range(count):
-                    product[row] = weight
-                for slot in range(size):
-                    against = (1.0 - x) * slot_share[first + slot]
-                    agreeing = x + against
-                    for row in range(count):
-                        product[row] *= agreeing if agrees[slot, row] else against
-                for slot in range(size):
-                    against = (1.0 - x) * slot_share[first + slot]
-                    without_agreeing, without_against = 1.0 / (x + against), 1.0 / against
-                    for row in range(count):
-                        total[slot, row] += product[row] * (
-                            without_agreeing if agrees[slot, row] else without_against
-                        )
-            for slot in range(size):
-                share, place = slot_share[first + slot], slot_feature[first + slot]
-                for row in range(count):
-                    found[place, row] += total[slot, row] * ((1.0 if agrees[slot, row] else 0.0) - share)

@@ -18,18 +18,19 @@ import pytest
 from helpers import PATIENCE_SECONDS, is_running, settings_for, wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
-from stream.brokers import admin
-from stream.brokers.embedded import EmbeddedBroker
-from stream.brokers.kafka import KafkaBroker, missing_tools
 from stream.errors import BrokerError, TopicMismatchError
+from stream.kafka import admin
+from stream.kafka.clients import client_config
+from stream.kafka.local.apache import KafkaBroker, missing_tools
+from stream.kafka.local.embedded import EmbeddedBroker
+from stream.kafka.topics import changelog_topic, topic_specs
 from stream.settings import KafkaSettings, Settings
-from stream.topics import changelog_topic, topic_specs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 KINDS: dict[str, type[EmbeddedBroker | KafkaBroker]] = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
 Record = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes]]]
@@ -45,7 +46,7 @@ def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
 
 
 def produce(settings: Settings, topic: str, records: list[tuple[bytes | None, bytes | None]]) -> list[int]:
-    producer = KafkaProducer(**admin.client_config(settings.kafka), acks="all")
+    producer = KafkaProducer(**client_config(settings.kafka), acks="all")
     try:
         sent = [
             producer.send(topic, key=key, value=value, headers=[("n", str(at).encode()), ("empty", b"")])
@@ -58,7 +59,7 @@ def produce(settings: Settings, topic: str, records: list[tuple[bytes | None, by
 
 def consume(settings: Settings, topic: str, count: int) -> list[Record]:
     consumer = KafkaConsumer(
-        **admin.client_config(settings.kafka), enable_auto_commit=False, auto_offset_reset="earliest"
+        **client_config(settings.kafka), enable_auto_commit=False, auto_offset_reset="earliest"
     )
     try:
         consumer.assign([TopicPartition(topic, at) for at in sorted(consumer.partitions_for_topic(topic))])
@@ -133,9 +134,9 @@ def test_it_dies_with_the_process_that_started_it(
 ) -> None:
     if kind == "kafka":
         request.getfixturevalue("kafka_tools")
-    name = KINDS[kind].__name__
+    name, module = KINDS[kind].__name__, KINDS[kind].__module__
     program = (
-        f"from stream.brokers.{kind} import {name} as Broker\n"
+        f"from {module} import {name} as Broker\n"
         "import signal\n"
         "broker = Broker()\n"
         "broker.start()\n"
@@ -396,7 +397,7 @@ def test_the_command_creates_and_checks_with_one_line_a_topic(
 ) -> None:
     from click.testing import CliRunner
 
-    from stream.cli.topics import topics
+    from stream.cli.commands.topics import topics
 
     settings = settings_for(broker)
     monkeypatch.setenv("RISKSTREAM_APP_ID", settings.app_id)
@@ -437,7 +438,7 @@ def raw_create(broker: Broker, topic: str, partitions: int, configs: dict[str, s
 
 
 def test_an_unreachable_broker_is_one_readable_line(capfd: pytest.CaptureFixture[str]) -> None:
-    from stream.brokers.base import free_port
+    from stream.kafka.local.base import free_port
 
     address = f"127.0.0.1:{free_port()}"
     settings = Settings(kafka={"bootstrap_servers": address, "request_timeout_seconds": 1})
@@ -457,7 +458,7 @@ def test_an_unreachable_broker_is_one_readable_line(capfd: pytest.CaptureFixture
 def test_a_failed_connection_leaves_no_thread_and_no_socket(embedded_broker: Broker) -> None:
     import psutil
 
-    from stream.brokers.base import free_port
+    from stream.kafka.local.base import free_port
 
     kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}")
     me = psutil.Process()
@@ -487,7 +488,7 @@ def test_an_address_that_means_nothing_is_one_readable_line(address: str) -> Non
 
 
 def test_waiting_ends_when_the_broker_comes() -> None:
-    from stream.brokers.base import free_port
+    from stream.kafka.local.base import free_port
 
     with EmbeddedBroker(port=free_port()) as broker:
         broker.kill()

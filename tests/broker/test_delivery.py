@@ -9,19 +9,19 @@ import pytest
 from helpers import settings_for
 from kafka import KafkaConsumer, TopicPartition
 
-from stream.brokers import admin
 from stream.errors import BrokerError, FencedError, TopicMismatchError
-from stream.pipeline import Message
-from stream.runtime.app import aiokafka_config
-from stream.runtime.delivery import Delivery
-from stream.runtime.ownership import OWNER_KEY, Ownership
-from stream.runtime.watchdog import log_ends
-from stream.topics import changelog_topic
+from stream.events.records import Message
+from stream.kafka import admin
+from stream.kafka.clients import aiokafka_config, client_config
+from stream.kafka.fencing import OWNER_KEY, Ownership
+from stream.kafka.producer import Delivery
+from stream.kafka.topics import changelog_topic
+from stream.monitoring.watchdog import log_ends
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
     from stream.settings import Settings
 
 
@@ -46,7 +46,7 @@ def connected(
 
 
 def values(settings: Settings, topic: str, partition: int) -> list[tuple[bytes | None, bytes | None]]:
-    reader = KafkaConsumer(**admin.client_config(settings.kafka), auto_offset_reset="earliest")
+    reader = KafkaConsumer(**client_config(settings.kafka), auto_offset_reset="earliest")
     try:
         tp = TopicPartition(topic, partition)
         reader.assign([tp])

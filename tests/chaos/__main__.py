@@ -19,8 +19,8 @@ from benchmarks.environment import describe, environment
 from chaos.faults import KNOWN
 from chaos.rounds import Result, deal, plan, run_lane, save_bundles
 from chaos.table import failed, lines
-from stream.brokers.kafka import missing_tools
-from stream.cli.stopping import raise_on_sigterm
+from stream.cli.signals import raise_on_sigterm
+from stream.kafka.local.apache import missing_tools
 
 
 def main() -> int:

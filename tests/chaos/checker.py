@@ -20,16 +20,32 @@ from oracle import DAY, Event, User, same
 
 from chaos.hop import Hop, identity_of
 from chaos.traffic import BAD_FIELD, event_of
-from stream.brokers import admin
-from stream.events import DeadLetterHeader
-from stream.features import kernel, layout
-from stream.topics import answers_topic, changelog_topic, questions_topic
+from stream.events.models import DeadLetterHeader
+from stream.features.windows import records as layout
+from stream.features.windows.arrays import (
+    CHUNK,
+    H_COUNT,
+    H_FIRST,
+    H_FIRST_CHUNK,
+    H_HEAD,
+    H_MAX,
+    H_NEWEST,
+    H_NEXT_CHUNK,
+    H_OFFSET,
+    H_SQUARES,
+    H_SUM,
+    HEAD,
+    new_header,
+)
+from stream.kafka.clients import client_config
+from stream.kafka.topics import answers_topic, changelog_topic, questions_topic
+from stream.state.format import user_of_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from stream.features.entities import EntityProfile
+    from stream.features.profiles.spec import EntityProfile
     from stream.settings import Settings
 
 __all__ = ["Checker", "Findings", "Position"]
@@ -135,7 +151,7 @@ class Reader:
     def __init__(self, settings: Settings, topic: str) -> None:
         self.topic = topic
         self._consumer = KafkaConsumer(
-            **admin.client_config(settings.kafka),
+            **client_config(settings.kafka),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -413,7 +429,7 @@ class Checker:
 
     def committed(self) -> dict[str, dict[int, int]]:
         """Return for each consumed topic the group's committed offset of each partition that has one."""
-        client = KafkaAdminClient(**admin.client_config(self._settings.kafka))
+        client = KafkaAdminClient(**client_config(self._settings.kafka))
         try:
             found = client.list_group_offsets([self._settings.app_id])[self._settings.app_id]
         finally:
@@ -548,7 +564,7 @@ class Checker:
         return {
             key: value
             for key, value in records.items()
-            if key.startswith(user) and layout.user_of_key(key)[0] == user and key[-5] not in b"PEK"
+            if key.startswith(user) and user_of_key(key)[0] == user and key[-5] not in b"PEK"
         }
 
     def check_state(self) -> Findings:
@@ -565,7 +581,7 @@ class Checker:
             for key, value in records.items():
                 if key == OWNER_KEY:
                     continue
-                user, kind, _ = layout.user_of_key(key)
+                user, kind, _ = user_of_key(key)
                 if kind in LOG_KINDS:
                     continue
                 by_user.setdefault((partition, user), {})[key] = value
@@ -675,28 +691,26 @@ class _Stored(NamedTuple):
 
 def _decode(user: bytes, records: dict[bytes, bytes]) -> _Stored:
     head_record = records[layout.head_key(user)]
-    hdr = np.array(kernel.new_header(), np.int64)
-    head = np.zeros((4, kernel.HEAD), np.int64)
-    pending = np.zeros(kernel.CHUNK + 1, np.int64)
+    hdr = np.array(new_header(), np.int64)
+    head = np.zeros((4, HEAD), np.int64)
+    pending = np.zeros(CHUNK + 1, np.int64)
     words = np.frombuffer(head_record, np.int64)
     assert layout.unpack_head(words, 0, len(words), hdr, head, pending) == 0, f"{user!r}: a damaged head"
     events: list[tuple[int, int, int, int]] = []
-    for number in range(hdr[kernel.H_FIRST_CHUNK], hdr[kernel.H_NEXT_CHUNK]):
+    for number in range(hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]):
         key = layout.chunk_key(user, number)
         events += map(tuple, layout.unpack_chunk(records[key], key).T.tolist())
-    events += map(tuple, head[:, : hdr[kernel.H_HEAD]].T.tolist())
+    events += map(tuple, head[:, : hdr[H_HEAD]].T.tolist())
     limbs = hdr.tolist()
     return _Stored(
-        offset=limbs[kernel.H_OFFSET],
+        offset=limbs[H_OFFSET],
         events=events,
-        count=limbs[kernel.H_COUNT],
-        sum=sum(limb << 25 * at for at, limb in enumerate(limbs[kernel.H_SUM : kernel.H_SUM + 2])),
-        squares=sum(
-            limb << 25 * at for at, limb in enumerate(limbs[kernel.H_SQUARES : kernel.H_SQUARES + 4])
-        ),
-        largest=limbs[kernel.H_MAX],
-        newest=limbs[kernel.H_NEWEST],
-        first=limbs[kernel.H_FIRST],
+        count=limbs[H_COUNT],
+        sum=sum(limb << 25 * at for at, limb in enumerate(limbs[H_SUM : H_SUM + 2])),
+        squares=sum(limb << 25 * at for at, limb in enumerate(limbs[H_SQUARES : H_SQUARES + 4])),
+        largest=limbs[H_MAX],
+        newest=limbs[H_NEWEST],
+        first=limbs[H_FIRST],
     )
 
 

@@ -24,14 +24,16 @@ from profiles import PROFILES
 
 from chaos.checker import Checker
 from chaos.traffic import Traffic
-from stream.brokers import _guard, admin
-from stream.runtime.faults import FAULT_VARIABLE
+from stream.kafka import admin
+from stream.kafka.clients import client_config
+from stream.kafka.local import _guard
+from stream.runtime.fault_injection import FAULT_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from chaos.traffic import Sent
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 __all__ = ["ChaosError", "Deployment", "Pump", "Slot"]
 
@@ -245,7 +247,7 @@ class Deployment:
         self.traffic = Traffic(seed, profiled=profiled)
         self.slots: list[Slot] = []
         self.may_end = False
-        self._kafka = admin.client_config(self.settings.kafka)
+        self._kafka = client_config(self.settings.kafka)
         admin.create_topics(self.settings)
         self.checker = Checker(self.settings, PROFILES if profiled else ())
         self.producer = KafkaProducer(
@@ -280,7 +282,7 @@ class Deployment:
         state_dir: Path | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> Slot:
-        """Start a worker in a slot; ``order`` is its fault, see :mod:`stream.runtime.faults`."""
+        """Start a worker in a slot; ``order`` is its fault, see :mod:`stream.runtime.fault_injection`."""
         slot = self.slot(number)
         assert not slot.alive
         if state_dir is not None:

@@ -19,9 +19,9 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from chaos.deployment import ChaosError, Pump
-from stream.brokers import admin
-from stream.runtime.faults import STEPS
-from stream.topics import changelog_topic
+from stream.kafka.clients import client_config
+from stream.kafka.topics import changelog_topic
+from stream.runtime.fault_injection import STEPS
 
 if TYPE_CHECKING:
     import random
@@ -307,7 +307,7 @@ def _alter(now: Round, topic: str, configs: dict[str, str | None]) -> None:
     changes: dict[str, Any] = {
         name: ("DELETE", None) if value is None else value for name, value in configs.items()
     }
-    client = KafkaAdminClient(**admin.client_config(now.deployment.settings.kafka))
+    client = KafkaAdminClient(**client_config(now.deployment.settings.kafka))
     try:
         client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=changes)])
     finally:

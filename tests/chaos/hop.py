@@ -18,12 +18,21 @@ import numpy as np
 from profile_oracle import DAY, Entity, Learnt, Taken
 
 from chaos.traffic import BAD_FIELD
-from stream.brokers import admin
-from stream.features.entity_log import MAX_WAITING, EntityLog, EntityLogs
-from stream.features.history import MemoryRecords
-from stream.features.layout import entity_prefix
-from stream.hop import CODES, Answer, Note, Question, case_of, decode_answers, decode_question
-from stream.outputs import Record
+from stream.events.records import Record
+from stream.features.profiles.cache import EntityLogs
+from stream.features.profiles.log import MAX_WAITING, EntityLog
+from stream.kafka import admin
+from stream.pipeline.entity_join.messages import (
+    CODES,
+    Answer,
+    Note,
+    Question,
+    case_of,
+    decode_answers,
+    decode_question,
+)
+from stream.state.format import entity_prefix
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
     from oracle import Event
 
     from chaos.checker import Findings, Found
-    from stream.features.entities import EntityProfile
+    from stream.features.profiles.spec import EntityProfile
     from stream.settings import Settings
 
 __all__ = ["Hop", "identity_of"]

@@ -15,8 +15,8 @@ from profiles import PROFILES
 from chaos.checker import Findings
 from chaos.deployment import ChaosError, Deployment, Pump
 from chaos.faults import FAULTS, KNOWN, SHARE, Round
-from stream.brokers.kafka import KafkaBroker
-from stream.cli.stopping import raise_on_sigterm
+from stream.cli.signals import raise_on_sigterm
+from stream.kafka.local.apache import KafkaBroker
 from stream.scoring.bundle import Thresholds
 
 if TYPE_CHECKING:

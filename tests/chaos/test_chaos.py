@@ -12,13 +12,14 @@ from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from chaos.deployment import Deployment
 from chaos.faults import FAULTS, KNOWN
 from chaos.rounds import BROKER_CONFIG, Lane, save_bundles
-from stream.brokers import admin
-from stream.brokers.kafka import KafkaBroker
-from stream.features import layout
-from stream.features.entity_log import EntityLog, EntityLogs, Horizon
-from stream.features.history import MemoryRecords
-from stream.runtime.faults import STEPS
-from stream.topics import changelog_topic
+from stream.features.profiles.cache import EntityLogs
+from stream.features.profiles.log import EntityLog, Horizon
+from stream.kafka.clients import client_config
+from stream.kafka.local.apache import KafkaBroker
+from stream.kafka.topics import changelog_topic
+from stream.runtime.fault_injection import STEPS
+from stream.state.format import user_of_key
+from stream.state.store import MemoryRecords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +173,7 @@ def _spoil(stream: Deployment, tmp_path: Path) -> None:
     # Offsets are committed before anything was done about them.
     load(50)
     consumer = KafkaConsumer(
-        **admin.client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
+        **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
     )
     places = [TopicPartition(topics.transactions, at) for at in range(topics.partitions)]
     consumer.assign(places)
@@ -217,7 +218,7 @@ def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
         for partition, records in checker._state.items()
         for key in records
         if key[:2] == b"\xff\x02" and key[-5:-4] == b"P"
-        for log in [_log(checker._state[partition], layout.user_of_key(key)[0])]
+        for log in [_log(checker._state[partition], user_of_key(key)[0])]
         if log.events.end > log.events.tail and log.labels.end > log.labels.tail
     )
     prefix, whole = log.prefix, checker._state[place][head]

@@ -18,13 +18,14 @@ import psutil
 from helpers import PATIENCE_SECONDS, settings_for, wait_until
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from stream.brokers import admin
+from stream.kafka import admin
+from stream.kafka.clients import client_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
     from stream.settings import Settings
 
 COMMAND = [sys.executable, "-c", "from stream.cli import main; main()", "worker"]
@@ -151,7 +152,7 @@ class Stream:
         self.folder = folder
         self.workers: list[Worker] = []
         self.sent: dict[Position, Sent] = {}
-        self._kafka = admin.client_config(self.settings.kafka)
+        self._kafka = client_config(self.settings.kafka)
         self._found: dict[str, list[Found]] = {}
         self._readers: dict[str, KafkaConsumer] = {}
         self._answered: set[Position] = set()

@@ -16,7 +16,7 @@ import pytest
 from helpers import PATIENCE_SECONDS, wait_until
 from streams import Sent, Stream
 
-from stream.brokers.kafka import KafkaBroker
+from stream.kafka.local.apache import KafkaBroker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

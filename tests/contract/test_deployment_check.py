@@ -12,14 +12,15 @@ import pytest
 from helpers import settings_for
 from kafka import KafkaProducer
 
-from stream.brokers import admin
-from stream.brokers.base import free_port
-from stream.cli.check import findings
+from stream.cli.commands.check import findings
+from stream.kafka import admin
+from stream.kafka.clients import client_config
+from stream.kafka.local.base import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
     from stream.settings import Settings
 
 COMMAND = [sys.executable, "-c", "from stream.cli import main; main()", "check"]
@@ -77,7 +78,7 @@ def test_topics_of_another_shape_are_wrong(good: Settings) -> None:
 
 def test_the_clock_is_compared_with_the_newest_transaction(good: Settings) -> None:
     admin.create_topics(good)
-    producer = KafkaProducer(**admin.client_config(good.kafka))
+    producer = KafkaProducer(**client_config(good.kafka))
     try:
         for partition in range(2):
             producer.send(

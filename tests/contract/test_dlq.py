@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from streams import Sent, Stream
 
-from stream.cli.dlq import REPLAYED_FROM, dlq
+from stream.cli.commands.dlq import REPLAYED_FROM, dlq
 from stream.errors import DataError
 
 if TYPE_CHECKING:

@@ -12,23 +12,24 @@ from oracle import Event
 from streams import Stream, readable_line
 from test_stream import START, check_decisions, sent, traffic
 
-from stream.brokers import admin
-from stream.brokers.kafka import KafkaBroker
-from stream.events import Outcome
-from stream.topics import changelog_topic
+from stream.events.models import Outcome
+from stream.kafka import admin
+from stream.kafka.clients import client_config
+from stream.kafka.local.apache import KafkaBroker
+from stream.kafka.topics import changelog_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 MakeStream = "Callable[..., Stream]"
 
 
 @contextlib.contextmanager
 def administration(stream: Stream) -> Iterator[KafkaAdminClient]:
-    client = KafkaAdminClient(**admin.client_config(stream.settings.kafka))
+    client = KafkaAdminClient(**client_config(stream.settings.kafka))
     try:
         yield client
     finally:
@@ -120,7 +121,7 @@ def test_offsets_of_another_topic_of_the_name_are_not_gone_on_at(kafka_stream: M
     stream = kafka_stream()
     topic = stream.settings.topics.transactions
     places = stream.produce(traffic("else", 100, users=3))
-    consumer = KafkaConsumer(**admin.client_config(stream.settings.kafka), group_id=stream.settings.app_id)
+    consumer = KafkaConsumer(**client_config(stream.settings.kafka), group_id=stream.settings.app_id)
     try:
         commits = {
             TopicPartition(topic, partition): OffsetAndMetadata(offset, "id-of-another-topic", -1)

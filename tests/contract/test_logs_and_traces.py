@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 PARENT = "00f067aa0ba902b7"
 #: A refused record's number is this or above.

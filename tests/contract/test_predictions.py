@@ -17,11 +17,11 @@ from kafka import KafkaConsumer, TopicPartition
 from profiles import labels_of, transactions
 from streams import Sent, Stream, labels_arrived, sent, until
 
-from stream.brokers import admin
-from stream.features.identity import identity
-from stream.hop import partition_of as entity_partition
-from stream.runtime.live_scoring import partition_of
-from stream.topics import changelog_topic
+from stream.kafka.clients import client_config
+from stream.kafka.partitioner import partition_of
+from stream.kafka.topics import changelog_topic
+from stream.pipeline.entity_join.messages import partition_of as entity_partition
+from stream.state.hashing import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from streams import Worker
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 pytestmark = pytest.mark.kafka
 
@@ -122,7 +122,7 @@ def ends(pair: Stream) -> Iterator[Callable[[], dict[TopicPartition, int]]]:
     topics = pair.settings.topics
     names = (changelog_topic(pair.settings), topics.alerts, topics.decisions, topics.dead_letters)
     places = [TopicPartition(name, at) for name in names for at in range(topics.partitions)]
-    reader = KafkaConsumer(**admin.client_config(pair.settings.kafka))
+    reader = KafkaConsumer(**client_config(pair.settings.kafka))
     yield lambda: reader.end_offsets(places)
     reader.close()
 

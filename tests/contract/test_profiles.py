@@ -13,10 +13,10 @@ from bundles import made_bundle
 from profiles import PROFILES, START_MS, labels_of, table_of, transactions
 from streams import COMMAND, Sent, labels_arrived, readable_line, sent, until
 
-from offline.features import build_features
-from stream.hop import CODES, Case
-from stream.outputs import Record
-from stream.topics import answers_topic
+from offline.features.build import build_features
+from stream.events.records import Record
+from stream.kafka.topics import answers_topic
+from stream.pipeline.entity_join.messages import CODES, Case
 
 if TYPE_CHECKING:
     from collections.abc import Callable

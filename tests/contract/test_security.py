@@ -13,7 +13,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import UserScramCredentialUpsertion
 from streams import Sent, Stream, readable_line
 
-from stream.brokers.kafka import KafkaBroker
+from stream.kafka.local.apache import KafkaBroker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -23,23 +23,23 @@ from kafka import KafkaProducer
 from oracle import DAY, Event, User, same
 from streams import Sent, Stream, Worker, children_of, readable_line, until
 
-from offline.features import build_features
-from stream.brokers import admin
-from stream.brokers.base import free_port
-from stream.events import Alert, DeadLetterHeader, Decision
-from stream.features import kernel
-from stream.outputs import MAX_DEAD_LETTER_BYTES
+from offline.features.build import build_features
+from stream.decisions.policy import alert_id
+from stream.events.models import Alert, DeadLetterHeader, Decision
+from stream.features.windows.arrays import DUPLICATE, LATE, SCORED
+from stream.kafka.clients import client_config
+from stream.kafka.local.base import free_port
+from stream.pipeline.encode import MAX_DEAD_LETTER_BYTES
 from stream.scoring.bundle import Bundle
-from stream.scoring.policy import alert_id
 from stream.scoring.predictor import Predictor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 START = 1_750_000_000_000
-OUTCOMES = {kernel.SCORED: "scored", kernel.LATE: "late", kernel.DUPLICATE: "duplicate"}
+OUTCOMES = {SCORED: "scored", LATE: "late", DUPLICATE: "duplicate"}
 MakeStream = "Callable[..., Stream]"
 
 
@@ -298,7 +298,7 @@ def test_a_record_as_large_as_the_broker_takes_stops_nobody(shared: Stream) -> N
     within = Sent(b"large-1", random.Random(2).randbytes(MAX_DEAD_LETTER_BYTES - 100))
     places = stream.produce([sent("large-1", Event("before", START, 100))])
     producer = KafkaProducer(
-        **admin.client_config(settings.kafka),
+        **client_config(settings.kafka),
         acks="all",
         max_request_size=20_000_000,
         compression_type="gzip",

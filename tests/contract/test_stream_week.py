@@ -12,13 +12,13 @@ import pytest
 from benchmarks.card_worlds import World, draw
 from benchmarks.cluster import Cluster
 from benchmarks.stream_week import learn, replay, up_to_week
-from offline.prequential import Protocol
-from offline.recipe import CARDS
+from offline.evaluation.prequential import Protocol
+from offline.training.recipes import CARDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stream.brokers.base import Broker
+    from stream.kafka.local.base import Broker
 
 WEEK_MS = round(datetime(2018, 5, 12, tzinfo=UTC).timestamp() * 1000)
 

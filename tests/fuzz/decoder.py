@@ -6,10 +6,10 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from stream.currencies import MINOR_UNIT_DECIMALS
 from stream.errors import InvalidRecordError
-from stream.events import MAX_AMOUNT_MINOR
-from stream.intake import Row, decode_row
+from stream.events.currencies import MINOR_UNIT_DECIMALS
+from stream.events.decode import Row, decode_row
+from stream.events.fields import MAX_AMOUNT_MINOR
 
 if TYPE_CHECKING:
     import random

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from histories import HOUR, Engine, Event, Memory
 
-from stream.features import kernel, layout
-from stream.features.history import FAILED, HistoryConfig, HistoryEvents, advance
-from stream.features.residents import Residents
+from stream.features.windows.arrays import DUPLICATE, LATE, OUT_SIZE, REPLAYED, SCORED
+from stream.features.windows.cache import Residents
+from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
+from stream.features.windows.history import advance
+from stream.state.format import checksum, user_of_key
 
 if TYPE_CHECKING:
     import random
@@ -45,9 +47,7 @@ def _histories() -> list[Records]:
     found: list[Records] = []
     for count in _LENGTHS:
         user = f"u{count}".encode()
-        found.append(
-            {key[-6:]: value for key, value in engine.memory.items() if layout.user_of_key(key)[0] == user}
-        )
+        found.append({key[-6:]: value for key, value in engine.memory.items() if user_of_key(key)[0] == user})
     return found
 
 
@@ -108,7 +108,7 @@ def _words_changed(record: bytes, rng: random.Random) -> bytes:
             words[at] ^= rng.choice([1, 3, 32, 63])
     if rng.random() < 0.2:
         words = words[: rng.randrange(3, len(words) + 1)]
-    words[1] = layout.checksum(words, 2, len(words))
+    words[1] = checksum(words, 2, len(words))
     return words.tobytes()
 
 
@@ -167,16 +167,16 @@ class Reader:
             offset=np.arange(offset, offset + count, dtype=np.int64),
             source=np.full(len(names), _SOURCE),
         )
-        features = np.zeros((count, kernel.OUT_SIZE))
+        features = np.zeros((count, OUT_SIZE))
         result = advance(batch, _CONFIG, memory, features, residents=self._residents)
-        known = {kernel.SCORED, kernel.LATE, kernel.DUPLICATE, kernel.REPLAYED, FAILED}
+        known = {SCORED, LATE, DUPLICATE, REPLAYED, FAILED}
         assert set(result.outcome.tolist()) <= known
         for user in result.errors:
             assert "healthy" not in names[user], result.errors[user]
             assert set(result.outcome[place == user].tolist()) == {FAILED}
             assert len(str(result.errors[user]).splitlines()) == 1
         for key, value in result.writes:
-            name = layout.user_of_key(key)[0].decode()
+            name = user_of_key(key)[0].decode()
             assert value is None or len(value) % 8 == 0
             assert names.index(name) not in result.errors
         if first:
@@ -184,7 +184,7 @@ class Reader:
                 name = names[place[at]]
                 if "healthy" in name:
                     expected = self._expected.setdefault(name.partition("-")[2], features[at].copy())
-                    assert result.outcome[at] == kernel.SCORED
+                    assert result.outcome[at] == SCORED
                     np.testing.assert_array_equal(features[at], expected)
         memory.write(result.writes)
         return len(result.errors)

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profile_oracle import Entity
 
-from stream.features.entities import (
-    ACTIVITY_AGGREGATES,
-    LABEL_AGGREGATES,
-    LABEL_RECENCY,
-    EntityProfile,
-    fill_profile,
-)
+from stream.features.profiles.offline import fill_profile
+from stream.features.profiles.spec import ACTIVITY_AGGREGATES, LABEL_AGGREGATES, LABEL_RECENCY, EntityProfile
 
 SIXTH_MS = 86_400_000 // 6
 

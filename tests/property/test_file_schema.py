@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from offline.datasets import read_transactions
-from offline.table import MISSING
+from offline.data.readers import read_transactions
 from stream.errors import InvalidRecordError
-from stream.events import format_event_time, validate_transaction
+from stream.events.decode import validate_transaction
+from stream.events.fields import format_event_time
+from stream.features.spec import MISSING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,13 +21,20 @@ from profiles import (
     transactions,
 )
 
-from offline.features import build_features
-from stream.features.history import MemoryRecords
-from stream.features.identity import identity
-from stream.hop import Case, Note, Question, decode_answers, decode_question, owner_mark
-from stream.outputs import Message, Record
-from stream.pipeline import Batch, PipelineConfig
-from stream.profiled import ProfiledPipeline
+from offline.features.build import build_features
+from stream.events.records import Message, Record
+from stream.pipeline.effects import Batch, PipelineConfig
+from stream.pipeline.entity_join.messages import (
+    Case,
+    Note,
+    Question,
+    decode_answers,
+    decode_question,
+    owner_mark,
+)
+from stream.pipeline.entity_join.topology import ProfiledPipeline
+from stream.state.hashing import identity
+from stream.state.store import MemoryRecords
 
 DAY_MS = 86_400_000
 CONFIG = PipelineConfig(decision_features=True)

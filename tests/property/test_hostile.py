@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.errors import InvalidRecordError, StateError
-from stream.events import MAX_RECORD_BYTES, MAX_RECORD_VALUES
-from stream.features import kernel, layout
-from stream.intake import decode_row
+from stream.events.decode import MAX_RECORD_BYTES, MAX_RECORD_VALUES, decode_row
+from stream.features.windows import records as layout
+from stream.features.windows.arrays import CHUNK, H_COUNT, H_FIRST_CHUNK, H_NEXT_CHUNK, HDR_SIZE, HEAD
+from stream.state.format import _MAGIC, CORRUPT, FORMAT_VERSION, OK, checksum
 
 ORDINARY = json.dumps(decoder._BODY).encode()
 LARGEST = 16 << 20  # of what max_record_bytes may be
@@ -124,16 +125,16 @@ def test_any_bytes_are_a_record_or_a_state_error(raw: bytes) -> None:
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=3, max_size=170), st.sampled_from("HCSL"))
 def test_any_words_with_a_right_checksum_are_read_or_refused(values: list[int], kind: str) -> None:
     words = np.array(values, np.int64)
-    words[0] = layout._MAGIC | (ord(kind) << 8) | layout.FORMAT_VERSION
-    words[1] = layout.checksum(words, 2, len(words))
-    hdr, head = np.zeros(kernel.HDR_SIZE, np.int64), np.zeros((4, kernel.HEAD), np.int64)
-    pending = np.zeros(kernel.CHUNK + 1, np.int64)
+    words[0] = _MAGIC | (ord(kind) << 8) | FORMAT_VERSION
+    words[1] = checksum(words, 2, len(words))
+    hdr, head = np.zeros(HDR_SIZE, np.int64), np.zeros((4, HEAD), np.int64)
+    pending = np.zeros(CHUNK + 1, np.int64)
     status = layout.unpack_head(words, 0, len(words), hdr, head, pending)
-    assert status in {layout.OK, layout.CORRUPT}
-    if status == layout.OK:
-        assert 0 <= hdr[kernel.H_FIRST_CHUNK] <= hdr[kernel.H_NEXT_CHUNK] < 2**32
-        assert 32 * (hdr[kernel.H_NEXT_CHUNK] - hdr[kernel.H_FIRST_CHUNK]) <= hdr[kernel.H_COUNT]
-        assert hdr[kernel.H_NEXT_CHUNK] - hdr[kernel.H_FIRST_CHUNK] <= layout.MAX_CHUNKS
+    assert status in {OK, CORRUPT}
+    if status == OK:
+        assert 0 <= hdr[H_FIRST_CHUNK] <= hdr[H_NEXT_CHUNK] < 2**32
+        assert 32 * (hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK]) <= hdr[H_COUNT]
+        assert hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK] <= layout.MAX_CHUNKS
     for unpack in (layout.unpack_chunk, layout.unpack_segment, layout.unpack_live):
         try:
             unpack(words.tobytes(), layout.chunk_key(b"u", 1))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream import intake
 from stream.errors import InvalidRecordError
-from stream.events import format_event_time, parse_object, validate_transaction
+from stream.events import decode as intake
+from stream.events.decode import parse_object, validate_transaction
+from stream.events.fields import format_event_time
 
 ORDINARY = {
     "transaction_id": "t1",

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.scoring.trees import CompiledTrees, UnsupportedModelError
+from stream.scoring.lightgbm_text import UnsupportedModelError
+from stream.scoring.trees import CompiledTrees
 
 FEATURES = 9
 CATEGORICAL = [3, 4]

@@ -13,12 +13,28 @@ from histories import DAY, HOUR, Engine, Event, Taken, User, disagreements
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offline.features import build_features
-from offline.table import MISSING, TransactionTable
-from stream.features import exact, kernel, layout
-from stream.features.residents import Residents
-from stream.features.spec import CALENDAR_FEATURES, HISTORY_FEATURES, FeatureSpec
+from offline.data.table import TransactionTable
+from offline.features.build import build_features
+from stream.features.spec import CALENDAR_FEATURES, HISTORY_FEATURES, MISSING, FeatureSpec
 from stream.features.vector import Columns, VectorBuilder
+from stream.features.windows import records as layout
+from stream.features.windows import sums as exact
+from stream.features.windows.arrays import (
+    CHUNK,
+    DUPLICATE,
+    H_FIRST_CHUNK,
+    H_HEAD,
+    H_LIVE,
+    H_NEXT_CHUNK,
+    H_PENDING,
+    HEAD,
+    REPLAYED,
+    SEGMENT,
+    new_header,
+)
+from stream.features.windows.cache import Residents
+from stream.features.windows.sums import ACC_SIZE, _add_amount
+from stream.state.format import OK, user_of_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,14 +153,14 @@ def check_no_orphans(engine: Engine) -> None:
     """Every record in the store is one that its user's head names, and the other way round."""
     wanted: set[bytes] = set()
     for key in engine.memory:
-        user, kind, _ = layout.user_of_key(key)
+        user, kind, _ = user_of_key(key)
         if kind != "H":
             continue
         wanted.add(key)
-        first, end = (int(header(engine, user)[at]) for at in (kernel.H_FIRST_CHUNK, kernel.H_NEXT_CHUNK))
+        first, end = (int(header(engine, user)[at]) for at in (H_FIRST_CHUNK, H_NEXT_CHUNK))
         wanted |= {layout.chunk_key(user, number) for number in range(first, end)}
         if end > first:
-            segments = range(first // kernel.SEGMENT, (end - 1) // kernel.SEGMENT + 1)
+            segments = range(first // SEGMENT, (end - 1) // SEGMENT + 1)
             wanted |= {layout.live_key(user), *(layout.segment_key(user, number) for number in segments)}
     assert set(engine.memory) == wanted
 
@@ -152,13 +168,13 @@ def check_no_orphans(engine: Engine) -> None:
 def parts(engine: Engine, user: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[int]]:
     """Return the header, the head's events and the lost live bits of a stored head."""
     hdr, head, pending = (
-        kernel.new_header(),
-        np.zeros((4, kernel.HEAD), np.int64),
-        np.zeros(kernel.CHUNK + 1, np.int64),
+        new_header(),
+        np.zeros((4, HEAD), np.int64),
+        np.zeros(CHUNK + 1, np.int64),
     )
     words = np.frombuffer(engine.memory[layout.head_key(user)], np.int64)
-    assert layout.unpack_head(words, 0, len(words), hdr, head, pending) == layout.OK
-    return hdr, head[:, : hdr[kernel.H_HEAD]], pending[: hdr[kernel.H_PENDING]].tolist()
+    assert layout.unpack_head(words, 0, len(words), hdr, head, pending) == OK
+    return hdr, head[:, : hdr[H_HEAD]], pending[: hdr[H_PENDING]].tolist()
 
 
 def header(engine: Engine, user: bytes) -> npt.NDArray[np.int64]:
@@ -168,7 +184,7 @@ def header(engine: Engine, user: bytes) -> npt.NDArray[np.int64]:
 def content(engine: Engine, user: bytes) -> tuple[list[int], list[list[int]], list[bool]]:
     """Return what a user's records say: header (chunk numbers apart), kept events, which are live."""
     hdr, head, pending = parts(engine, user)
-    first, end = int(hdr[kernel.H_FIRST_CHUNK]), int(hdr[kernel.H_NEXT_CHUNK])
+    first, end = int(hdr[H_FIRST_CHUNK]), int(hdr[H_NEXT_CHUNK])
     numbers = range(first, end)
     chunks = [layout.unpack_chunk(engine.memory[layout.chunk_key(user, number)], b"") for number in numbers]
     live: list[bool] = []
@@ -176,12 +192,9 @@ def content(engine: Engine, user: bytes) -> tuple[list[int], list[list[int]], li
         start, bitmaps = layout.unpack_live(engine.memory[layout.live_key(user)], b"")
         for number in numbers:
             bits = int(bitmaps[number - start])
-            live += [
-                bool(bits >> at & 1) and number * kernel.CHUNK + at not in pending
-                for at in range(kernel.CHUNK)
-            ]
-    live += [bool(int(hdr[kernel.H_LIVE]) >> at & 1) for at in range(head.shape[1])]
-    return hdr[: kernel.H_FIRST_CHUNK].tolist(), np.concatenate([*chunks, head], axis=1).tolist(), live
+            live += [bool(bits >> at & 1) and number * CHUNK + at not in pending for at in range(CHUNK)]
+    live += [bool(int(hdr[H_LIVE]) >> at & 1) for at in range(head.shape[1])]
+    return hdr[:H_FIRST_CHUNK].tolist(), np.concatenate([*chunks, head], axis=1).tolist(), live
 
 
 # --- (a) the engine against the oracle -----------------------------------------------------------------
@@ -236,7 +249,7 @@ def test_features_of_long_histories_are_those_of_the_oracle(name: str) -> None:
     if "slides" in name:
         assert engine.memory.numbers("user-0", "C")[0] > 2, "no chunk was forgotten"
     elif "chunks" not in name:
-        assert most_kept > kernel.CHUNK * kernel.SEGMENT, "the history does not fill a segment"
+        assert most_kept > CHUNK * SEGMENT, "the history does not fill a segment"
 
 
 def test_a_user_goes_from_chunks_back_to_none() -> None:
@@ -270,18 +283,18 @@ def test_heads_are_short_once_there_are_chunks(batch: int) -> None:
         held = parts(engine, b"u")[1].shape[1]
         chunks = bool(engine.memory.numbers("u", "C"))
         longest[chunks] = max(longest[chunks], held)
-    assert longest[True] == (31 if batch == 1 else longest[True]) < kernel.CHUNK
-    assert longest[False] < kernel.HEAD
+    assert longest[True] == (31 if batch == 1 else longest[True]) < CHUNK
+    assert longest[False] < HEAD
     assert longest[False] == (63 if batch == 1 else longest[False])
 
 
 def test_forgotten_within_one_batch_leaves_no_record() -> None:
     """A batch that seals more than a segment and outlives it, as a file replayed at full speed does."""
     engine = Engine(lateness=0)
-    engine.take([("u", Event(f"a{at}", START + at, 1)) for at in range(5 * kernel.CHUNK)])
+    engine.take([("u", Event(f"a{at}", START + at, 1)) for at in range(5 * CHUNK)])
     assert engine.memory.numbers("u", "S") == [0]
-    engine.take([("u", Event(f"b{at}", START + at * DAY // 20, 1)) for at in range(60 * kernel.CHUNK)])
-    assert engine.memory.numbers("u", "C")[0] > kernel.SEGMENT
+    engine.take([("u", Event(f"b{at}", START + at * DAY // 20, 1)) for at in range(60 * CHUNK)])
+    assert engine.memory.numbers("u", "C")[0] > SEGMENT
     check_no_orphans(engine)
 
 
@@ -301,7 +314,7 @@ def test_a_replayed_batch_changes_nothing(taken: list[Taken], seed: int, most: i
         assert (features == -99.0).all()
         for before, code in zip(first, again.outcome.tolist(), strict=True):
             # A duplicate leaves nothing in the state by which its record could be recognised.
-            assert code == kernel.REPLAYED or (before == "duplicate" and code == kernel.DUPLICATE)
+            assert code == REPLAYED or (before == "duplicate" and code == DUPLICATE)
         assert engine.memory == stored
 
 
@@ -315,7 +328,7 @@ def test_a_replayed_batch_of_a_long_history_changes_nothing() -> None:
         assert again.writes == []
         assert {
             code for code, was in zip(again.outcome.tolist(), outcomes, strict=True) if was != "duplicate"
-        } == {kernel.REPLAYED}
+        } == {REPLAYED}
 
 
 def test_a_replay_that_reaches_further_takes_the_rest() -> None:
@@ -339,7 +352,7 @@ def test_offsets_of_another_source_are_not_compared() -> None:
     engine.source, engine.next_offset = 78, 0
     result, _ = engine.decide(taken[40:], 0)
     assert result.other_source.sum() == 1
-    assert kernel.REPLAYED not in result.outcome
+    assert REPLAYED not in result.outcome
     outcomes, _ = engine.take(taken[40:])
     assert "scored" in outcomes
     assert engine.decide(taken[40:], 0)[0].other_source.sum() == 0
@@ -389,7 +402,7 @@ def test_splits_give_the_same_state(taken: list[Taken], seed: int) -> None:
         for user in {user for user, _ in taken}:
             assert content(engine, user.encode()) == content(engines[0], user.encode())
             if not engine.memory.numbers(user, "C") and not engines[0].memory.numbers(user, "C"):
-                fixed = [kernel.H_FIRST_CHUNK, kernel.H_NEXT_CHUNK]
+                fixed = [H_FIRST_CHUNK, H_NEXT_CHUNK]
                 if (header(engine, user.encode())[fixed] == header(engines[0], user.encode())[fixed]).all():
                     key = layout.head_key(user.encode())
                     assert engine.memory[key] == engines[0].memory[key]
@@ -492,11 +505,11 @@ repeated = st.lists(st.tuples(amounts, st.integers(1, 2**30)), min_size=1, max_s
 
 def limbs(values: list[tuple[int, int]]) -> tuple[int, list[int], list[int]]:
     """Return count, the two limbs of the sum and the four of the sum of squares, as the kernel adds them."""
-    acc = np.zeros((1, kernel.ACC_SIZE), np.int64)
-    totals = np.zeros(kernel.ACC_SIZE, np.int64)
+    acc = np.zeros((1, ACC_SIZE), np.int64)
+    totals = np.zeros(ACC_SIZE, np.int64)
     for amount, times in values:
         acc[:] = 0
-        kernel._add_amount(acc, 0, amount)
+        _add_amount(acc, 0, amount)
         totals += acc[0] * times
     found = totals.tolist()
     return found[0], found[1:3], found[3:7]

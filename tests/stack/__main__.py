@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from helpers import wait_until
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from offline.simulate import Simulation, simulate
+from offline.simulation.simulator import Simulation, simulate
 from stack.engine import ROOT, Engine, install
 
 if TYPE_CHECKING:

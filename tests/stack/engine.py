@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from helpers import wait_until
 
-from stream.brokers.kafka import _libraries
+from stream.kafka.local.apache import _libraries
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -11,10 +11,10 @@ from benchmarks import report
 from benchmarks.hop import summary
 from benchmarks.hop_workload import CASES, decide, hop_workloads
 from benchmarks.workload import PARTITIONS, WorkloadSpec
-from stream.events import Outcome
-from stream.features.history import MemoryRecords
-from stream.features.layout import user_of_key
+from stream.events.models import Outcome
 from stream.scoring.bundle import Bundle
+from stream.state.format import user_of_key
+from stream.state.store import MemoryRecords
 
 SPEC = WorkloadSpec(users=40, events=12, transactions=400, trees=8, leaves=6, alert_share=0.1)
 

@@ -22,8 +22,10 @@ import pytest
 from bundles import made_bundle
 from histories import DAY, Memory
 
-from stream.events import format_event_time
-from stream.pipeline import Batch, Pipeline, PipelineConfig, Plan, Record
+from stream.events.fields import format_event_time
+from stream.events.records import Record
+from stream.pipeline.effects import Batch, PipelineConfig, Plan
+from stream.pipeline.transactions import Pipeline
 from stream.scoring.bundle import Thresholds
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from bundles import trained_bundle
 
-from stream.brokers.base import free_port
-from stream.cli.check import Finding, findings
+from stream.cli.commands.check import Finding, findings
+from stream.kafka.local.base import free_port
 from stream.settings import Settings
 
 if TYPE_CHECKING:

@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.columns import Problems, read_money, read_time
-from offline.datasets import read_transactions
-from offline.mapping import TimeFormat
-from offline.simulate import Simulation, simulate
-from offline.table import MISSING, Labels, TransactionTable, format_minor
-from offline.table_files import write_table
+from offline.data.columns import Problems, read_money, read_time
+from offline.data.mapping import TimeFormat
+from offline.data.readers import read_transactions
+from offline.data.table import Labels, TransactionTable, format_minor
+from offline.data.writers import write_table
+from offline.simulation.simulator import Simulation, simulate
 from stream.errors import ConfigError, DataError
-from stream.events import decode_transaction, parse_event_time
+from stream.events.decode import decode_transaction
+from stream.events.fields import parse_event_time
+from stream.features.spec import MISSING
 
 MAPPING = """
 [columns]

@@ -16,8 +16,8 @@ from click import Context
 from jsonschema import Draft202012Validator
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream.brokers.kafka import KAFKA_VERSION
 from stream.cli import _cli
+from stream.kafka.local.apache import KAFKA_VERSION
 from stream.monitoring.metrics import Metrics, Readings
 from stream.scoring.bundle import _META_FILE
 from stream.settings import _known_variables, load_settings

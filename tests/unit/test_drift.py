@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from bundles import made_bundle, trained_bundle
 
-from offline.reference import reference_statistics
+from offline.training.drift_reference import reference_statistics
 from stream.monitoring.drift import PSI_THRESHOLD, Drift, Found, choose_watched
 from stream.monitoring.metrics import Metrics
-from stream.runtime.readings import drift_of
+from stream.runtime.wiring import drift_of
 from stream.settings import Settings
 
 NAMES = ("amount", "amount_sum_7d", "amount_zscore_30d", "channel_code", "hour", "balance_change_ratio")

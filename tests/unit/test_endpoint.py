@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stream.runtime.endpoint import Endpoint
+from stream.serving.health import Endpoint
 from stream.settings import MetricsSettings
 
 if TYPE_CHECKING:

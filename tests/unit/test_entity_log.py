@@ -10,11 +10,12 @@ from bundles import made_bundle
 from hops import TOPICS, Bus, Worker
 from profiles import PROFILES, START_MS, transactions
 
-from stream.features.entity_event import E_SIZE, L_SIZE, L_UNTIL, L_WHEN
-from stream.features.entity_log import CHUNK, HEAD_KIND, MAX_WAITING, EntityLogs, Horizon, Waiting
-from stream.features.history import MemoryRecords
-from stream.features.layout import describe_record, entity_prefix, record_key
-from stream.pipeline import PipelineConfig
+from stream.features.profiles.cache import EntityLogs
+from stream.features.profiles.log import CHUNK, HEAD_KIND, MAX_WAITING, Horizon, Waiting
+from stream.features.profiles.online import E_SIZE, L_SIZE, L_UNTIL, L_WHEN
+from stream.pipeline.effects import PipelineConfig
+from stream.state.format import describe_record, entity_prefix, record_key
+from stream.state.store import MemoryRecords
 
 DAY_MS = 86_400_000
 NAME = entity_prefix(2, -5)

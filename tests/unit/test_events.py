@@ -14,23 +14,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from stream.currencies import MINOR_UNIT_DECIMALS
 from stream.errors import InvalidRecordError
-from stream.events import (
-    MAX_AMOUNT_MINOR,
-    MAX_RECORD_BYTES,
-    Alert,
-    Decision,
-    Label,
-    Outcome,
-    Reason,
-    RiskLevel,
-    Transaction,
-    decode_label,
-    decode_transaction,
-    format_event_time,
-    parse_event_time,
-)
+from stream.events.currencies import MINOR_UNIT_DECIMALS
+from stream.events.decode import MAX_RECORD_BYTES, decode_label, decode_transaction
+from stream.events.fields import MAX_AMOUNT_MINOR, format_event_time, parse_event_time
+from stream.events.models import Alert, Decision, Label, Outcome, Reason, RiskLevel, Transaction
 
 NOON = 1_769_860_800_000  # 2026-01-31T12:00:00Z
 LAST = 253_402_300_799_999

@@ -1,4 +1,4 @@
-"""Each seam of ``stream.runtime.faust_seams`` is still needed: upstream still does what it says there.
+"""Each seam of ``stream.runtime.faust_adapter.consumer`` is still needed: upstream still does what it says there.
 
 A test named ``test_upstream_…`` that fails means that Faust has changed, and that the seam may go.
 """
@@ -26,15 +26,10 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from rocksdict import DbClosedError
 
-from stream.runtime.faust_seams import (
-    Assignor,
-    BatchConsumer,
-    BatchTransport,
-    HistoryStore,
-    HistoryTable,
-    PassThroughSchema,
-    StreamApp,
-)
+from stream.runtime.faust_adapter.app import PassThroughSchema, StreamApp
+from stream.runtime.faust_adapter.assignor import Assignor
+from stream.runtime.faust_adapter.consumer import BatchConsumer, BatchTransport
+from stream.runtime.faust_adapter.store import HistoryStore, HistoryTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

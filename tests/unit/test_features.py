@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream.cli import _cli
-from stream.events import format_event_time
+from stream.events.fields import format_event_time
 
 DAY_MS = 86_400_000
 START_MS = 20_000 * DAY_MS

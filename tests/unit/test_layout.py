@@ -10,15 +10,33 @@ from histories import DAY, HOUR, Engine, Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.features import kernel, layout
-from stream.features.history import FAILED
+from stream.features.windows import records as layout
+from stream.features.windows.arrays import (
+    CHUNK,
+    H_BASE,
+    H_COUNT,
+    H_FIRST_CHUNK,
+    H_GONE,
+    H_HEAD,
+    H_LIVE,
+    H_NEXT_CHUNK,
+    H_PENDING,
+    HDR_SIZE,
+    HEAD,
+    SCORED,
+    SEGMENT,
+    Sealed,
+    new_sealed,
+)
+from stream.features.windows.events import FAILED
+from stream.state.format import FORMAT_VERSION, OK, checksum, user_of_key
 
 if TYPE_CHECKING:
     from stream.errors import StateError
 
 START = 1_700_000_000_000
-NEWER = layout.FORMAT_VERSION + 1
-words_of = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=4 * kernel.HEAD, max_size=4 * kernel.HEAD)
+NEWER = FORMAT_VERSION + 1
+words_of = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=4 * HEAD, max_size=4 * HEAD)
 
 
 def history(user: str, count: int, step: int = HOUR) -> list[tuple[str, Event]]:
@@ -40,50 +58,50 @@ def with_version(record: bytes, version: int) -> bytes:
 
 
 def stored_head(record: bytes) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    hdr, head = np.zeros(kernel.HDR_SIZE, np.int64), np.zeros((4, kernel.HEAD), np.int64)
-    pending = np.zeros(kernel.CHUNK + 1, np.int64)
+    hdr, head = np.zeros(HDR_SIZE, np.int64), np.zeros((4, HEAD), np.int64)
+    pending = np.zeros(CHUNK + 1, np.int64)
     words = np.frombuffer(record, np.int64)
     return layout.unpack_head(words, 0, len(words), hdr, head, pending), hdr, head, pending
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
-    st.integers(0, kernel.HEAD - 1),
-    st.integers(0, kernel.CHUNK - 1),
+    st.integers(0, HEAD - 1),
+    st.integers(0, CHUNK - 1),
     st.integers(-(2**63), 2**63 - 1),
-    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=kernel.H_GONE + 1, max_size=kernel.H_GONE + 1),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=H_GONE + 1, max_size=H_GONE + 1),
     words_of,
 )
 def test_a_head_comes_back(count: int, lost: int, live: int, fields: list[int], events: list[int]) -> None:
-    hdr = np.zeros(kernel.HDR_SIZE, np.int64)
-    hdr[: kernel.H_GONE + 1] = fields
-    hdr[kernel.H_FIRST_CHUNK] = 70
-    hdr[kernel.H_NEXT_CHUNK] = 70 + fields[kernel.H_NEXT_CHUNK] % layout.MAX_CHUNKS
-    hdr[kernel.H_COUNT] = 2**40 + fields[kernel.H_COUNT] % 2**40
-    hdr[kernel.H_HEAD], hdr[kernel.H_PENDING], hdr[kernel.H_LIVE] = count, lost, live
-    head = np.array(events, np.int64).reshape(4, kernel.HEAD)
-    pending = np.arange(kernel.CHUNK + 1, dtype=np.int64) * 97_000_003 % 2**32
+    hdr = np.zeros(HDR_SIZE, np.int64)
+    hdr[: H_GONE + 1] = fields
+    hdr[H_FIRST_CHUNK] = 70
+    hdr[H_NEXT_CHUNK] = 70 + fields[H_NEXT_CHUNK] % layout.MAX_CHUNKS
+    hdr[H_COUNT] = 2**40 + fields[H_COUNT] % 2**40
+    hdr[H_HEAD], hdr[H_PENDING], hdr[H_LIVE] = count, lost, live
+    head = np.array(events, np.int64).reshape(4, HEAD)
+    pending = np.arange(CHUNK + 1, dtype=np.int64) * 97_000_003 % 2**32
     words = np.zeros(layout.MAX_HEAD_WORDS, np.int64)
     size = layout.pack_head(hdr, head, pending, words)
     status, hdr2, head2, pending2 = stored_head(words[:size].tobytes())
-    assert status == layout.OK
-    hdr[kernel.H_BASE] = 64
+    assert status == OK
+    hdr[H_BASE] = 64
     np.testing.assert_array_equal(hdr2, hdr)
     np.testing.assert_array_equal(head2[:, :count], head[:, :count])
     np.testing.assert_array_equal(pending2[:lost], pending[:lost])
 
 
-def some_chunks(seed: int, count: int) -> kernel.Sealed:
+def some_chunks(seed: int, count: int) -> Sealed:
     """Return chunks of random bits, every one loaded."""
     rng = np.random.default_rng(seed)
-    sealed = kernel.new_sealed(kernel.SEGMENT * (count // kernel.SEGMENT + 1), count + 1)
+    sealed = new_sealed(SEGMENT * (count // SEGMENT + 1), count + 1)
     for part in (sealed.times, sealed.sums, sealed.live, sealed.merchants, sealed.marks, sealed.store):
         part.view(np.uint8)[:] = rng.integers(0, 256, part.view(np.uint8).shape)
     sealed.slot[:count] = rng.permutation(count)
     return sealed
 
 
-def packed(sealed: kernel.Sealed, *parts: tuple[int, int, int, int]) -> list[bytes]:
+def packed(sealed: Sealed, *parts: tuple[int, int, int, int]) -> list[bytes]:
     sizes = np.zeros(len(parts), np.int64)
     words = layout.pack_parts(sealed, np.array(parts, np.int64), sizes)
     assert sizes.sum() == len(words)
@@ -98,15 +116,13 @@ def test_chunks_come_back() -> None:
         np.testing.assert_array_equal(found, sealed.store[sealed.slot[chunk]])
 
 
-@pytest.mark.parametrize("chunks", range(1, kernel.SEGMENT + 1))
+@pytest.mark.parametrize("chunks", range(1, SEGMENT + 1))
 def test_a_segment_comes_back(chunks: int) -> None:
-    sealed = some_chunks(chunks, kernel.SEGMENT + chunks)
-    [_, record] = packed(
-        sealed, (layout.CHUNK_KIND, 0, 1, 0), (layout.SEGMENT_KIND, kernel.SEGMENT, chunks, 0)
-    )
+    sealed = some_chunks(chunks, SEGMENT + chunks)
+    [_, record] = packed(sealed, (layout.CHUNK_KIND, 0, 1, 0), (layout.SEGMENT_KIND, SEGMENT, chunks, 0))
     found = layout.unpack_segment(record, b"")
     for name, part in zip(("times", "sums", "merchants", "marks"), found, strict=True):
-        expected = getattr(sealed, name)[kernel.SEGMENT : kernel.SEGMENT + chunks]
+        expected = getattr(sealed, name)[SEGMENT : SEGMENT + chunks]
         np.testing.assert_array_equal(part, expected)
 
 
@@ -121,10 +137,10 @@ def test_live_bitmaps_come_back(chunks: int) -> None:
 
 @given(st.binary(max_size=40), st.integers(0, 2**32 - 1))
 def test_keys_say_whose_they_are(user: bytes, number: int) -> None:
-    assert layout.user_of_key(layout.chunk_key(user, number)) == (user, "C", number)
-    assert layout.user_of_key(layout.segment_key(user, number)) == (user, "S", number)
-    assert layout.user_of_key(layout.live_key(user)) == (user, "L", 0)
-    assert layout.user_of_key(layout.head_key(user)) == (user, "H", 0)
+    assert user_of_key(layout.chunk_key(user, number)) == (user, "C", number)
+    assert user_of_key(layout.segment_key(user, number)) == (user, "S", number)
+    assert user_of_key(layout.live_key(user)) == (user, "L", 0)
+    assert user_of_key(layout.head_key(user)) == (user, "H", 0)
 
 
 def test_users_whose_names_look_like_keys_do_not_meet() -> None:
@@ -149,24 +165,22 @@ def meets(engine: Engine, user: str) -> StateError:
         (name, Event("new", START + 200 * HOUR, 77, "m1")) for name in ("before", "small", "behind")
     ]
     for name in ("before", "small", "behind"):
-        engine.memory.update(
-            {k: v for k, v in twin.memory.items() if layout.user_of_key(k)[0] == name.encode()}
-        )
+        engine.memory.update({k: v for k, v in twin.memory.items() if user_of_key(k)[0] == name.encode()})
     taken = [*neighbours[:2], (user, Event("late", START + HOUR // 2, 5, "m2")), neighbours[2]]
     taken.append((user, Event("later", START + 300 * HOUR, 5, "m2")))
     engine.next_offset = twin.next_offset = 10_000
-    untouched = {k: v for k, v in engine.memory.items() if layout.user_of_key(k)[0] == user.encode()}
+    untouched = {k: v for k, v in engine.memory.items() if user_of_key(k)[0] == user.encode()}
     result, features = engine.decide(taken, engine.next_offset)
     (error,) = result.errors.values()
-    assert result.outcome.tolist() == [kernel.SCORED, kernel.SCORED, FAILED, kernel.SCORED, FAILED]
-    assert {layout.user_of_key(key)[0] for key, _ in result.writes} == {b"before", b"small", b"behind"}
+    assert result.outcome.tolist() == [SCORED, SCORED, FAILED, SCORED, FAILED]
+    assert {user_of_key(key)[0] for key, _ in result.writes} == {b"before", b"small", b"behind"}
     engine.memory.write(result.writes)
-    left = {k: v for k, v in engine.memory.items() if layout.user_of_key(k)[0] == user.encode()}
+    left = {k: v for k, v in engine.memory.items() if user_of_key(k)[0] == user.encode()}
     assert left == untouched
     _, alone = twin.take(neighbours)
     np.testing.assert_array_equal(features[[0, 1, 3]], alone)
     for key, value in twin.memory.items():
-        if layout.user_of_key(key)[0] == b"before":
+        if user_of_key(key)[0] == b"before":
             assert engine.memory[key] == value
     text = str(error)
     assert repr(user) in text
@@ -178,7 +192,7 @@ def keys_of(engine: Engine, user: str) -> dict[str, bytes]:
     """Return one key of each kind of a user's records; of the chunks and segments the first."""
     found: dict[str, bytes] = {}
     for key in sorted(engine.memory):
-        owner, kind, _ = layout.user_of_key(key)
+        owner, kind, _ = user_of_key(key)
         if owner == user.encode():
             found.setdefault(kind, key)
     return found
@@ -242,7 +256,7 @@ def test_damage_is_one_user_s_error(kind: str, what: str) -> None:
     text = str(meets(engine, "victim"))
     assert NAMES[kind] in text
     if what == "newer":
-        assert f"format {NEWER}, newer than the {layout.FORMAT_VERSION} of this program; upgrade it" in text
+        assert f"format {NEWER}, newer than the {FORMAT_VERSION} of this program; upgrade it" in text
     else:
         assert "corrupt" in text
 
@@ -286,20 +300,20 @@ def older(record: bytes, kind: str) -> bytes:
     words = np.frombuffer(record, np.int64).copy()
     words[0] -= 1
     if kind == "H":
-        counts, live = 2 + kernel.H_GONE + 1, 2 + kernel.H_GONE + 2
+        counts, live = 2 + H_GONE + 1, 2 + H_GONE + 2
         assert 0 <= words[live] < 2**32
         words[counts] |= words[live] << 16
         words = np.delete(words, live)
-        words[1] = layout.checksum(words, 2, len(words))
+        words[1] = checksum(words, 2, len(words))
     return words.tobytes()
 
 
 @pytest.mark.parametrize("count", [5, 80, 1_170])
 def test_an_older_version_is_migrated_when_it_is_read(count: int) -> None:
-    assert layout.FORMAT_VERSION == 2, "and so should the version that this test is about"
+    assert FORMAT_VERSION == 2, "and so should the version that this test is about"
     engine, twin = filled(user=count), filled(user=count)
     for key, record in engine.memory.items():
-        engine.memory[key] = older(record, layout.user_of_key(key)[1])
+        engine.memory[key] = older(record, user_of_key(key)[1])
         assert engine.memory[key] != twin.memory[key]
     more = [
         ("user", Event("late", START + (count - 3) * HOUR, 5, "m2")),

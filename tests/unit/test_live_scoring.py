@@ -22,21 +22,22 @@ from profiles import OTHER_PROFILES, PROFILES, START_MS, labels_of, table_of, tr
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from offline.entity_logs import load_logs
-from offline.histories import load_histories
-from stream.brokers.base import free_port
+from offline.features.entity_logs import load_logs
+from offline.features.histories import load_histories
 from stream.errors import StateError
-from stream.hop import Note, Question
-from stream.hop import partition_of as entity_partition
-from stream.preview import Preview
-from stream.runtime.live_scoring import ONLY_HEADER, SPEC_HEADER, LiveScoring, partition_of
+from stream.kafka.local.base import free_port
+from stream.kafka.partitioner import partition_of
+from stream.pipeline.entity_join.messages import Note, Question
+from stream.pipeline.entity_join.messages import partition_of as entity_partition
+from stream.pipeline.preview import Preview
+from stream.serving.forwarding import ONLY_HEADER, SPEC_HEADER, LiveScoring
 from stream.settings import ScoringSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stream.features.entities import EntityProfile
-    from stream.features.history import MemoryRecords
+    from stream.features.profiles.spec import EntityProfile
+    from stream.state.store import MemoryRecords
 
 LATENESS_MS = 3 * 86_400_000
 PARTITIONS = 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from stream.runtime.logs import (
+from stream.monitoring.logs import (
     CONTEXT,
     ConsoleFormatter,
     JsonFormatter,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
     """What a process configured by :func:`configure_logging` has written; it is put back afterwards."""
     names = ("", "faust", "mode", "aiokafka", "kafka", "asyncio", "opentelemetry", "urllib3")
-    loggers = [logging.getLogger(name) for name in (*names, "stream.runtime.faust_seams")]
+    loggers = [logging.getLogger(name) for name in (*names, "stream.runtime.faust_adapter.consumer")]
     handlers, hook = loggers[0].handlers[:], threading.excepthook
     levels = [logger.level for logger in loggers]
 

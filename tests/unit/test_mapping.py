@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from offline.mapping import parse_mapping, shipped_mapping, shipped_mappings
+from offline.data.mapping import parse_mapping, shipped_mapping, shipped_mappings
 from stream.errors import DataError
 
 GOOD = """

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from stream.cli.metrics import table
+from stream.cli.commands.metrics import table
 from stream.monitoring.metrics import Distribution, Metrics, Readings
 
 ROOT = Path(__file__).parents[2]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from offline.datasets import read_transactions
-from offline.features import build_features
-from stream.cli.evaluate import evaluate
-from stream.cli.inspect import inspect
-from stream.cli.train import train
+from offline.data.readers import read_transactions
+from offline.features.build import build_features
+from stream.cli.commands.evaluate import evaluate
+from stream.cli.commands.inspect import inspect
+from stream.cli.commands.train import train
 from stream.scoring.bundle import Bundle
 
 DATA = Path(__file__).parents[1] / "data" / "synccfd.parquet"

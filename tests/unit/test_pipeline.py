@@ -18,21 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from stream.events import (
-    MAX_RECORD_BYTES,
-    Alert,
-    DeadLetterHeader,
-    Decision,
-    Outcome,
-    RiskLevel,
-    parse_event_time,
-)
-from stream.features import layout
+from stream.decisions.policy import Policy, alert_id
+from stream.decisions.reasons import Explainer
+from stream.events.decode import MAX_RECORD_BYTES
+from stream.events.fields import parse_event_time
+from stream.events.models import Alert, DeadLetterHeader, Decision, Outcome, RiskLevel
+from stream.events.records import Message, Record
 from stream.features.spec import HISTORY_FEATURES, FeatureSpec
-from stream.pipeline import Batch, Message, Pipeline, PipelineConfig, Plan, Record
+from stream.features.windows import records as layout
+from stream.pipeline.effects import Batch, PipelineConfig, Plan
+from stream.pipeline.transactions import Pipeline
 from stream.scoring.bundle import Bundle, Thresholds
-from stream.scoring.policy import Policy, alert_id
-from stream.scoring.reasons import Explainer
+from stream.state.format import user_of_key
 
 __all__ = ["bundle"]
 
@@ -645,7 +642,7 @@ def test_partitions_taken_together_are_as_if_each_was_taken_alone(bundle: Bundle
             assert plan.outcomes == expected.outcomes
             np.testing.assert_array_equal(plan.scores, expected.scores)
         if begin == 340:
-            head = next(key for key in apart_memory[2] if layout.user_of_key(key)[1] == "H")
+            head = next(key for key in apart_memory[2] if user_of_key(key)[1] == "H")
             for memory in (apart_memory[2], joint_memory[2]):
                 memory[head] = memory[head][:-8] + bytes(8)
     assert apart_memory == joint_memory

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from offline.features import build_features, fit_spec
-from offline.imbalance import IMBALANCES, balance
-from offline.prequential import (
+from offline.data.writers import write_table
+from offline.evaluation.prequential import (
     Protocol,
     card_precision,
     evaluate_weeks,
@@ -20,10 +19,11 @@ from offline.prequential import (
     week_fold,
     weekly_features,
 )
-from offline.recipe import CARDS, fit_booster
-from offline.simulate import Simulation, simulate
-from offline.table_files import write_table
-from stream.cli.evaluate import evaluate
+from offline.features.build import build_features, fit_spec
+from offline.simulation.simulator import Simulation, simulate
+from offline.training.imbalance import IMBALANCES, balance
+from offline.training.recipes import CARDS, fit_booster
+from stream.cli.commands.evaluate import evaluate
 from stream.errors import ConfigError, DataError
 
 DAY_MS = 86_400_000

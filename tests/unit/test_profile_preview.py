@@ -24,16 +24,16 @@ from profiles import (
     transactions,
 )
 
-from offline.entity_logs import load_logs
-from offline.features import LATE, SCORED, build_features
-from offline.histories import load_histories
-from stream.features.entity_log import HEAD_KIND
-from stream.features.history import MemoryRecords
-from stream.features.identity import identity
-from stream.features.layout import entity_prefix, record_key
-from stream.hop import CODES, partition_of
-from stream.pipeline import PipelineConfig
-from stream.preview import Preview
+from offline.features.build import LATE, SCORED, build_features
+from offline.features.entity_logs import load_logs
+from offline.features.histories import load_histories
+from stream.features.profiles.log import HEAD_KIND
+from stream.pipeline.effects import PipelineConfig
+from stream.pipeline.entity_join.messages import CODES, partition_of
+from stream.pipeline.preview import Preview
+from stream.state.format import entity_prefix, record_key
+from stream.state.hashing import identity
+from stream.state.store import MemoryRecords
 
 CONFIG = PipelineConfig(decision_features=True)
 NOW_MS = START_MS + 1000 * DAY_MS

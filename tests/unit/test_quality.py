@@ -5,10 +5,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from offline.datasets import read_transactions
-from offline.quality import check_quality
-from offline.simulate import Simulation, simulate
-from stream.cli.inspect import inspect
+from offline.data.quality import check_quality
+from offline.data.readers import read_transactions
+from offline.simulation.simulator import Simulation, simulate
+from stream.cli.commands.inspect import inspect
 from stream.errors import DataError
 
 DAY_MS = 86_400_000

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offline.data.table import Labels
 from offline.replay import Pacing, ReplayReport, count_labels, table_records
-from offline.simulate import Simulation, simulate
-from offline.table import Labels
-from stream.cli.durations import DURATION, format_duration, parse_duration
+from offline.simulation.simulator import Simulation, simulate
+from stream.cli.options import DURATION, format_duration, parse_duration
 from stream.errors import ConfigError, InvalidRecordError
-from stream.events import decode_label, decode_transaction
+from stream.events.decode import decode_label, decode_transaction
 from stream.settings import TopicSettings
 
 TOPICS = TopicSettings()

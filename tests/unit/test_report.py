@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from offline.profiles import SHIPPED, load_profiles
-from offline.reference import reference_statistics
-from offline.report import stability_index
-from offline.simulate import Simulation, simulate
-from offline.table_files import write_table
-from stream.cli.train import train
-from stream.cli.tune import tune
+from offline.data.writers import write_table
+from offline.reporting.report import stability_index
+from offline.simulation.simulator import Simulation, simulate
+from offline.training.drift_reference import reference_statistics
+from offline.training.profiles import SHIPPED, load_profiles
+from stream.cli.commands.train import train
+from stream.cli.commands.tune import tune
 from stream.errors import ConfigError
 from stream.scoring.bundle import Bundle
 

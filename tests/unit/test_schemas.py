@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
-from stream.cli.compatibility import breaking_changes
-from stream.cli.schemas import EVENTS, build_schemas, schemas, to_text
+from stream.cli.commands.schemas import EVENTS, build_schemas, schemas, to_text
 from stream.errors import ConfigError
-from stream.events import DeadLetterHeader
+from stream.events.compatibility import breaking_changes
+from stream.events.models import DeadLetterHeader
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 Document = dict[str, Any]

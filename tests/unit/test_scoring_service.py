@@ -19,19 +19,20 @@ from bundles import made_bundle
 from click.testing import CliRunner
 from profiles import PROFILES, labels_of, table_of, transactions
 
-from offline.features import SCORED, build_features
-from offline.histories import load_histories
-from offline.simulate import Simulation, simulate
-from offline.table_files import write_table
-from offline.train import TrainingOptions, train
-from stream.cli.serve import serve as serve_command
-from stream.outputs import Record
-from stream.pipeline import Batch, Pipeline, PipelineConfig
-from stream.preview import Preview
-from stream.runtime.endpoint import listen
-from stream.runtime.scoring_service import MAX_BATCH, ScoringService, openapi
-from stream.scoring.policy import Policy
+from offline.data.writers import write_table
+from offline.features.build import SCORED, build_features
+from offline.features.histories import load_histories
+from offline.simulation.simulator import Simulation, simulate
+from offline.training.train import TrainingOptions, train
+from stream.cli.commands.serve import serve as serve_command
+from stream.decisions.policy import Policy
+from stream.events.records import Record
+from stream.pipeline.effects import Batch, PipelineConfig
+from stream.pipeline.preview import Preview
+from stream.pipeline.transactions import Pipeline
 from stream.scoring.predictor import Predictor
+from stream.serving.http import listen
+from stream.serving.predict import MAX_BATCH, ScoringService, openapi
 
 LATENESS_MS = 3 * 86_400_000
 NOW_MS = 1_800_000_000_000

@@ -10,7 +10,10 @@ import pytest
 from bundles import simulated, trained_bundle
 from histories import Memory
 
-from stream.features.entities import (
+from stream.decisions.reasons import Explainer
+from stream.decisions.sentences import _TEMPLATES, LANGUAGES
+from stream.events.records import Record
+from stream.features.profiles.spec import (
     ACTIVITY_AGGREGATES,
     ENTITIES,
     LABEL_AGGREGATES,
@@ -18,11 +21,9 @@ from stream.features.entities import (
     EntityProfile,
 )
 from stream.features.spec import FeatureSpec
-from stream.outputs import Record
-from stream.pipeline import Batch, Pipeline
-from stream.runtime.app import pipeline_config
-from stream.scoring.reasons import Explainer
-from stream.scoring.sentences import _TEMPLATES, LANGUAGES
+from stream.pipeline.effects import Batch
+from stream.pipeline.transactions import Pipeline
+from stream.runtime.wiring import pipeline_config
 from stream.settings import Settings
 
 SPEC = FeatureSpec(

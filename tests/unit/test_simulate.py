@@ -5,11 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from offline.difficulty import measure_difficulty
-from offline.simulate import Simulation, simulate
-from offline.table_files import write_table
+from offline.data.writers import write_table
+from offline.evaluation.baselines import measure_difficulty
+from offline.simulation.simulator import Simulation, simulate
 from stream.errors import ConfigError
-from stream.events import decode_transaction
+from stream.events.decode import decode_transaction
 
 INCOMING = {"transfer_in", "salary", "refund"}
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from stream.errors import ConfigError
-from stream.runtime.tracing import build_tracer, remote_parent
+from stream.monitoring.tracing import build_tracer, remote_parent
 from stream.settings import Settings
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.evaluate import best_f1_threshold, binary_metrics, precision_threshold
-from offline.features import build_features
-from offline.reference import reference_statistics
-from offline.simulate import Simulation, simulate
-from offline.split import split_by_time
-from offline.train import TrainingOptions, train
+from offline.features.build import build_features
+from offline.metrics import best_f1_threshold, binary_metrics, precision_threshold
+from offline.simulation.simulator import Simulation, simulate
+from offline.training.drift_reference import reference_statistics
+from offline.training.split import split_by_time
+from offline.training.train import TrainingOptions, train
 from stream.errors import ConfigError, DataError
 from stream.scoring.bundle import Bundle
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from offline.compare import MODELS, Comparison, compare_models
-from offline.simulate import Simulation, simulate
-from offline.table_files import write_table
-from offline.train import TrainingOptions, load_parameters
-from offline.tune import Tuning, saved_share, tune
-from stream.cli.compare import compare_models as compare_command
-from stream.cli.tune import tune as command
+from offline.data.writers import write_table
+from offline.evaluation.compare import MODELS, Comparison, compare_models
+from offline.simulation.simulator import Simulation, simulate
+from offline.training.train import TrainingOptions, load_parameters
+from offline.training.tune import Tuning, saved_share, tune
+from stream.cli.commands.compare import compare_models as compare_command
+from stream.cli.commands.tune import tune as command
 from stream.errors import ConfigError, DataError
 
 OPTIONS = TrainingOptions(trees=30, leaves=15)
@@ -30,7 +30,7 @@ def tuned(table):
 
 
 def test_tuning_is_reproducible_and_never_sees_the_test_part(table, tuned):
-    from offline.split import split_by_time
+    from offline.training.split import split_by_time
 
     test = split_by_time(table).test
     other = dataclasses.replace(

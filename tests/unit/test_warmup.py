@@ -30,9 +30,11 @@ def main() -> None:
     """Print how many functions warming up compiles, and what the traffic after it still does."""
     from bundles import trained_bundle
 
-    from stream.features.history import MemoryRecords
-    from stream.pipeline import Batch, Pipeline, PipelineConfig, Record
+    from stream.events.records import Record
+    from stream.pipeline.effects import Batch, PipelineConfig
+    from stream.pipeline.transactions import Pipeline
     from stream.runtime.warmup import warm_up
+    from stream.state.store import MemoryRecords
 
     pipeline = Pipeline(trained_bundle(), PipelineConfig())
     cold = compiled()
@@ -68,7 +70,7 @@ def stages() -> tuple[int, set[str]]:
     from hops import TOPICS, Bus, Worker, run
     from profiles import PROFILES, corrected, labels_of, out_of_order, transactions
 
-    from stream.pipeline import PipelineConfig
+    from stream.pipeline.effects import PipelineConfig
     from stream.runtime.warmup import warm_up
 
     bundle, now_ms = made_bundle(entities=PROFILES), START_MS + 10**11

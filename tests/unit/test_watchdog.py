@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stream.runtime.watchdog import Liveness
+from stream.monitoring.watchdog import Liveness
 
 
 def test_work_without_progress_is_a_stall() -> None:

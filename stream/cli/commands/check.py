@@ -1,0 +1,220 @@
+"""``riskstream check``: whether a worker with these settings would find everything as it must be."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import click
+import psutil
+
+from stream.errors import BrokerError, ConfigError, RiskStreamError, StateError, TopicMismatchError
+from stream.events.fields import format_event_time
+from stream.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from stream.settings import Settings
+
+
+#: RocksDB needs room to compact in.
+_LEAST_FREE_BYTES: Final = 1 << 30
+
+_READ_MS: Final = 5_000
+_DAY_SECONDS: Final = 86_400
+
+
+class Finding(NamedTuple):
+    """What one look brought.
+
+    Attributes
+    ----------
+    state
+        "ok", "note" where a worker would run and somebody should know, "WRONG" where it would not.
+    exit_code
+        That of the error which a worker would end with.
+    """
+
+    name: str
+    state: Literal["ok", "note", "WRONG"]
+    text: str
+    exit_code: int = 0
+
+
+@click.command()
+def check() -> None:
+    """Check settings, model, state folder, broker, topics and clock; changes nothing.
+
+    Prints a line for each. Exits with 0 where a worker could start, and otherwise with the status that it
+    would end with: 2 settings, 3 model, 4 broker or topics, 6 state.
+    """
+    status = 0
+    for found in findings(load_settings()):
+        print(f"{found.state:<6}{found.name}: {found.text}", flush=True)
+        status = status or found.exit_code
+    sys.exit(status)
+
+
+def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]:
+    """Look at everything; what cannot be looked at for what went wrong before is left out.
+
+    Parameters
+    ----------
+    now_ms
+        What this machine takes for the time; its clock, unless given.
+    """
+    now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    yield Finding("settings", "ok", f"app {settings.app_id}, broker {settings.kafka.bootstrap_servers}")
+    yield from _guarded("model", lambda: _model(settings, now))
+    yield from _guarded("state", lambda: _state(settings))
+    reached = True
+    for found in _guarded("broker", lambda: _broker(settings)):
+        reached = found.state != "WRONG"
+        yield found
+    if reached:
+        yield from _guarded("topics", lambda: _topics(settings))
+        yield from _guarded("clock", lambda: _clock(settings, now))
+
+
+def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look()
+    except RiskStreamError as error:
+        yield Finding(name, "WRONG", str(error), error.exit_code)
+
+
+def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
+    """Load the bundle as a worker does, down to the compiled trees."""
+    from stream.pipeline.effects import PipelineConfig
+    from stream.pipeline.transactions import Pipeline
+    from stream.scoring.bundle import Bundle
+
+    bundle = Bundle.load(settings.bundle)
+    Pipeline(bundle, PipelineConfig())
+    trained = bundle.trained_at_seconds
+    age = "" if trained is None else f", {(now_ms / 1000 - trained) / _DAY_SECONDS:.1f} days old"
+    yield Finding(
+        "model",
+        "ok",
+        f"{bundle.model_version}, {len(bundle.spec.names)} features (spec {bundle.spec.hash}){age}",
+    )
+    lateness = settings.history.allowed_lateness_days
+    if bundle.allowed_lateness_ms not in {None, int(lateness * _DAY_SECONDS * 1000)}:
+        yield Finding(
+            "model",
+            "note",
+            f"it was trained with an allowed lateness of {bundle.allowed_lateness_ms / 86_400_000:.3g} days, "
+            f"RISKSTREAM_HISTORY__ALLOWED_LATENESS_DAYS is {lateness:.3g}",
+        )
+    if trained is not None and now_ms / 1000 < trained:
+        yield Finding(
+            "clock",
+            "WRONG",
+            f"it is {format_event_time(now_ms)} here, before the model was trained: set the clock",
+            ConfigError.exit_code,
+        )
+
+
+def _state(settings: Settings) -> Iterator[Finding]:
+    """Write a file into the state folder, or into the one that it would be made in."""
+    folder = settings.state_dir.absolute()
+    there = folder.is_dir()
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".riskstream-check-") as file:
+            file.write(b"check")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StateError(
+            f"RISKSTREAM_STATE_DIR: {folder} cannot be written to: {error.strerror or error}"
+        ) from error
+    free = psutil.disk_usage(str(folder)).free
+    text = f"{settings.state_dir} {'is there' if there else 'will be made'}, {free >> 30} GiB free"
+    yield Finding("state", "ok" if free >= _LEAST_FREE_BYTES else "note", text)
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    from stream.kafka.admin import probe
+
+    begun = time.monotonic()
+    probe(settings.kafka, settings.kafka.request_timeout_seconds)
+    yield Finding(
+        "broker",
+        "ok",
+        f"answers in {(time.monotonic() - begun) * 1000:.0f} ms over {settings.kafka.security_protocol}",
+    )
+
+
+def _topics(settings: Settings) -> Iterator[Finding]:
+    from stream.kafka.admin import check_each_topic
+
+    for name, problems in check_each_topic(settings).items():
+        missing = problems == ["does not exist"]
+        if not problems:
+            yield Finding("topic", "ok", name)
+        elif missing and settings.topics.create:
+            yield Finding("topic", "note", f"{name} does not exist; a worker will make it")
+        else:
+            yield Finding("topic", "WRONG", f"{name} {'; '.join(problems)}", TopicMismatchError.exit_code)
+
+
+def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
+    """Compare the clock with the newest transactions' timestamps, which cannot be of the future."""
+    newest = _newest_ms(settings)
+    allowed = int(settings.history.max_future_seconds * 1000)
+    if newest is None:
+        yield Finding(
+            "clock", "note", f"it is {format_event_time(now_ms)} here; no transaction to compare with"
+        )
+    elif newest > now_ms + allowed:
+        yield Finding(
+            "clock",
+            "WRONG",
+            f"it is {format_event_time(now_ms)} here, and a transaction came at {format_event_time(newest)}: "
+            "set this machine's clock, or a producer's; what seems to be of the future becomes a dead letter",
+            ConfigError.exit_code,
+        )
+    else:
+        yield Finding(
+            "clock",
+            "ok",
+            f"it is {format_event_time(now_ms)} here; the last transaction is of {format_event_time(newest)}",
+        )
+
+
+def _newest_ms(settings: Settings) -> int | None:
+    """Return the timestamp of the newest of the partitions' last transactions, None where there is none."""
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.errors import KafkaError
+
+    from stream.kafka.clients import client_config
+
+    topic = settings.topics.transactions
+    try:
+        consumer = KafkaConsumer(**client_config(settings.kafka), enable_auto_commit=False)
+        try:
+            places = [
+                TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
+            ]
+            starts, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
+            filled = {place for place in places if ends[place] > starts[place]}
+            consumer.assign(list(filled))
+            for place in filled:
+                consumer.seek(place, ends[place] - 1)
+            newest: int | None = None
+            deadline = time.monotonic() + _READ_MS / 1000
+            while filled and time.monotonic() < deadline:
+                for place, records in consumer.poll(timeout_ms=200).items():
+                    filled.discard(place)
+                    newest = max([newest or 0, *(record.timestamp for record in records)])
+            return newest
+        finally:
+            consumer.close()
+    except KafkaError as error:
+        raise BrokerError(f"{topic} cannot be read: {error}") from error

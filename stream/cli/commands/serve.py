@@ -1,0 +1,137 @@
+"""``riskstream serve``."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stream.cli.options import data_options, read_table
+
+if TYPE_CHECKING:
+    from offline.data.table import TransactionTable
+    from stream.decisions.sentences import Language
+    from stream.features.spec import FeatureSpec
+    from stream.serving.predict import Asked, ScoringService
+    from stream.state.store import MemoryRecords
+
+
+#: As the worker's settings have them.
+_MAX_FUTURE_MS = 300_000
+
+_MAX_REASONS = 5
+_LATENESS_MS = 3 * 86_400_000
+
+
+@click.command()
+@click.option(
+    "--bundle", required=True, type=click.Path(path_type=Path, file_okay=False), help="The model's folder."
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path, dir_okay=False), help="Transactions that make up the histories."
+)
+@data_options
+@click.option(
+    "--labels",
+    "labels_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Label events for the profiles, JSON lines as they arrived; later ones of a transaction correct it.",
+)
+@click.option(
+    "--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="Of the reasons."
+)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0 picks a free one."
+)
+def serve(
+    *,
+    bundle: Path,
+    data: Path | None,
+    dataset: str | None,
+    mapping: Path | None,
+    labels_path: Path | None,
+    language: Language,
+    host: str,
+    port: int,
+) -> None:
+    """Answer POST /predict with scores and reasons, against the histories and profiles of a file.
+
+    The body is a transaction as on the topic, or a list of them; each is scored as if it came now, and
+    nothing is learnt from it. GET /openapi.json describes it. Users that the file does not have
+    are new users. The histories are those of the file and stay so: a worker's live ones are not asked.
+    Profiles are those of the file and of its labels, with the delays that the model was trained with.
+    """
+    if labels_path is not None and data is None:
+        raise click.UsageError("--labels: they are of the transactions of --data")
+    from stream.pipeline.preview import Preview
+    from stream.scoring.bundle import Bundle
+    from stream.serving.predict import ScoringService
+
+    loaded = Bundle.load(bundle)
+    if labels_path is not None and not loaded.spec.entities:
+        raise click.UsageError("--labels: only a model with profiles makes features of labels")
+    lateness_ms = _LATENESS_MS if loaded.allowed_lateness_ms is None else loaded.allowed_lateness_ms
+    preview = Preview(
+        loaded,
+        lateness_ms=lateness_ms,
+        max_future_ms=_MAX_FUTURE_MS,
+        max_reasons=_MAX_REASONS,
+        language=language,
+    )
+    from stream.state.store import MemoryRecords
+
+    store = MemoryRecords()
+    if data is not None:
+        table = read_table(data, dataset, mapping)
+        store = _state(table, labels_path, loaded.spec, lateness_ms)
+
+    async def score(asked: Asked) -> list[dict[str, Any]]:
+        profiles = preview.profiles
+        answers = () if profiles is None else profiles.answers(asked.rows, store)
+        return preview.score(asked.rows, store, answers)
+
+    asyncio.run(_serve(ScoringService(preview, score), host, port))
+
+
+def _state(
+    table: TransactionTable, labels_path: Path | None, spec: FeatureSpec, lateness_ms: int
+) -> MemoryRecords:
+    """Return what a worker would keep after a file and its labels."""
+    import numpy as np
+
+    from offline.data.labels import read_labels
+    from offline.features.build import REJECTED, SCORED
+    from offline.features.entity_logs import load_logs
+    from offline.features.histories import load_histories
+    from stream.cli.output import progress_bar
+
+    unknown = 0
+    if labels_path is not None:
+        labels, unknown = read_labels(labels_path, table)
+        table = table.with_labels(labels)
+    outcome = np.full(len(table), REJECTED, np.uint8)
+    with progress_bar("Histories", len(table)) as advance:
+        store = load_histories(table, lateness_ms=lateness_ms, outcome=outcome, progress=advance)
+    if spec.entities:
+        store |= load_logs(table, spec, outcome == SCORED, lateness_ms=lateness_ms)
+    if unknown:
+        click.echo(f"{unknown:,} labels are of unknown transactions.", err=True)
+    return store
+
+
+async def _serve(service: ScoringService, host: str, port: int) -> None:
+    from stream.serving.http import listen
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner, port = await listen(service.application(), host, port, option="--port")
+    click.echo(f"Listening on http://{host}:{port}/predict")
+    try:
+        await stop.wait()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,60 @@
+"""``riskstream topics``: make the topics, or see whether they are what the configuration asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from stream.errors import TopicMismatchError
+from stream.settings import load_settings
+
+if TYPE_CHECKING:
+    from stream.kafka.topics import TopicSpec
+    from stream.settings import Settings
+
+
+@click.group()
+def topics() -> None:
+    """Create the topics, or check those that exist."""
+
+
+@topics.command()
+def create() -> None:
+    """Create the topics that are missing, then check all of them.
+
+    Topics that exist are never changed. Exits with 4 where one is not what the settings ask for.
+    """
+    from stream.kafka.admin import create_topics
+
+    settings = load_settings()
+    _report(settings, set(create_topics(settings)))
+
+
+@topics.command()
+def check() -> None:
+    """Compare the topics with the settings; exits with 4 where they differ."""
+    _report(load_settings(), set())
+
+
+def _report(settings: Settings, created: set[str]) -> None:
+    """Print one line a topic, and raise where one is wrong."""
+    from stream.kafka.admin import check_each_topic
+    from stream.kafka.topics import topic_specs
+
+    found = check_each_topic(settings)
+    wrong = [name for name, problems in found.items() if problems]
+    for spec in topic_specs(settings):
+        problems = found[spec.name]
+        state = "WRONG" if problems else "created" if spec.name in created else "ok"
+        print(f"{state:<8} {spec.name}: {'; '.join(problems) or _shape(spec)}")
+    if wrong:
+        raise TopicMismatchError(
+            f"{len(wrong)} of {len(found)} topics are not what the settings ask for: create what is missing "
+            "with 'riskstream topics create'; for the rest change the topic, or RISKSTREAM_TOPICS__*"
+        )
+
+
+def _shape(spec: TopicSpec) -> str:
+    config = "".join(f" {name}={value}" for name, value in spec.config.items())
+    return f"partitions={spec.partitions} replication={spec.replication_factor}{config}"

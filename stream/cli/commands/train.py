@@ -1,0 +1,198 @@
+"""``riskstream train``."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from stream.cli.options import (
+    DURATION,
+    EVENT_TIME,
+    chosen_profiles,
+    data_options,
+    imbalance_option,
+    profiles_option,
+    read_table,
+    tell_absent,
+)
+from stream.cli.output import write_json
+from stream.errors import DataError
+
+if TYPE_CHECKING:
+    from offline.training.train import TrainingResult
+
+
+_PARTS: Final = ("train", "validation", "test")
+
+
+@click.command()
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Labelled transactions."
+)
+@data_options
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="The bundle's folder."
+)
+@click.option(
+    "--train-until", type=EVENT_TIME, help="The test part begins here (RFC 3339), not by --test-fraction."
+)
+@click.option(
+    "--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Default 0.2."
+)
+@click.option(
+    "--validation-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.15,
+    show_default=True,
+)
+@click.option(
+    "--label-delay",
+    type=DURATION,
+    default="7d",
+    show_default=True,
+    help="Labels younger than this are not known.",
+)
+@click.option("--trees", type=click.IntRange(min=1), default=500, show_default=True, help="At most.")
+@click.option("--leaves", type=click.IntRange(min=2), default=31, show_default=True)
+@click.option(
+    "--precision", type=click.FloatRange(0, 1), help="Choose the threshold for this precision, not for F1."
+)
+@imbalance_option
+@profiles_option
+@click.option(
+    "--parameters",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What 'riskstream tune' wrote; --leaves is then not heeded.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--allowed-lateness", type=DURATION, default="3d", show_default=True)
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page about the run."
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+)
+def train(
+    *,
+    data: Path,
+    dataset: str | None,
+    mapping: Path | None,
+    output: Path,
+    train_until: int | None,
+    test_fraction: float | None,
+    validation_fraction: float,
+    label_delay: int,
+    trees: int,
+    leaves: int,
+    precision: float | None,
+    imbalance: str,
+    profiles: str | None,
+    parameters: Path | None,
+    seed: int,
+    threads: int,
+    allowed_lateness: int,
+    report: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Train a model and write its bundle.
+
+    The rows are split in the order of time: train, a gap of the label delay, validation, a gap, test.
+    The test part is scored once, at the end, and decides nothing.
+    """
+    if train_until is not None and test_fraction is not None:
+        raise click.UsageError("--train-until and --test-fraction exclude each other")
+    from dataclasses import replace
+
+    from offline.reporting.model_card import model_card
+    from offline.training.imbalance import as_imbalance
+    from offline.training.train import TrainingOptions, load_parameters
+    from offline.training.train import train as fit
+    from stream.cli.output import progress_bar
+
+    options = TrainingOptions(
+        train_until_ms=train_until,
+        test_fraction=0.2 if test_fraction is None else test_fraction,
+        validation_fraction=validation_fraction,
+        label_delay_ms=label_delay,
+        allowed_lateness_ms=allowed_lateness,
+        trees=trees,
+        leaves=leaves,
+        precision_target=precision,
+        imbalance=as_imbalance(imbalance),
+        entities=chosen_profiles(profiles, label_delay),
+        seed=seed,
+        threads=threads,
+    )
+    tuning = None
+    if parameters is not None:
+        options = replace(options, **load_parameters(parameters))
+        tuning = json.loads(parameters.read_bytes())
+    table = read_table(data, dataset, mapping)
+    tell_absent(table, options.entities)
+    with progress_bar("Features", len(table)) as advance:
+        result = fit(table, options, now=datetime.now(UTC), progress=advance)
+    try:
+        result.bundle.save(output)
+        (output / "model-card.md").write_text(model_card(result), encoding="utf-8")
+        if report is not None:
+            from offline.reporting.report import render_report
+
+            report.write_text(render_report(table, result, tuning=tuning), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"the bundle or its figures cannot be written: {error}") from error
+    if json_path is not None:
+        write_json(json_path, _figures(result))
+    _print_summary(result, output)
+
+
+def _figures(result: TrainingResult) -> dict[str, Any]:
+    bundle = result.bundle
+    return {
+        "model_version": bundle.model_version,
+        "feature_spec": bundle.spec.hash,
+        "metrics": bundle.metrics,
+        "training": bundle.training,
+    }
+
+
+def _print_summary(result: TrainingResult, output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    bundle = result.bundle
+    console = Console()
+    shown = Table(title=f"Model {bundle.model_version}, {bundle.training['trees']} trees")
+    shown.add_column("")
+    for name in _PARTS:
+        shown.add_column(name, justify="right")
+    for label, key in (("rows", "rows"), ("frauds", "frauds")):
+        shown.add_row(label, *(f"{bundle.training[name][key]:,}" for name in _PARTS))
+    for label, key in (("from", "first"), ("to", "last")):
+        shown.add_row(label, *(bundle.training[name][key][:16] for name in _PARTS))
+    for key in ("auc", "average_precision", "precision", "recall", "f1"):
+        figures = (f"{bundle.metrics[name][key]:.3f}" for name in _PARTS[1:])
+        shown.add_row(key.replace("_", " "), "-", *figures)
+    console.print(shown)
+    counts = bundle.metrics["test"]["confusion"]
+    console.print(
+        f"Threshold {bundle.thresholds.prediction:.3f}, chosen on validation. On test: "
+        f"{counts['true_positive']:,} frauds found, {counts['false_negative']:,} missed, "
+        f"{counts['false_positive']:,} false alarms."
+    )
+    console.print("Most useful: " + ", ".join(name for name, gain in result.gains[:8] if gain > 0))
+    if bundle.training["invalid_rows"]:
+        console.print(
+            f"{bundle.training['invalid_rows']:,} rows make no valid transaction and were left out."
+        )
+    console.print(f"Bundle written to {output}")
+    if bundle.spec.entities:
+        entities = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
+        console.print(
+            f"With profiles of {entities}: workers keep them, from the topic 'labels' too; "
+            "'riskstream serve' and /predict do not."
+        )

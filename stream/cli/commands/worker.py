@@ -1,0 +1,37 @@
+"""``riskstream worker`` and ``riskstream settings``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import click
+
+from stream.settings import load_settings
+
+
+@click.command()
+def worker() -> None:
+    """Score transactions until SIGTERM or Ctrl-C.
+
+    Settings come from the environment: see 'riskstream settings'.
+    """
+    # Until the worker listens for it: a stop while it still prepares is a stop like any other.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    settings_in_force = load_settings()  # before the imports that take seconds: a wrong one is told at once
+    from stream.runtime.fast_import import import_lean
+
+    import_lean(drift=settings_in_force.drift.enabled)
+    from stream.runtime.worker import run_worker
+
+    sys.exit(run_worker(settings_in_force))
+
+
+@click.command()
+def settings() -> None:
+    """Show every setting in force, secrets hidden.
+
+    A setting 'kafka.bootstrap_servers' is set by RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS.
+    """
+    click.echo(load_settings().describe())

@@ -1,0 +1,192 @@
+"""The options that say how to read a file of transactions, shared by every verb that reads one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from stream.errors import ConfigError
+from stream.events.fields import parse_event_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from offline.data.table import TransactionTable
+    from offline.training.train import TrainingOptions
+    from stream.features.profiles.spec import EntityProfile
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--dataset`` and ``--mapping`` to a command."""
+    command = click.option(
+        "--mapping",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A TOML file that says what the columns of a CSV or Parquet file mean.",
+    )(command)
+    return click.option("--dataset", help="A mapping that comes along: handbook or bank-ledger.")(command)
+
+
+def read_table(path: Path, dataset: str | None, mapping: Path | None) -> TransactionTable:
+    """Return the transactions of ``path``, read as the options say.
+
+    Raises
+    ------
+    ConfigError
+        Both options are given.
+    DataError
+        The file or the mapping cannot be read.
+    """
+    if dataset is not None and mapping is not None:
+        raise ConfigError("--dataset and --mapping exclude each other")
+    from offline.data.readers import read_transactions
+
+    return read_transactions(path, dataset=dataset, mapping=mapping)
+
+
+class _EventTimeType(click.ParamType):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_event_time(value)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+
+
+#: A time with an offset, RFC 3339; its value is milliseconds since the epoch.
+EVENT_TIME: Final = _EventTimeType()
+
+_UNIT_MS: Final = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000}
+_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([dhms])", re.ASCII).fullmatch
+
+
+def parse_duration(text: str) -> int:
+    """Return a duration such as ``3d`` or ``1.5h`` in milliseconds.
+
+    Raises
+    ------
+    ValueError
+        Not a number followed by one of d, h, m and s.
+    """
+    match = _DURATION(text.strip().lower())
+    if match is None:
+        msg = f"{text!r} is not a duration such as 3d, 12h, 30m or 45s"
+        raise ValueError(msg)
+    return round(float(match[1]) * _UNIT_MS[match[2]])
+
+
+def format_duration(milliseconds: int) -> str:
+    """Return a duration in the largest unit that divides it: 86,400,000 is ``1d``."""
+    for unit, size in _UNIT_MS.items():
+        if milliseconds and milliseconds % size == 0:
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds / 1000:g}s"
+
+
+class DurationType(click.ParamType):
+    """A click type whose value is milliseconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the milliseconds of ``value``, which may already be such."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION: Final = DurationType()
+
+imbalance_option = click.option(
+    "--imbalance", default="none", show_default=True, help="What to do to the training part."
+)
+
+profiles_option = click.option(
+    "--profiles", help="Profiles of entities: accounts, cards, or a TOML file; none by default."
+)
+
+
+def chosen_profiles(name: str | None, label_delay_ms: int) -> tuple[EntityProfile, ...]:
+    """Return what ``--profiles`` means.
+
+    Raises
+    ------
+    ConfigError
+        There are no such profiles, or one is wrong.
+    """
+    from offline.training.profiles import load_profiles
+
+    return () if name is None else load_profiles(name, label_delay_days=label_delay_ms / 86_400_000)
+
+
+def tell_absent(table: TransactionTable, profiles: tuple[EntityProfile, ...]) -> None:
+    """Say which profiles are left out, since the file names no such entity."""
+    from offline.training.profiles import present
+
+    for profile in profiles:
+        if not present(table, (profile,)):
+            click.echo(f"The file names no {profile.entity}: that profile is left out.")
+
+
+def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options whose values :func:`training_options` takes."""
+    fraction = click.FloatRange(0, 1, min_open=True, max_open=True)
+    for option in (
+        click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True),
+        click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True),
+        click.option("--trees", type=click.IntRange(min=1), default=500, show_default=True, help="At most."),
+        imbalance_option,
+        profiles_option,
+        click.option(
+            "--label-delay",
+            type=DURATION,
+            default="7d",
+            show_default=True,
+            help="Labels younger than this are not known.",
+        ),
+        click.option("--validation-fraction", type=fraction, default=0.15, show_default=True),
+        click.option("--test-fraction", type=fraction, default=0.2, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+def training_options(
+    *,
+    test_fraction: float,
+    validation_fraction: float,
+    label_delay: int,
+    profiles: str | None,
+    imbalance: str,
+    trees: int,
+    seed: int,
+    threads: int,
+) -> TrainingOptions:
+    """Return the training options that the command line's mean.
+
+    Raises
+    ------
+    ConfigError
+        They contradict each other, or the imbalance is unknown.
+    """
+    from offline.training.imbalance import as_imbalance
+    from offline.training.train import TrainingOptions
+
+    return TrainingOptions(
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        label_delay_ms=label_delay,
+        imbalance=as_imbalance(imbalance),
+        entities=chosen_profiles(profiles, label_delay),
+        trees=trees,
+        seed=seed,
+        threads=threads,
+    )

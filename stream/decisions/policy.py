@@ -1,0 +1,77 @@
+"""From a score to what is done about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from stream.events.models import RiskLevel
+
+if TYPE_CHECKING:
+    from stream.scoring.bundle import Thresholds
+
+
+_RANK: Final = {RiskLevel.LOW: 0, RiskLevel.MEDIUM: 1, RiskLevel.HIGH: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a score means. ``score`` has four decimals, and the rest follows from these.
+
+    Attributes
+    ----------
+    members:
+        Score, level and prediction as members of a JSON object.
+    """
+
+    score: float
+    level: RiskLevel
+    prediction: int
+    alert: bool
+    members: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        members = {
+            "risk_score": self.score,
+            "risk_level": self.level.value,
+            "prediction": self.prediction,
+        }
+        object.__setattr__(self, "members", orjson.dumps(members)[1:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Thresholds, and the level from which alerts are sent; a predicted fraud always is one."""
+
+    thresholds: Thresholds
+    alert_level: RiskLevel = RiskLevel.MEDIUM
+    #: By rounded score, of which there are ten thousand.
+    _known: dict[float, Verdict] = field(default_factory=dict, repr=False, compare=False)
+
+    def judge(self, score: float) -> Verdict:
+        """Return the verdict on an unrounded score."""
+        rounded = round(score, 4)
+        verdict = self._known.get(rounded)
+        if verdict is None:
+            verdict = self._known[rounded] = self._judge(rounded)
+        return verdict
+
+    def _judge(self, rounded: float) -> Verdict:
+        limits = self.thresholds
+        if rounded > limits.high:
+            level = RiskLevel.HIGH
+        elif rounded > limits.medium:
+            level = RiskLevel.MEDIUM
+        else:
+            level = RiskLevel.LOW
+        prediction = int(rounded >= limits.prediction)
+        return Verdict(rounded, level, prediction, prediction == 1 or _RANK[level] >= _RANK[self.alert_level])
+
+
+def alert_id(user_id: str, transaction_id: str) -> str:
+    """Return the id of a transaction's alert: 32 hex digits, the same at every delivery."""
+    text = f"{len(user_id)}:{user_id}{transaction_id}"
+    return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,152 @@
+"""Which changes of an event's JSON Schema would break those who already send or receive it.
+
+It knows the part of JSON Schema that Pydantic writes for the events: types, anyOf, enum, const, bounds,
+pattern, format, arrays, objects and references.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+#: Keyword -> whether a larger value is the stricter one.
+_BOUNDS: Final = {
+    "minimum": True,
+    "exclusiveMinimum": True,
+    "minLength": True,
+    "minItems": True,
+    "minProperties": True,
+    "maximum": False,
+    "exclusiveMaximum": False,
+    "maxLength": False,
+    "maxItems": False,
+    "maxProperties": False,
+}
+
+_FORMS: Final = ("pattern", "format")
+Schema = dict[str, Any]
+
+
+def breaking_changes(old: Schema, new: Schema, side: Literal["producer", "consumer"]) -> list[str]:
+    """Return why ``new`` would break a producer or a consumer that was written for ``old``.
+
+    A producer breaks where something it may send today is refused or dropped tomorrow. A consumer breaks
+    where something may come tomorrow that cannot come today, or a field stays away; further fields do not
+    harm it.
+
+    Parameters
+    ----------
+    old, new:
+        JSON Schemas of an object.
+    side:
+        Whose documents the schema describes.
+
+    Returns
+    -------
+    list[str]
+        One readable line a change, each with the path of the field; empty where nothing breaks.
+    """
+    if side == "producer":
+        return _Comparison(sent=old, taken=new, removed="is no longer known").differences(old, new, "$")
+    return _Comparison(sent=new, taken=old, removed=None).differences(new, old, "$")
+
+
+class _Comparison:
+    """What may be sent by one schema but is not taken by the other.
+
+    ``removed`` is the complaint about a field that is sent but not known to the taker; None where that
+    does no harm, and a known field that is never sent does instead.
+    """
+
+    def __init__(self, sent: Schema, taken: Schema, removed: str | None) -> None:
+        self._sent, self._taken, self._removed = sent, taken, removed
+
+    def differences(self, sent: Schema, taken: Schema, path: str) -> list[str]:
+        problems: list[str] = []
+        takers = _alternatives(taken, self._taken)
+        for alternative in _alternatives(sent, self._sent):
+            # Each kind of value that is sent needs one taker; the nearest one says what is wrong.
+            attempts = [self._compare(alternative, taker, path) for taker in takers]
+            attempts.sort(key=lambda attempt: (_is_type_change(attempt), len(attempt)))
+            problems += attempts[0]
+        return problems
+
+    def _compare(self, sent: Schema, taken: Schema, path: str) -> list[str]:
+        types = sent.get("type"), taken.get("type")
+        if types[1] is not None and types[0] != types[1] and types != ("integer", "number"):
+            return [f"{path}: {_TYPE_CHANGE} from {_expected(types, self._removed)}"]
+        problems = _narrowed_values(sent, taken, path)
+        if "properties" in sent or "properties" in taken:
+            problems += self._fields(sent, taken, path)
+        for keyword in ("items", "additionalProperties"):
+            inner = taken.get(keyword)
+            if isinstance(inner, dict):
+                outer = sent.get(keyword)
+                problems += self.differences(outer if isinstance(outer, dict) else {}, inner, f"{path}[]")
+            elif inner is False and sent.get(keyword) is not False:
+                problems.append(f"{path}: further fields are refused")
+        return problems
+
+    def _fields(self, sent: Schema, taken: Schema, path: str) -> list[str]:
+        given, known = sent.get("properties", {}), taken.get("properties", {})
+        always = set(sent.get("required", ()))
+        problems = [
+            f"{path}.{name}: is required"
+            for name in sorted(taken.get("required", ()))
+            if name not in always and (self._removed is not None or name in given)
+        ]
+        for name in sorted(given.keys() | known.keys()):
+            if name in given and name in known:
+                problems += self.differences(given[name], known[name], f"{path}.{name}")
+            elif name in given and self._removed is not None:
+                problems.append(f"{path}.{name}: {self._removed}")
+            elif name in known and self._removed is None:
+                problems.append(f"{path}.{name}: is no longer sent")
+        return problems
+
+
+_TYPE_CHANGE: Final = "the type changes"
+
+
+def _expected(types: tuple[object, object], removed: str | None) -> str:
+    before, after = types if removed is not None else reversed(types)
+    return f"{before or 'anything'} to {after or 'anything'}"
+
+
+def _is_type_change(problems: list[str]) -> bool:
+    return any(_TYPE_CHANGE in problem for problem in problems)
+
+
+def _narrowed_values(sent: Schema, taken: Schema, path: str) -> list[str]:
+    problems = []
+    values, allowed = _values(sent), _values(taken)
+    if allowed is not None:
+        extra = sorted(set(values) - set(allowed)) if values is not None else ["any value"]
+        problems += [f"{path}: {value} is not among the values known" for value in extra]
+    for keyword, larger_is_stricter in _BOUNDS.items():
+        bound, limit = sent.get(keyword), taken.get(keyword)
+        if limit is None:
+            continue
+        if bound is None or (limit > bound if larger_is_stricter else limit < bound):
+            problems.append(f"{path}: {keyword} differs, {bound} against {limit}")
+    for keyword in _FORMS:
+        if keyword in taken and taken[keyword] != sent.get(keyword):
+            problems.append(f"{path}: {keyword} differs, {sent.get(keyword)} against {taken[keyword]}")
+    return problems
+
+
+def _values(schema: Schema) -> list[str] | None:
+    if "const" in schema:
+        return [repr(schema["const"])]
+    return [repr(value) for value in schema["enum"]] if "enum" in schema else None
+
+
+def _alternatives(schema: Schema, root: Schema) -> list[Schema]:
+    """Return the schemas of which a value must fit one, each with at most one type."""
+    if "$ref" in schema:
+        return _alternatives(root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root)
+    if "anyOf" in schema:
+        return [inner for choice in schema["anyOf"] for inner in _alternatives(choice, root)]
+    kinds = schema.get("type")
+    if isinstance(kinds, list):
+        return [{**schema, "type": kind} for kind in kinds]
+    return [schema]

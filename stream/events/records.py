@@ -1,0 +1,42 @@
+"""records."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+Headers = tuple[tuple[str, bytes], ...]
+
+#: W3C Trace Context: which trace a record belongs to, and what tracing systems add to it.
+TRACEPARENT: Final = "traceparent"
+
+_TRACE_HEADERS: Final = (TRACEPARENT, "tracestate")
+
+#: The longest that tracing systems must hand on of ``tracestate``; a ``traceparent`` has 55.
+_MAX_TRACE_HEADER_BYTES: Final = 512
+
+
+class Record(NamedTuple):
+    """One record of the source topic."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Message(NamedTuple):
+    """One record to produce."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+def trace_context(headers: Headers) -> Headers:
+    """Return what of a record's headers goes on with what is made of it: the trace that it belongs to."""
+    found: dict[str, bytes] = {}
+    for name, value in headers:
+        if name in _TRACE_HEADERS and value is not None and len(value) <= _MAX_TRACE_HEADER_BYTES:
+            found.setdefault(name, value)
+    return tuple(found.items()) if TRACEPARENT in found else ()

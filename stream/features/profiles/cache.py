@@ -1,0 +1,171 @@
+"""cache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stream.errors import StateError
+from stream.features.profiles.log import (
+    _HEADER,
+    _MAX_CHUNKS,
+    _MAX_NUMBER,
+    _MIGRATIONS,
+    _WAITING_SIZE,
+    CHUNK,
+    EVENTS_KIND,
+    HEAD_KIND,
+    LABELS_KIND,
+    MAX_WAITING,
+    EntityLog,
+    Waiting,
+    _Rows,
+)
+from stream.features.profiles.online import E_SIZE, L_IDENT, L_OFFSET, L_SIZE, L_UNTIL, L_WHEN, NEVER
+from stream.state.format import describe_record, read_words, record_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stream.jit import Ints
+    from stream.state.store import RecordReader
+
+
+class EntityLogs:
+    """Logs in memory, the last used ones up to so many bytes.
+
+    Parameters
+    ----------
+    width
+        Words of a transaction: ``E_SIZE`` and more where a log keeps more of each.
+    """
+
+    def __init__(self, max_bytes: int, width: int = E_SIZE) -> None:
+        self._max_bytes = max_bytes
+        self._width = width
+        self._logs: dict[tuple[int, bytes], EntityLog] = {}
+        self._bytes = 0
+
+    def forget(self) -> None:
+        """Forget everything; it is read anew when it is needed."""
+        self._logs.clear()
+        self._bytes = 0
+
+    def of(self, partition: int, prefixes: Iterable[bytes], reader: RecordReader) -> dict[bytes, EntityLog]:
+        """Return a partition's logs, read where they are not in memory.
+
+        One that cannot be used says so in its ``error`` and is not kept.
+        """
+        found: dict[bytes, EntityLog] = {}
+        missing: list[bytes] = []
+        for prefix in prefixes:
+            log = self._logs.pop((partition, prefix), None)
+            if log is None:
+                missing.append(prefix)
+            else:
+                self._bytes -= log.nbytes
+                found[prefix] = log
+        if missing:
+            self._read(missing, reader, found)
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the logs that are kept."""
+        return self._bytes
+
+    def keep(self, partition: int, logs: Iterable[EntityLog]) -> None:
+        """Take logs back that :meth:`of` has given out."""
+        for log in logs:
+            if log.error is None:
+                self._logs[partition, log.prefix] = log
+                self._bytes += log.nbytes
+        while self._bytes > self._max_bytes and self._logs:
+            key = next(iter(self._logs))
+            self._bytes -= self._logs.pop(key).nbytes
+
+    def _read(self, prefixes: list[bytes], reader: RecordReader, found: dict[bytes, EntityLog]) -> None:
+        keys = [record_key(prefix, HEAD_KIND) for prefix in prefixes]
+        chunks: list[bytes] = []
+        heads: list[tuple[EntityLog, Ints]] = []
+        for prefix, key, record in zip(prefixes, keys, reader.read(keys), strict=True):
+            log = found[prefix] = EntityLog(prefix, self._width)
+            if record is None:
+                continue
+            try:
+                words = _head_words(record, key, self._width)
+            except StateError as error:
+                log.error = error
+                continue
+            heads.append((log, words))
+            for kind, first, end in ((EVENTS_KIND, 2, 3), (LABELS_KIND, 4, 5)):
+                chunks += [
+                    record_key(prefix, kind, number) for number in range(int(words[first]), int(words[end]))
+                ]
+        stored = dict(zip(chunks, reader.read(chunks), strict=True)) if chunks else {}
+        for log, words in heads:
+            try:
+                self._load(log, words, stored)
+            except StateError as error:
+                log.error = error
+
+    def _load(self, log: EntityLog, words: Ints, stored: dict[bytes, bytes | None]) -> None:
+        log.newest, log.total = int(words[0]), int(words[1])
+        tail, tail_labels, waiting = (int(count) for count in words[6:9])
+        place = _HEADER
+        for kind, rows, at, count in (
+            (EVENTS_KIND, log.events, 2, tail),
+            (LABELS_KIND, log.labels, 4, tail_labels),
+        ):
+            first, end = int(words[at]), int(words[at + 1])
+            parts = [
+                _chunk(stored, record_key(log.prefix, kind, number), kind, rows.width)
+                for number in range(first, end)
+            ]
+            size = rows.width * count
+            parts.append(words[place : place + size].reshape(rows.width, count))
+            place += size
+            rows.fill(parts, first, end)
+        log.waiting = [
+            Waiting(*row)
+            for row in words[place : place + waiting * _WAITING_SIZE].reshape(-1, _WAITING_SIZE).tolist()
+        ]
+        _link(log.labels)
+
+
+def _head_words(record: bytes, key: bytes, width: int) -> Ints:
+    words = read_words(record, HEAD_KIND, key, _MIGRATIONS)
+    ok = len(words) >= _HEADER
+    if ok:
+        counts = [int(count) for count in words[6:9]]
+        ok = (
+            all(
+                0 <= first <= end < _MAX_NUMBER and end - first <= _MAX_CHUNKS
+                for first, end in ((int(words[2]), int(words[3])), (int(words[4]), int(words[5])))
+            )
+            and all(0 <= count <= MAX_WAITING for count in counts)
+            and len(words) == _HEADER + counts[0] * width + counts[1] * L_SIZE + counts[2] * _WAITING_SIZE
+        )
+    if not ok:
+        raise StateError(f"{describe_record(key)} is corrupt, or of a model that keeps other columns")
+    return words
+
+
+def _chunk(stored: dict[bytes, bytes | None], key: bytes, kind: int, width: int) -> Ints:
+    record = stored[key]
+    if record is None:
+        raise StateError(f"{describe_record(key)} is missing")
+    words = read_words(record, kind, key, _MIGRATIONS)
+    if len(words) != width * CHUNK:
+        raise StateError(f"{describe_record(key)} is corrupt, or of a model that keeps other columns")
+    return words.reshape(width, CHUNK)
+
+
+def _link(rows: _Rows) -> None:
+    """Find for each label when a later one of its transaction became known."""
+    labels = rows.array[:, rows.first : rows.end]
+    labels[L_UNTIL] = NEVER
+    order = np.lexsort((labels[L_OFFSET], labels[L_WHEN], labels[L_IDENT]))
+    follows = labels[L_IDENT, order[1:]] == labels[L_IDENT, order[:-1]]
+    labels[L_UNTIL, order[:-1][follows]] = labels[L_WHEN, order[1:][follows]]

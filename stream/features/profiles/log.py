@@ -1,0 +1,294 @@
+"""Logs of entities: transactions and labels in arrival order, in memory and as stored.
+
+==========  ============================================================  =========================
+key suffix  record                                                        written
+==========  ============================================================  =========================
+``P``       header; transactions and labels that are not sealed; labels   with every change
+            that wait for their transaction
+``E`` n     sealed chunk ``n`` of 16 transactions                         once
+``K`` n     sealed chunk ``n`` of 16 labels                               once
+==========  ============================================================  =========================
+
+Keys, first words and checksums are those of :mod:`stream.features.windows.records`. A key begins with the
+user id, or
+with :func:`layout.entity_prefix`. What no later transaction can see is forgotten by whole chunks, when a
+change is written. When that is depends on how records come in batches, so nobody may look beyond the horizon:
+not even for the transaction of a label that comes late.
+
+:class:`EntityLogs` keeps logs in memory between batches. The caller stores what they return, or ends: what
+is in memory is ahead of the store until then, and nobody else writes these records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from stream.features.profiles.online import (
+    E_TIME,
+    L_IDENT,
+    L_OFFSET,
+    L_SIZE,
+    L_TIME,
+    L_UNTIL,
+    L_WHEN,
+    NEVER,
+    find,
+)
+from stream.jit import compiled
+from stream.state.format import Migrations, checksum, first_word, make_record, record_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stream.errors import StateError
+    from stream.features.profiles.online import Looker
+    from stream.jit import Floats, Ints
+
+
+HEAD_KIND: Final = ord("P")
+_HEAD_START: Final = first_word(HEAD_KIND)
+
+#: No version of these records has needed one yet.
+_MIGRATIONS: Final[Migrations] = {}
+
+EVENTS_KIND: Final = ord("E")
+LABELS_KIND: Final = ord("K")
+
+#: Rows of a sealed chunk. What is not sealed is written with every change, so short ones keep writes small.
+CHUNK: Final = 16
+
+#: Words of the header: newest time, transactions ever, first and next chunk of transactions, of labels, and
+#: how many transactions, labels and waiting labels follow.
+_HEADER: Final = 9
+
+_NOTHING: Final = -(2**62)
+
+#: Most chunks that a head may name; more is not believed, since room is made before they are read.
+_MAX_CHUNKS: Final = 1 << 20
+
+_MAX_NUMBER: Final = 1 << 31
+
+#: Most labels of one user that wait for transactions; the oldest give way.
+MAX_WAITING: Final = 256
+
+_WAITING_SIZE: Final = 4
+_NONE_WAITING: Final = np.empty((0, _WAITING_SIZE), np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A label whose transaction is not known yet."""
+
+    ident: int
+    is_fraud: int
+    when_ms: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """How far behind its newest transaction a log reaches, by event time of transactions and of labels."""
+
+    events_ms: int
+    labels_ms: int
+
+
+class _Rows:
+    """Rows of int64 in arrival order, each a column; the first may be forgotten, the last are not sealed."""
+
+    __slots__ = ("array", "end", "first", "first_chunk", "next_chunk", "width")
+
+    def __init__(self, width: int, extra: int = 0) -> None:
+        self.width = width
+        self.array = np.empty((width + extra, CHUNK), np.int64)
+        self.first = self.end = 0
+        self.first_chunk = self.next_chunk = 0
+
+    @property
+    def tail(self) -> int:
+        """Where what is not sealed begins."""
+        return self.first + (self.next_chunk - self.first_chunk) * CHUNK
+
+    def add(self, values: Sequence[int]) -> None:
+        if self.end == self.array.shape[1]:
+            self._grow()
+        self.array[:, self.end] = values
+        self.end += 1
+
+    def _grow(self) -> None:
+        count = self.end - self.first
+        grown = np.empty((len(self.array), max(2 * count, 4 * CHUNK)), np.int64)
+        grown[:, :count] = self.array[:, self.first : self.end]
+        self.array, self.first, self.end = grown, 0, count
+
+    def forget(self, rows: list[int], until: int) -> list[int]:
+        """Forget leading chunks whose values in these rows are at most ``until``; returns their numbers."""
+        gone = []
+        while (
+            self.first_chunk < self.next_chunk
+            # Of nearly every log the one look at its last row is enough.
+            and self.array[rows[0], self.first + CHUNK - 1] <= until
+            and self.array[rows, self.first : self.first + CHUNK].max() <= until
+        ):
+            gone.append(self.first_chunk)
+            self.first_chunk += 1
+            self.first += CHUNK
+        return gone
+
+    def seal(self) -> list[tuple[int, Ints]]:
+        """Return the chunks that are full by now, each with its number."""
+        sealed = []
+        while self.end - self.tail >= CHUNK:
+            sealed.append((self.next_chunk, self.array[: self.width, self.tail : self.tail + CHUNK]))
+            self.next_chunk += 1
+        return sealed
+
+    def fill(self, parts: Sequence[Ints], first_chunk: int, next_chunk: int) -> None:
+        """Take stored rows, those of the chunks and then the others."""
+        count = sum(part.shape[1] for part in parts)
+        self.array = np.empty((len(self.array), max(2 * count, CHUNK)), np.int64)
+        if count:
+            np.concatenate(parts, axis=1, out=self.array[: self.width, :count])
+        self.first, self.end = 0, count
+        self.first_chunk, self.next_chunk = first_chunk, next_chunk
+
+
+class EntityLog:
+    """One entity's log.
+
+    Attributes
+    ----------
+    newest:
+        The largest event time among its transactions.
+    total:
+        How many it has had.
+    error:
+        Why what is stored cannot be used, in which case nothing is written.
+    """
+
+    __slots__ = ("error", "events", "labels", "newest", "prefix", "total", "waiting")
+
+    def __init__(self, prefix: bytes, width: int) -> None:
+        self.prefix = prefix
+        self.events = _Rows(width)
+        self.labels = _Rows(L_SIZE, 1)
+        self.waiting: list[Waiting] = []
+        self.newest = _NOTHING
+        self.total = 0
+        self.error: StateError | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its rows."""
+        return int(self.events.array.nbytes + self.labels.array.nbytes) + 500
+
+    def add(self, event: Sequence[int]) -> None:
+        """Append a transaction."""
+        self.events.add(event)
+        self.newest = max(self.newest, event[E_TIME])
+        self.total += 1
+
+    def label(self, label: Sequence[int]) -> bool:
+        """Append a label of a transaction in the log; False where it is there already.
+
+        Labels of one transaction are in the order of their time and offset; each is the transaction's until
+        the next one is known.
+        """
+        rows = self.labels
+        order = (label[L_WHEN], label[L_OFFSET])
+        until = NEVER
+        same = np.flatnonzero(rows.array[L_IDENT, rows.first : rows.end] == label[L_IDENT]) + rows.first
+        for at in same.tolist():
+            other = (int(rows.array[L_WHEN, at]), int(rows.array[L_OFFSET, at]))
+            if other == order:
+                return False
+            if other > order:
+                until = min(until, other[0])
+        for at in same.tolist():
+            if (int(rows.array[L_WHEN, at]), int(rows.array[L_OFFSET, at])) < order:
+                rows.array[L_UNTIL, at] = min(int(rows.array[L_UNTIL, at]), order[0])
+        rows.add((*label, until))
+        return True
+
+    def find(self, row: int, value: int) -> int:
+        """Return the place of the last transaction that has a value in a row, -1 where none has."""
+        return find(self.events.array[row], self.events.first, self.events.end, value)
+
+    def look(self, looker: Looker, now: int, amount: int, minor_units: int, user: int, out: Floats) -> None:
+        """Write a profile's features of a transaction that is not in the log yet, see :meth:`Looker.fill`."""
+        events, labels = self.events, self.labels
+        looker.fill(
+            events.array, (events.first, events.end), labels.array, (labels.first, labels.end), now, amount,
+            minor_units, user, out,
+        )  # fmt: skip
+
+    def writes(self, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
+        """Return what has to be stored after a change, None to delete; the head last."""
+        prefix, events, labels = self.prefix, self.events, self.labels
+        writes: list[tuple[bytes, bytes | None]] = []
+        for kind, rows, times, until in (
+            (EVENTS_KIND, events, [E_TIME], self.newest - horizon.events_ms),
+            (LABELS_KIND, labels, [L_WHEN, L_TIME], self.newest - horizon.labels_ms),
+        ):
+            writes += [
+                (record_key(prefix, kind, number), make_record(kind, np.ascontiguousarray(chunk)))
+                for number, chunk in rows.seal()
+            ]
+            writes += [(record_key(prefix, kind, number), None) for number in rows.forget(times, until)]
+        waiting = _NONE_WAITING
+        if self.waiting:
+            words_of = [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in self.waiting]
+            waiting = np.array(words_of, np.int64)
+        sizes = (
+            events.width * (events.end - events.tail), L_SIZE * (labels.end - labels.tail), waiting.size,
+        )  # fmt: skip
+        words = np.empty(2 + _HEADER + sum(sizes), np.int64)
+        _pack(
+            self.newest, self.total, events.first_chunk, events.next_chunk, labels.first_chunk,
+            labels.next_chunk, events.array, events.tail, events.end, events.width, labels.array, labels.tail,
+            labels.end, waiting, words,
+        )  # fmt: skip
+        writes.append((record_key(prefix, HEAD_KIND), words.tobytes()))
+        return writes
+
+
+@compiled
+def _pack(
+    newest: int,
+    total: int,
+    first_chunk: int,
+    next_chunk: int,
+    first_labels: int,
+    next_labels: int,
+    events: Ints,
+    begin: int,
+    end: int,
+    width: int,
+    labels: Ints,
+    begin_labels: int,
+    end_labels: int,
+    waiting: Ints,
+    words: Ints,
+) -> None:
+    """Write a head record to ``words``, which is as long."""
+    words[0] = _HEAD_START
+    words[2], words[3] = newest, total
+    words[4], words[5], words[6], words[7] = first_chunk, next_chunk, first_labels, next_labels
+    words[8], words[9], words[10] = end - begin, end_labels - begin_labels, len(waiting)
+    place = 2 + _HEADER
+    for row in range(width):
+        for at in range(begin, end):
+            words[place] = events[row, at]
+            place += 1
+    for row in range(L_SIZE):
+        for at in range(begin_labels, end_labels):
+            words[place] = labels[row, at]
+            place += 1
+    for at in range(len(waiting)):
+        for column in range(_WAITING_SIZE):
+            words[place] = waiting[at, column]
+            place += 1
+    words[1] = checksum(words, 2, place)

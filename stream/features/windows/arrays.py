@@ -1,0 +1,201 @@
+"""arrays."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from stream.features.spec import HISTORY_FEATURES, WINDOW_MS
+from stream.jit import Ints, Marks, Slots, compiled
+
+CHUNK: Final = 32
+HEAD: Final = 2 * CHUNK  # so that a user of an ordinary month has nothing sealed
+SEGMENT: Final = 32
+TABLE: Final = 1280  # entries that a hash table has for the 1,024 events of a segment
+TIME: Final = 0
+AMOUNT: Final = 1
+MERCHANT: Final = 2
+ID: Final = 3
+
+#: Stands for "no such time"; before every real one.
+NO_TIME: Final = -(1 << 62)
+
+H_OFFSET: Final = 0  # last applied source offset
+H_SOURCE: Final = 1  # which incarnation and partition of the source topic that offset belongs to
+H_NEWEST: Final = 2  # latest event time applied
+H_FIRST: Final = 3  # earliest event time applied
+H_COUNT: Final = 4  # lifetime count, sum (2 limbs), sum of squares (4 limbs), maximum
+H_SUM: Final = 5
+H_SQUARES: Final = 7
+H_MAX: Final = 11
+H_FIRST_CHUNK: Final = 12  # number of the oldest chunk kept
+H_NEXT_CHUNK: Final = 13  # number that the next sealed chunk gets
+H_GONE: Final = 14  # latest event time among the events no longer kept
+H_HEAD: Final = 15  # events in the head
+H_LIVE: Final = 16  # bitmap of the head's live events
+H_PENDING: Final = 17  # sealed events that lost their live bit since the last seal
+H_BASE: Final = 18  # number that a chunk at index 0 of the chunk arrays would have; memory only
+H_PAGE: Final = 19  # the user's first row of the segment arrays; memory only
+H_PAGES: Final = 20  # and how many rows are the user's; memory only
+HDR_SIZE: Final = 21
+_WINDOWS: Final = len(WINDOW_MS)
+_LONGEST: Final = _WINDOWS - 1
+_MARK: Final = 0xFFFFFFFF
+_W0, _W1, _W2, _W3 = WINDOW_MS
+
+#: What :func:`step` says of an event; the first three are the codes of ``Outcome``'s values.
+SCORED: Final = 0
+
+LATE: Final = 1
+DUPLICATE: Final = 2
+REPLAYED: Final = 4
+DEFERRED: Final = 5
+
+#: Features that the kernel writes.
+OUT_SIZE: Final = len(HISTORY_FEATURES)
+
+# Columns of a frame: what whole chunks add to the windows while the edges stay between the same chunks.
+F_END: Final = 0  # index behind the last chunk that the frame accounts for; -1 where there is no frame
+
+F_LOADED: Final = 1  # how many of the user's chunks are loaded; not part of the frame
+F_OPENED: Final = 2  # how many chunks straddle an edge: not in the sums, but in ``opened``
+_F_LOW: Final = 3  # the edges it was made for, and those from which on it no longer holds
+_F_UNTIL: Final = _F_LOW + _WINDOWS
+_F_RINGS: Final = _F_UNTIL + _WINDOWS
+FRAME_SIZE: Final = 48
+
+
+class Sealed(NamedTuple):
+    """Sealed chunks: of one user offline, of all resident users in the worker.
+
+    A user has a range of whole segments; chunk ``n`` is at index ``n - hdr[H_BASE]``, its segment at that
+    by SEGMENT.
+
+    Attributes
+    ----------
+    times : int64[chunks, 2]
+        Earliest and latest time of each chunk.
+    sums : int64[chunks, 4]
+        Sum, two halves of the sum of squares, maximum.
+    live : uint32[chunks]
+        Bitmap of each chunk's live events.
+    merchants : int64[chunks, CHUNK]
+        The events' merchants.
+    marks : uint32[chunks, CHUNK]
+        Fingerprints of their transaction ids.
+    seg : int64[segments, 7]
+        Per segment of 32 chunks: earliest and latest time, sums like a chunk's, number of live events.
+    ids, shops : uint32[segments * TABLE]
+        Hash tables of the transaction ids and of the live events' merchants; an entry is a part of the
+        hash and the event's place in the user's range, 0 is free. A user's segments make one table.
+    frame : int64[segments, FRAME_SIZE]
+        The frame, in the user's first row.
+    opened : int32[chunks]
+        Chunks that straddle an edge of the frame, from the user's first place on.
+    slot : int32[chunks]
+        Where in ``store`` a chunk's events lie, or below 0 when it is not loaded.
+    store : int64[slots, 4, CHUNK]
+        Loaded chunks.
+    """
+
+    times: Ints
+    sums: Ints
+    live: Marks
+    merchants: Ints
+    marks: Marks
+    seg: Ints
+    ids: Marks
+    shops: Marks
+    frame: Ints
+    opened: Slots
+    slot: Slots
+    store: Ints
+
+
+def new_sealed(chunks: int, slots: int) -> Sealed:
+    """Return room for so many chunks, whole segments, of which so many can be loaded."""
+    segments = chunks // SEGMENT
+    return Sealed(
+        times=np.zeros((chunks, 2), np.int64),
+        sums=np.zeros((chunks, 4), np.int64),
+        live=np.zeros(chunks, np.uint32),
+        merchants=np.zeros((chunks, CHUNK), np.int64),
+        marks=np.zeros((chunks, CHUNK), np.uint32),
+        seg=np.zeros((segments, 7), np.int64),
+        ids=np.zeros(segments * TABLE, np.uint32),
+        shops=np.zeros(segments * TABLE, np.uint32),
+        frame=np.zeros((segments, FRAME_SIZE), np.int64),
+        opened=np.zeros(chunks, np.int32),
+        slot=np.zeros(chunks, np.int32),
+        store=np.zeros((slots, 4, CHUNK), np.int64),
+    )
+
+
+@compiled
+def clear_sealed(sealed: Sealed, page: int, pages: int) -> None:
+    """Make a range that of a user without chunks."""
+    sealed.live[page * SEGMENT : (page + pages) * SEGMENT] = 0
+    sealed.slot[page * SEGMENT : (page + pages) * SEGMENT] = -1
+    sealed.ids[page * TABLE : (page + pages) * TABLE] = 0
+    sealed.shops[page * TABLE : (page + pages) * TABLE] = 0
+    sealed.frame[page, F_END] = -1
+    sealed.frame[page, F_LOADED] = 0
+
+
+def new_header() -> np.ndarray:
+    """Return the header of a user without history."""
+    header = np.zeros(HDR_SIZE, np.int64)
+    clear_header(header)
+    return header
+
+
+@compiled
+def clear_header(hdr: Ints) -> None:
+    """Make ``hdr`` that of a user without history."""
+    hdr[:] = 0
+    hdr[H_OFFSET] = -1
+    hdr[H_NEWEST] = NO_TIME
+    hdr[H_FIRST] = NO_TIME
+    hdr[H_GONE] = NO_TIME
+
+
+@compiled
+def _bit(index: int | np.int64) -> np.int64:
+    """Return a word with one bit set; the 63rd is the sign."""
+    return np.int64(1) << np.int64(index)
+
+
+@compiled
+def _ring(low: Ints, t: int) -> int:
+    """Return the shortest window that holds time ``t``, or -1 where none does."""
+    if t <= low[_LONGEST]:
+        return -1
+    row = _LONGEST
+    while row > 0 and t > low[row - 1]:
+        row -= 1
+    return row
+
+
+@compiled
+def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
+    """Set each window's lower edge (exclusive), and return the edge before which events are gone."""
+    newest = hdr[H_NEWEST]
+    gone = (max(newest, t)) - horizon_ms
+    low[0] = max(t - _W0, gone)
+    low[1] = max(t - _W1, gone)
+    low[2] = max(t - _W2, gone)
+    low[3] = max(t - _W3, gone)
+    return int(gone)
+
+
+@compiled
+def is_full(hdr: Ints) -> bool:
+    """Say whether the head must be sealed before another event.
+
+    A user of few events has nothing sealed as long as that can be, so the first chunks are made of all that a
+    head can hold. Who has chunks writes less with a head of one chunk at the most.
+    """
+    count = hdr[H_HEAD]
+    full: bool = count == HEAD or (count == CHUNK and hdr[H_NEXT_CHUNK] > hdr[H_FIRST_CHUNK])
+    return full

@@ -1,0 +1,153 @@
+"""drivers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from stream.features.windows.arrays import (
+    _WINDOWS,
+    CHUNK,
+    DEFERRED,
+    FRAME_SIZE,
+    H_NEXT_CHUNK,
+    H_PAGES,
+    H_PENDING,
+    HDR_SIZE,
+    HEAD,
+    OUT_SIZE,
+    SEGMENT,
+    Sealed,
+    clear_header,
+    clear_sealed,
+    is_full,
+)
+from stream.features.windows.chunks import _LINE_WORDS, seal
+from stream.features.windows.kernel import step
+from stream.features.windows.sums import ACC_SIZE
+from stream.jit import Codes, Flags, Floats, Ints, counted, prefetch
+
+#: How many events ahead the offline driver asks for a row's memory.
+_AHEAD: Final = 8
+
+
+@counted
+def run_users(
+    starts: Ints,
+    order: Ints,
+    t: Ints,
+    amount: Ints,
+    merchant: Ints,
+    ident: Ints,
+    minor_units: Ints,
+    horizon_ms: int,
+    lateness_ms: int,
+    outcome: Codes,
+    features: Floats,
+    sealed: Sealed,
+) -> None:
+    """Run whole users from nothing, each one's events in arrival order: the offline driver.
+
+    Parameters
+    ----------
+    starts : int64[users + 1]
+        Where in ``order`` each user's events begin.
+    order : int64[events]
+        Row numbers, grouped by user.
+    outcome : uint8[rows], features : float64[rows, OUT_SIZE]
+        Written at the events' rows.
+    sealed
+        Scratch, of whole segments, for the chunks of the user with most events, all of them loaded.
+    """
+    hdr = np.zeros(HDR_SIZE, np.int64)
+    head = np.zeros((4, HEAD), np.int64)
+    slots = np.arange(len(sealed.store)).astype(np.int32)
+    pending = np.zeros(CHUNK, np.int64)
+    low = np.zeros(_WINDOWS, np.int64)
+    acc = np.zeros((_WINDOWS, ACC_SIZE), np.int64)
+    row_words = features.strides[0] // features.itemsize
+    for user in range(len(starts) - 1):
+        clear_header(hdr)
+        chunks = (starts[user + 1] - starts[user]) // CHUNK
+        hdr[H_PAGES] = (chunks + SEGMENT - 1) // SEGMENT
+        if chunks > 0:
+            clear_sealed(sealed, 0, hdr[H_PAGES])
+        for place in range(starts[user], starts[user + 1]):
+            # A user's rows lie far apart in the file.
+            if place + _AHEAD < len(order):
+                coming = order[place + _AHEAD]
+                prefetch(t, coming)
+                prefetch(amount, coming)
+                prefetch(merchant, coming)
+                prefetch(ident, coming)
+                prefetch(minor_units, coming)
+                prefetch(outcome, coming)
+                for word in range(0, OUT_SIZE + _LINE_WORDS, _LINE_WORDS):
+                    prefetch(features, coming * row_words + word)
+            row = order[place]
+            outcome[row] = step(
+                hdr, head, sealed, pending,
+                place, 1, t[row], amount[row], merchant[row], ident[row], minor_units[row],
+                horizon_ms, lateness_ms, True, low, acc, features[row],
+            )  # fmt: skip
+            if hdr[H_PENDING] == CHUNK:
+                hdr[H_PENDING] = 0
+            if is_full(hdr):
+                seal(hdr, head, sealed, slots, hdr[H_NEXT_CHUNK])
+
+
+@counted
+def run_heads(
+    hdrs: Ints,
+    heads: Ints,
+    busy: Flags,
+    user: Ints,
+    offset: Ints,
+    source: Ints,
+    t: Ints,
+    amount: Ints,
+    merchant: Ints,
+    ident: Ints,
+    minor_units: Ints,
+    horizon_ms: int,
+    lateness_ms: int,
+    learn: bool,
+    outcome: Codes,
+    features: Floats,
+) -> None:
+    """Take a batch's events of users that have no sealed chunks: the worker's common case.
+
+    ``busy[u]`` marks users to leave alone; a user whose head fills up becomes one, and that user's
+    later events in the batch are marked DEFERRED for the caller to take.
+    """
+    sealed = Sealed(
+        np.zeros((0, 2), np.int64),
+        np.zeros((0, 4), np.int64),
+        np.zeros(0, np.uint32),
+        np.zeros((0, CHUNK), np.int64),
+        np.zeros((0, CHUNK), np.uint32),
+        np.zeros((0, 7), np.int64),
+        np.zeros(0, np.uint32),
+        np.zeros(0, np.uint32),
+        np.zeros((0, FRAME_SIZE), np.int64),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int32),
+        np.zeros((0, 4, CHUNK), np.int64),
+    )
+    pending = np.zeros(CHUNK, np.int64)
+    low = np.zeros(_WINDOWS, np.int64)
+    acc = np.zeros((_WINDOWS, ACC_SIZE), np.int64)
+    for index in range(len(user)):
+        who = user[index]
+        if busy[who]:
+            outcome[index] = DEFERRED
+            continue
+        outcome[index] = step(
+            hdrs[who], heads[who], sealed, pending,
+            offset[index], source[who], t[index], amount[index],
+            merchant[index], ident[index], minor_units[index],
+            horizon_ms, lateness_ms, learn, low, acc, features[index],
+        )  # fmt: skip
+        if is_full(hdrs[who]):
+            busy[who] = True

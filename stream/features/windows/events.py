@@ -1,0 +1,91 @@
+"""events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from stream.features.spec import WINDOW_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from stream.errors import StateError
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryConfig:
+    """What is kept.
+
+    Attributes
+    ----------
+    lateness_ms:
+        An event up to this far behind its user's newest is scored exactly; 30 days plus this are kept.
+    """
+
+    lateness_ms: int = 3 * 86_400_000
+
+    @property
+    def horizon_ms(self) -> int:
+        """How far behind a user's newest event the log reaches."""
+        return WINDOW_MS[-1] + self.lateness_ms
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvents:
+    """A batch's events: n events, u users; of each source partition in arrival order.
+
+    Whoever has events in two partitions is two users, one of each.
+
+    Attributes
+    ----------
+    users:
+        The u distinct user ids, UTF-8.
+    user:
+        int64[n], each event's place in ``users``.
+    time_ms, amount_minor, merchant, ident, minor_units, offset:
+        int64[n]; ``merchant`` is 0 where unknown.
+    source:
+        int64[u], names the incarnation of each user's source partition; offsets of another one are not
+        comparable.
+    """
+
+    users: Sequence[bytes]
+    user: npt.NDArray[np.int64]
+    time_ms: npt.NDArray[np.int64]
+    amount_minor: npt.NDArray[np.int64]
+    merchant: npt.NDArray[np.int64]
+    ident: npt.NDArray[np.int64]
+    minor_units: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    source: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryResult:
+    """What a batch did.
+
+    Attributes
+    ----------
+    outcome:
+        uint8[n]: SCORED, LATE, DUPLICATE, REPLAYED, or FAILED for events of the users in ``errors``.
+    writes, owners:
+        Records to store, None to delete, and whose each is by the user's place; empty where the batch was not
+        to be learnt.
+    errors:
+        By user's place, why its state cannot be used.
+    other_source:
+        bool[u]: whether a user's stored offset belonged to another incarnation of the source.
+    """
+
+    outcome: npt.NDArray[np.uint8]
+    writes: list[tuple[bytes, bytes | None]]
+    owners: list[int]
+    errors: dict[int, StateError]
+    other_source: npt.NDArray[np.bool_]
+
+
+FAILED: Final = 6

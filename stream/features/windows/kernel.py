@@ -1,0 +1,492 @@
+"""The feature kernel: exact windows over one user's history, compiled by numba.
+
+A user's history is a log of events in arrival order. The newest fewer than 64 lie in the *head*; once it is
+full, its events are *sealed* as two chunks of 32, which never change. Each sealed chunk has its times, its
+sums, a bitmap of *live* events (an event is live while no later one of the same merchant is known), its
+merchants, and 32-bit fingerprints of its transaction ids. A query for the window ``(t - W, t]`` adds whole
+chunks by their sums and opens only those that straddle an edge. What it added of whole chunks is kept in a
+*frame* until an edge meets another chunk, and ids and merchants are found in hash tables, so an event's cost
+hardly grows with the history; one older than the user's newest event is the exception and reads the whole
+log.
+
+The same functions serve the worker (a few chunks loaded) and training (all of them in memory), and
+every sum is an exact integer until the last division, so both give the same bits.
+
+A user's header is ``hdr : int64[HDR_SIZE]``, see the ``H_`` indices; its head is ``head : int64[4, HEAD]``
+with the rows TIME (ms), AMOUNT (minor units), MERCHANT (hash, 0 unknown), ID (hash of the transaction id).
+The rest is :class:`Sealed`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stream.features.windows.arrays import (
+    _F_RINGS,
+    _MARK,
+    _WINDOWS,
+    AMOUNT,
+    CHUNK,
+    DUPLICATE,
+    F_END,
+    F_OPENED,
+    H_BASE,
+    H_COUNT,
+    H_FIRST,
+    H_FIRST_CHUNK,
+    H_GONE,
+    H_HEAD,
+    H_LIVE,
+    H_MAX,
+    H_NEWEST,
+    H_NEXT_CHUNK,
+    H_OFFSET,
+    H_PAGE,
+    H_PAGES,
+    H_PENDING,
+    H_SOURCE,
+    H_SQUARES,
+    H_SUM,
+    HEAD,
+    ID,
+    LATE,
+    MERCHANT,
+    NO_TIME,
+    REPLAYED,
+    SCORED,
+    SEGMENT,
+    TABLE,
+    TIME,
+    Sealed,
+    _bit,
+    _ring,
+    set_edges,
+)
+from stream.features.windows.chunks import _entry_hash, _frame, _hash, _lose, _place_bits
+from stream.features.windows.sums import (
+    _DISTINCT,
+    _MASK,
+    _N,
+    _Q0,
+    _S0,
+    _TOP,
+    ACC_SIZE,
+    LIMB_BITS,
+    _add_amount,
+    _add_sums,
+    _mean,
+    _popcount,
+    _std,
+    sum_of,
+)
+from stream.jit import Floats, Ints, compiled, counted
+
+
+@compiled
+def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int | np.int64) -> None:
+    row = _ring(low, events[TIME, index])
+    if row >= 0:
+        _add_amount(acc, row, events[AMOUNT, index])
+        acc[row, _DISTINCT] += (bits >> index) & 1
+
+
+@compiled
+def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, ident: int, horizon_ms: int) -> bool:
+    """Return whether a remembered event has this transaction id.
+
+    An event is remembered while its time lies less than the horizon behind the user's newest.
+    """
+    gone = hdr[H_NEWEST] - horizon_ms
+    for index in range(hdr[H_HEAD]):
+        if head[ID, index] == ident and head[TIME, index] > gone:
+            return True
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    if first >= hdr[H_NEXT_CHUNK] - hdr[H_BASE]:
+        return False
+    page = hdr[H_PAGE]
+    size = hdr[H_PAGES] * TABLE
+    bits = _place_bits(hdr[H_PAGES])
+    hashed = _hash(ident & _MARK)
+    part = _entry_hash(hashed, bits)
+    at = (hashed * size) >> 32
+    while sealed.ids[page * TABLE + at] != 0:
+        entry = np.int64(sealed.ids[page * TABLE + at])
+        if entry >> bits == part:
+            other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
+            chunk = page * SEGMENT + other
+            place = np.int64(sealed.slot[chunk])
+            if chunk >= first and place >= 0:
+                events = sealed.store[place]
+                if events[ID, event] == ident and events[TIME, event] > gone:
+                    return True
+        at = at + 1 if at + 1 < size else 0
+    return False
+
+
+@compiled
+def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple[int, int]:
+    """Return ``(place, time)`` of the merchant's live event.
+
+    ``place`` is -1 where there is none, the index in the head, or HEAD plus the place in the sealed log.
+    Of an event in a chunk that is not loaded ``time`` is the chunk's latest: no edge lies between the two,
+    or :func:`plan` would have named the chunk, and no event taken now is older.
+    """
+    if merchant == 0:
+        return -1, NO_TIME
+    live = hdr[H_LIVE]
+    for index in range(hdr[H_HEAD]):
+        if head[MERCHANT, index] == merchant and (live >> index) & 1:
+            return index, head[TIME, index]
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    if first >= hdr[H_NEXT_CHUNK] - hdr[H_BASE]:
+        return -1, NO_TIME
+    page = hdr[H_PAGE]
+    size = hdr[H_PAGES] * TABLE
+    bits = _place_bits(hdr[H_PAGES])
+    hashed = _hash(merchant)
+    part = _entry_hash(hashed, bits)
+    at = (hashed * size) >> 32
+    while sealed.shops[page * TABLE + at] != 0:
+        entry = np.int64(sealed.shops[page * TABLE + at])
+        if entry >> bits == part:
+            other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
+            chunk = page * SEGMENT + other
+            if (
+                chunk >= first
+                and (np.int64(sealed.live[chunk]) >> event) & 1
+                and sealed.merchants[chunk, event] == merchant
+            ):
+                place = np.int64(sealed.slot[chunk])
+                time = sealed.store[place, TIME, event] if place >= 0 else sealed.times[chunk, 1]
+                return HEAD + chunk * CHUNK + event, time
+        at = at + 1 if at + 1 < size else 0
+    return -1, NO_TIME
+
+
+@compiled
+def _nest(acc: Ints) -> None:
+    """Turn rings (each event in the shortest window that holds it) into windows."""
+    for row in range(1, _WINDOWS):
+        for column in range(ACC_SIZE):
+            if column == _TOP:
+                acc[row, column] = max(acc[row, column], acc[row - 1, column])
+            else:
+                acc[row, column] += acc[row - 1, column]
+
+
+@compiled
+def _query_in_order(hdr: Ints, head: Ints, sealed: Sealed, low: Ints, acc: Ints) -> int:
+    """Add up the windows of an event that is not older than the newest; returns the newest time."""
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
+    if first < end:
+        _frame(hdr, sealed, low)
+        frame = sealed.frame[hdr[H_PAGE]]
+        for row in range(_WINDOWS):
+            for column in range(ACC_SIZE):
+                acc[row, column] = frame[_F_RINGS + ACC_SIZE * row + column]
+        start = hdr[H_PAGE] * SEGMENT
+        opened = frame[F_OPENED]
+        behind = max(first, frame[F_END])
+        for index in range(opened + end - behind):
+            if index < opened:
+                chunk = np.int64(sealed.opened[start + index])
+                if chunk < first:
+                    continue
+            else:
+                chunk = behind + index - opened
+                row = _ring(low, sealed.times[chunk, 1])
+                if row < 0:
+                    continue
+                if _ring(low, sealed.times[chunk, 0]) == row:
+                    _add_sums(acc, row, CHUNK, sealed.sums[chunk], _popcount(int(sealed.live[chunk])))
+                    continue
+            if sealed.slot[chunk] < 0:
+                raise RuntimeError("a chunk that the query needs is not loaded")
+            events = sealed.store[sealed.slot[chunk]]
+            bits = np.int64(sealed.live[chunk])
+            for event in range(CHUNK):
+                _add_event(acc, low, events, event, bits)
+    for event in range(hdr[H_HEAD]):
+        _add_event(acc, low, head, event, hdr[H_LIVE])
+    _nest(acc)
+    return int(hdr[H_NEWEST])
+
+
+@counted
+def _query_late(
+    hdr: Ints,
+    head: Ints,
+    sealed: Sealed,
+    t: int,
+    low: Ints,
+    gone: int,
+    acc: Ints,
+) -> int:
+    """Add up the windows of an event older than the newest, from every event kept.
+
+    Live bits speak of the user's newest state and cannot answer for an earlier time, so merchants are
+    counted afresh: in a hash set that remembers the shortest window each was seen in.
+    """
+    base = hdr[H_BASE]
+    first = hdr[H_FIRST_CHUNK] - base
+    chunks = hdr[H_NEXT_CHUNK] - base - first
+    size = 64
+    while size < 2 * (chunks * CHUNK + HEAD):
+        size *= 2
+    keys = np.zeros(size, np.int64)
+    rings = np.empty(size, np.int64)
+    previous = NO_TIME
+    lost = hdr[H_GONE]
+    for part in range(chunks):
+        if sealed.slot[first + part] < 0:
+            raise RuntimeError("a chunk that the query needs is not loaded")
+    for part in range(chunks + 1):
+        in_head = part == chunks
+        events = head if in_head else sealed.store[sealed.slot[first + part]]
+        for index in range(hdr[H_HEAD] if in_head else CHUNK):
+            time = events[TIME, index]
+            if time <= gone:
+                lost = max(lost, time)
+                continue
+            if time > t:
+                continue
+            previous = max(previous, time)
+            row = _ring(low, time)
+            if row < 0:
+                continue
+            _add_amount(acc, row, events[AMOUNT, index])
+            merchant = events[MERCHANT, index]
+            if merchant == 0:
+                continue
+            place = (merchant ^ (merchant >> 32)) & (size - 1)
+            while keys[place] != 0 and keys[place] != merchant:
+                place = (place + 1) & (size - 1)
+            if keys[place] == 0:
+                keys[place] = merchant
+                rings[place] = row
+            elif row < rings[place]:
+                rings[place] = row
+    for place in range(size):
+        if keys[place] != 0:
+            acc[rings[place], _DISTINCT] += 1
+    _nest(acc)
+    if previous == NO_TIME and lost <= t:
+        previous = lost
+    return previous
+
+
+@compiled
+def _merchant_time_before(
+    hdr: Ints,
+    head: Ints,
+    sealed: Sealed,
+    merchant: int,
+    t: int,
+    gone: int,
+) -> int:
+    """Return the latest time at or before ``t`` of a kept event of this merchant."""
+    found = NO_TIME
+    base = hdr[H_BASE]
+    first = hdr[H_FIRST_CHUNK] - base
+    chunks = hdr[H_NEXT_CHUNK] - base - first
+    for part in range(chunks + 1):
+        in_head = part == chunks
+        events = head if in_head else sealed.store[sealed.slot[first + part]]
+        for index in range(hdr[H_HEAD] if in_head else CHUNK):
+            time = events[TIME, index]
+            if events[MERCHANT, index] == merchant and gone < time <= t and time > found:
+                found = time
+    return found
+
+
+@compiled
+def query(
+    hdr: Ints,
+    head: Ints,
+    sealed: Sealed,
+    t: int,
+    amount: int,
+    merchant: int,
+    merchant_time: int,
+    minor_units: int,
+    horizon_ms: int,
+    low: Ints,
+    acc: Ints,
+    out: Floats,
+) -> None:
+    """Write the history features of one event to ``out``, in the order of ``HISTORY_FEATURES``.
+
+    The chunks that :func:`plan` names must be loaded. Changes nothing of the history.
+
+    ``merchant_time`` is the time of the merchant's live event, from :func:`find_merchant`.
+    """
+    gone = set_edges(hdr, t, horizon_ms, low)
+    acc[:, :] = 0
+    if t >= hdr[H_NEWEST]:
+        previous = _query_in_order(hdr, head, sealed, low, acc)
+    else:
+        previous = _query_late(hdr, head, sealed, t, low, gone, acc)
+        if merchant != 0:
+            merchant_time = _merchant_time_before(hdr, head, sealed, merchant, t, gone)
+    units = float(minor_units)
+    place = 0
+    mean_7d = _mean(acc, 2)
+    mean_30d = _mean(acc, 3)
+    std_30d = _std(acc, 3)
+    for row in range(_WINDOWS):
+        _add_amount(acc, row, amount)
+        count = acc[row, _N]
+        if merchant != 0 and merchant_time <= low[row]:
+            acc[row, _DISTINCT] += 1
+        out[place] = float(count)
+        out[place + 1] = sum_of(acc[row, _S0], acc[row, _S0 + 1]) / units
+        out[place + 2] = _mean(acc, row) / units
+        out[place + 3] = float(acc[row, _TOP]) / units
+        out[place + 4] = _std(acc, row) / units
+        out[place + 5] = float(acc[row, _DISTINCT])
+        place += 6
+    value = float(amount)
+    since = math.nan if previous == NO_TIME else float(t - previous)
+    out[place] = since / 1000.0
+    out[place + 1] = value / mean_7d if mean_7d > 0.0 else math.nan
+    out[place + 2] = value / mean_30d if mean_30d > 0.0 else math.nan
+    out[place + 3] = (value - mean_30d) / std_30d if std_30d > 0.0 else math.nan
+    # The lifetime profile, this event included, in the accumulator's first row.
+    acc[0, _N] = hdr[H_COUNT]
+    acc[0, _S0] = hdr[H_SUM]
+    acc[0, _S0 + 1] = hdr[H_SUM + 1]
+    for limb in range(4):
+        acc[0, _Q0 + limb] = hdr[H_SQUARES + limb]
+    acc[0, _TOP] = hdr[H_MAX]
+    _add_amount(acc, 0, amount)
+    mean = _mean(acc, 0)
+    std = _std(acc, 0)
+    out[place + 4] = float(acc[0, _N])
+    out[place + 5] = mean / units
+    out[place + 6] = std / units
+    out[place + 7] = float(acc[0, _TOP]) / units
+    out[place + 8] = std / mean if mean > 0.0 else math.nan
+    first = hdr[H_FIRST]
+    first = t if first == NO_TIME or t < first else first
+    out[place + 9] = float(t - first) / 86_400_000.0
+    out[place + 10] = since / 86_400_000.0
+
+
+@compiled
+def apply(
+    hdr: Ints,
+    head: Ints,
+    sealed: Sealed,
+    pending: Ints,
+    t: int,
+    amount: int,
+    merchant: int,
+    ident: int,
+    place: int,
+    merchant_time: int,
+) -> None:
+    """Append one event to the head and update the header; ``place`` is from :func:`find_merchant`.
+
+    The caller empties ``pending`` (by storing the live bitmaps) before it holds more than CHUNK.
+    """
+    index = hdr[H_HEAD]
+    head[TIME, index] = t
+    head[AMOUNT, index] = amount
+    head[MERCHANT, index] = merchant
+    head[ID, index] = ident
+    if merchant != 0 and (place < 0 or merchant_time <= t):
+        hdr[H_LIVE] |= _bit(index)
+        if 0 <= place < HEAD:
+            hdr[H_LIVE] &= ~_bit(place)
+        elif place >= HEAD:
+            chunk, bit = divmod(place - HEAD, CHUNK)
+            _lose(hdr, sealed, chunk, bit)
+            pending[hdr[H_PENDING]] = (chunk + hdr[H_BASE]) * CHUNK + bit
+            hdr[H_PENDING] += 1
+    hdr[H_HEAD] = index + 1
+    low = amount & _MASK
+    high = amount >> LIMB_BITS
+    hdr[H_COUNT] += 1
+    hdr[H_SUM] += low
+    hdr[H_SUM + 1] += high
+    square = low * low
+    hdr[H_SQUARES] += square & _MASK
+    square = (square >> LIMB_BITS) + 2 * low * high
+    hdr[H_SQUARES + 1] += square & _MASK
+    square = (square >> LIMB_BITS) + high * high
+    hdr[H_SQUARES + 2] += square & _MASK
+    hdr[H_SQUARES + 3] += square >> LIMB_BITS
+    hdr[H_MAX] = max(hdr[H_MAX], amount)
+    if hdr[H_FIRST] == NO_TIME or t < hdr[H_FIRST]:
+        hdr[H_FIRST] = t
+    hdr[H_NEWEST] = max(hdr[H_NEWEST], t)
+
+
+@compiled
+def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
+    """Forget what no window can ask for: gone events of the head, and chunks gone as a whole."""
+    gone = hdr[H_NEWEST] - horizon_ms
+    kept = 0
+    bits = np.int64(0)
+    for index in range(hdr[H_HEAD]):
+        if head[TIME, index] <= gone:
+            hdr[H_GONE] = max(hdr[H_GONE], head[TIME, index])
+            continue
+        if (hdr[H_LIVE] >> index) & 1:
+            bits |= _bit(kept)
+        if kept != index:
+            for row in range(4):
+                head[row, kept] = head[row, index]
+        kept += 1
+    hdr[H_HEAD] = kept
+    hdr[H_LIVE] = bits
+    while hdr[H_FIRST_CHUNK] < hdr[H_NEXT_CHUNK]:
+        latest = sealed.times[hdr[H_FIRST_CHUNK] - hdr[H_BASE], 1]
+        if latest > gone:
+            break
+        hdr[H_GONE] = max(hdr[H_GONE], latest)
+        hdr[H_FIRST_CHUNK] += 1
+
+
+@compiled
+def step(
+    hdr: Ints,
+    head: Ints,
+    sealed: Sealed,
+    pending: Ints,
+    offset: int,
+    source: int,
+    t: int,
+    amount: int,
+    merchant: int,
+    ident: int,
+    minor_units: int,
+    horizon_ms: int,
+    lateness_ms: int,
+    learn: bool,
+    low: Ints,
+    acc: Ints,
+    out: Floats,
+) -> int:  # fmt: skip
+    """Take one event whole: recognise it, write its features to ``out`` and, to ``learn``, apply it.
+
+    Returns SCORED, LATE, DUPLICATE, or REPLAYED for a record whose effect the state already holds.
+    """
+    if hdr[H_SOURCE] == source and offset <= hdr[H_OFFSET]:
+        return REPLAYED
+    if is_duplicate(hdr, head, sealed, ident, horizon_ms):
+        return DUPLICATE
+    outcome = LATE if hdr[H_NEWEST] != NO_TIME and t < hdr[H_NEWEST] - lateness_ms else SCORED
+    place, merchant_time = find_merchant(hdr, head, sealed, merchant)
+    query(
+        hdr, head, sealed, t, amount, merchant, merchant_time, minor_units, horizon_ms, low, acc, out,
+    )  # fmt: skip
+    if learn:
+        apply(hdr, head, sealed, pending, t, amount, merchant, ident, place, merchant_time)
+        hdr[H_OFFSET] = offset
+        hdr[H_SOURCE] = source
+        expire(hdr, head, sealed, horizon_ms)
+    return outcome

@@ -1,0 +1,378 @@
+"""The stored form of a user's history: four kinds of records, each a row of 64-bit words.
+
+==========  =====================================================  =============================
+key suffix  record                                                 written
+==========  =====================================================  =============================
+``H``       head: header, events not yet sealed, lost live bits    with every event
+``C`` n     sealed chunk ``n``: 32 events                          once
+``S`` k     segment ``k``: times, sums, merchants and id           when one of its chunks is
+            fingerprints of its up to 32 chunks                    sealed
+``L``       live bitmaps of all kept chunks                        when a chunk is sealed
+==========  =====================================================  =============================
+
+A key is the user id in UTF-8 and a suffix of six bytes (NUL, kind, big-endian number). Every record
+begins with a word that says its kind and format version and a word with a checksum of the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from stream.errors import StateError
+from stream.features.windows.arrays import (
+    CHUNK,
+    F_LOADED,
+    H_BASE,
+    H_COUNT,
+    H_FIRST_CHUNK,
+    H_GONE,
+    H_HEAD,
+    H_LIVE,
+    H_NEXT_CHUNK,
+    H_PENDING,
+    HEAD,
+    SEGMENT,
+    Sealed,
+)
+from stream.jit import Codes, Flags, Ints, Slots, compiled, counted
+from stream.state.format import (
+    _MAGIC,
+    _SUFFIX,
+    CORRUPT,
+    FORMAT_VERSION,
+    OK,
+    OTHER_VERSION,
+    Migrations,
+    Words,
+    checksum,
+    describe_record,
+    migrate_record,
+    read_words,
+)
+
+HEAD_KIND: Final = ord("H")
+CHUNK_KIND: Final = ord("C")
+SEGMENT_KIND: Final = ord("S")
+LIVE_KIND: Final = ord("L")
+_STORED: Final = H_GONE + 1  # header words stored as they are
+_FIXED: Final = 2 + _STORED + 2  # and one that packs the numbers of head and pending, and one of live bits
+MAX_HEAD_WORDS: Final = _FIXED + 4 * HEAD + (CHUNK + 1) // 2
+
+#: Most chunks of a user: two million events within the horizon. A head that names more is not believed,
+#: since room is made for its chunks before any of them is read.
+MAX_CHUNKS: Final = 1 << 16
+
+#: Behind the largest number that a key can hold, with room for a batch's worth of new chunks.
+_MAX_NUMBER: Final = 1 << 31
+
+#: Words of a chunk in a segment record: times, sums, merchants, fingerprints.
+CHUNK_WORDS: Final = 2 + 4 + CHUNK + CHUNK // 2
+
+#: The first word of each kind of record in today's version.
+HEAD_START, CHUNK_START, SEGMENT_START, LIVE_START = (
+    struct.pack("<q", _MAGIC | (kind << 8) | FORMAT_VERSION)
+    for kind in (HEAD_KIND, CHUNK_KIND, SEGMENT_KIND, LIVE_KIND)
+)
+
+
+def head_key(user: bytes) -> bytes:
+    """Return the key of the user's head record; it is also what other keys begin with."""
+    return user + b"\0H\0\0\0\0"
+
+
+def chunk_key(user: bytes, number: int) -> bytes:
+    """Return the key of a sealed chunk."""
+    return user + _SUFFIX.pack(0, CHUNK_KIND, number)
+
+
+def segment_key(user: bytes, number: int) -> bytes:
+    """Return the key of a segment."""
+    return user + _SUFFIX.pack(0, SEGMENT_KIND, number)
+
+
+def live_key(user: bytes) -> bytes:
+    """Return the key of the live bitmaps."""
+    return user + b"\0L\0\0\0\0"
+
+
+@compiled
+def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
+    """Write a head record to ``words``; returns how many words it takes."""
+    count = hdr[H_HEAD]
+    lost = hdr[H_PENDING]
+    words[0] = _MAGIC | (HEAD_KIND << 8) | FORMAT_VERSION
+    for index in range(_STORED):
+        words[2 + index] = hdr[index]
+    words[2 + _STORED] = count | (lost << 8)
+    words[3 + _STORED] = hdr[H_LIVE]
+    place = _FIXED
+    for row in range(4):
+        for index in range(count):
+            words[place] = head[row, index]
+            place += 1
+    for index in range(0, lost, 2):
+        second = pending[index + 1] if index + 1 < lost else 0
+        words[place] = pending[index] | (second << 32)
+        place += 1
+    words[1] = checksum(words, 2, place)
+    return place
+
+
+@compiled
+def _can_be(hdr: Ints, count: int) -> bool:
+    """Whether a header's numbers of chunks and events go together, with ``count`` events in the head."""
+    first, following = hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]
+    chunks = following - first
+    return bool(
+        first >= 0
+        and 0 <= chunks <= MAX_CHUNKS
+        and following <= _MAX_NUMBER
+        and hdr[H_COUNT] >= chunks * CHUNK + count
+    )
+
+
+@compiled
+def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pending: Ints) -> int:
+    """Read the head record at ``words[start:start + size]``; returns OK, CORRUPT or OTHER_VERSION."""
+    if size < 2 or (words[start] >> 16) != (_MAGIC >> 16) or ((words[start] >> 8) & 0xFF) != HEAD_KIND:
+        return CORRUPT
+    if (words[start] & 0xFF) != FORMAT_VERSION:
+        return OTHER_VERSION
+    if size < _FIXED or words[start + 1] != checksum(words, start + 2, start + size):
+        return CORRUPT
+    for index in range(_STORED):
+        hdr[index] = words[start + 2 + index]
+    packed = words[start + 2 + _STORED]
+    count = packed & 0xFF
+    lost = (packed >> 8) & 0xFF
+    if count >= HEAD or lost >= CHUNK or size != _FIXED + 4 * count + (lost + 1) // 2:
+        return CORRUPT
+    if not _can_be(hdr, count):
+        return CORRUPT
+    hdr[H_HEAD] = count
+    hdr[H_PENDING] = lost
+    hdr[H_LIVE] = words[start + 3 + _STORED]
+    hdr[H_BASE] = hdr[H_FIRST_CHUNK] // SEGMENT * SEGMENT
+    place = start + _FIXED
+    for row in range(4):
+        for index in range(count):
+            head[row, index] = words[place]
+            place += 1
+    for index in range(lost):
+        pending[index] = (words[place + index // 2] >> (32 * (index & 1))) & 0xFFFFFFFF
+    return OK
+
+
+@compiled
+def unpack_heads(
+    words: Ints,
+    starts: Ints,
+    sizes: Ints,
+    hdrs: Ints,
+    heads: Ints,
+    pendings: Ints,
+    busy: Flags,
+    status: Codes,
+) -> None:
+    """Read a batch's head records; a user without one (size 0) is left as made."""
+    for user in range(len(sizes)):
+        if sizes[user] > 0:
+            status[user] = unpack_head(
+                words, starts[user], sizes[user], hdrs[user], heads[user], pendings[user]
+            )
+            busy[user] = status[user] != OK or hdrs[user, H_NEXT_CHUNK] > hdrs[user, H_FIRST_CHUNK]
+
+
+@compiled
+def pack_heads(hdrs: Ints, heads: Ints, pendings: Ints, chosen: Ints, words: Ints, sizes: Ints) -> int:
+    """Write the head records of the ``chosen`` users one behind the other."""
+    place = 0
+    for index in range(len(chosen)):
+        user = chosen[index]
+        sizes[index] = pack_head(hdrs[user], heads[user], pendings[user], words[place:])
+        place += sizes[index]
+    return place
+
+
+def _with_live_word(body: Words) -> Words:
+    """Return a head of version 1, which had 32 live bits beside its counts, with a word of their own."""
+    packed = int(body[_STORED])
+    counts = np.array([packed & 0xFFFF, (packed >> 16) & 0xFFFFFFFF], np.int64)
+    return np.concatenate([body[:_STORED], counts, body[_STORED + 1 :]])
+
+
+#: What a record of a version (and kind) becomes in the next one: its words in and out, without the first two.
+#: Kinds that are not here have not changed.
+MIGRATIONS: Final[Migrations] = {(1, HEAD_KIND): _with_live_word}
+
+
+def migrate(record: bytes, key: bytes) -> bytes:
+    """Return a record of an older version in today's.
+
+    Raises
+    ------
+    StateError
+        It is damaged, newer than this program, or too old.
+    """
+    return migrate_record(record, key, MIGRATIONS)
+
+
+@counted
+def pack_parts(sealed: Sealed, parts: Ints, sizes: Ints) -> Words:
+    """Return records of sealed chunks behind one another, and set how many words each has.
+
+    A row of ``parts`` is the kind of record, the index of its first chunk, how many chunks it is of, and
+    that first chunk's number.
+    """
+    total = 0
+    for part in range(len(parts)):
+        kind, count = parts[part, 0], parts[part, 2]
+        sizes[part] = 2
+        if kind == CHUNK_KIND:
+            sizes[part] += 4 * CHUNK
+        elif kind == SEGMENT_KIND:
+            sizes[part] += 1 + CHUNK_WORDS * count
+        else:
+            sizes[part] += 2 + (count + 1) // 2
+        total += sizes[part]
+    words = np.empty(total, np.int64)
+    begin = 0
+    for part in range(len(parts)):
+        kind, chunk, count = parts[part, 0], parts[part, 1], parts[part, 2]
+        words[begin] = _MAGIC | (kind << 8) | FORMAT_VERSION
+        body = begin + 2
+        end = begin + sizes[part]
+        if kind == CHUNK_KIND:
+            slot = np.int64(sealed.slot[chunk])
+            words[body:end] = sealed.store[slot].reshape(4 * CHUNK)
+        elif kind == SEGMENT_KIND:
+            words[body] = count
+            sums = body + 1 + 2 * count
+            merchants = sums + 4 * count
+            marks = merchants + CHUNK * count
+            words[body + 1 : sums] = sealed.times[chunk : chunk + count].reshape(2 * count)
+            words[sums:merchants] = sealed.sums[chunk : chunk + count].reshape(4 * count)
+            words[merchants:marks] = sealed.merchants[chunk : chunk + count].reshape(CHUNK * count)
+            words[marks:end] = sealed.marks[chunk : chunk + count].reshape(CHUNK * count).view(np.int64)
+        else:
+            words[body] = parts[part, 3]
+            words[body + 1] = count
+            words[end - 1] = 0
+            words[body + 2 : end].view(np.uint32)[:count] = sealed.live[chunk : chunk + count]
+        words[begin + 1] = checksum(words, begin + 2, end)
+        begin = end
+    return words
+
+
+def unpack_chunk(record: bytes, key: bytes) -> Words:
+    """Return a sealed chunk's events, ``int64[4, CHUNK]``."""
+    words = read_words(record, CHUNK_KIND, key, MIGRATIONS)
+    if len(words) != 4 * CHUNK:
+        raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
+    return words.reshape(4, CHUNK)
+
+
+def unpack_segment(record: bytes, key: bytes) -> tuple[Words, Words, Words, npt.NDArray[np.uint32]]:
+    """Return a segment's times, sums, merchants and fingerprints, as rows of those of ``Sealed``."""
+    words = read_words(record, SEGMENT_KIND, key, MIGRATIONS)
+    count = int(words[0]) if len(words) else -1
+    if not 0 < count <= SEGMENT or len(words) != 1 + count * CHUNK_WORDS:
+        raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
+    times, sums, merchants, marks = np.split(words[1:], count * np.array([2, 6, 6 + CHUNK]))
+    return (
+        times.reshape(count, 2),
+        sums.reshape(count, 4),
+        merchants.reshape(count, CHUNK),
+        marks.view(np.uint32).reshape(count, CHUNK),
+    )
+
+
+def unpack_live(record: bytes, key: bytes) -> tuple[int, npt.NDArray[np.uint32]]:
+    """Return the first chunk's number and the bitmaps from it on."""
+    words = read_words(record, LIVE_KIND, key, MIGRATIONS)
+    if len(words) < 2 or words[1] < 0 or len(words) != 2 + (int(words[1]) + 1) // 2:
+        raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
+    return int(words[0]), words[2:].view(np.uint32)[: int(words[1])]
+
+
+_LIVE: Final = -1  # stands for "the live bitmaps" where a segment's number is expected
+
+
+@counted
+def _unpack(
+    words: Ints,
+    begins: Ints,
+    sizes: Ints,
+    owner: Ints,
+    first: Ints,
+    following: Ints,
+    shift: Ints,
+    sealed: Sealed,
+) -> Flags:
+    """Unpack live bitmaps and segments into the workspace; returns which records were good."""
+    good = np.zeros(len(sizes), np.bool_)
+    for record in range(len(sizes)):
+        begin, size = begins[record], sizes[record]
+        if size < 4 or words[begin + 1] != checksum(words, begin + 2, begin + size):
+            continue
+        user, number = owner[record, 0], owner[record, 1]
+        at = -shift[user]
+        body = begin + 2
+        if number == _LIVE:
+            stored_first, count = words[body], words[body + 1]
+            if count < 0 or size != 4 + (count + 1) // 2:
+                continue
+            if stored_first > first[user] or stored_first + count < following[user]:
+                continue
+            for chunk in range(first[user], following[user]):
+                place = chunk - stored_first
+                sealed.live[at + chunk] = np.uint32(
+                    (words[body + 2 + place // 2] >> (32 * (place & 1))) & 0xFFFFFFFF
+                )
+        else:
+            count = words[body]
+            start = number * SEGMENT
+            needed = min(SEGMENT, following[user] - start)
+            if count < needed or count > SEGMENT or size != 3 + count * CHUNK_WORDS:
+                continue
+            times = body + 1
+            sums = times + 2 * count
+            merchants = sums + 4 * count
+            marks = merchants + CHUNK * count
+            for index in range(needed):
+                chunk = at + start + index
+                for column in range(2):
+                    sealed.times[chunk, column] = words[times + 2 * index + column]
+                for column in range(4):
+                    sealed.sums[chunk, column] = words[sums + 4 * index + column]
+                for event in range(CHUNK):
+                    sealed.merchants[chunk, event] = words[merchants + CHUNK * index + event]
+                for pair in range(CHUNK // 2):
+                    two = words[marks + CHUNK // 2 * index + pair]
+                    sealed.marks[chunk, 2 * pair] = np.uint32(two & 0xFFFFFFFF)
+                    sealed.marks[chunk, 2 * pair + 1] = np.uint32((two >> 32) & 0xFFFFFFFF)
+        good[record] = True
+    return good
+
+
+@counted
+def _unpack_chunks(
+    words: Ints, begins: Ints, sizes: Ints, chunks: Ints, pages: Ints, slots: Slots, sealed: Sealed
+) -> Flags:
+    """Unpack chunks into the given slots of the store; returns which records were good."""
+    good = np.zeros(len(sizes), np.bool_)
+    for record in range(len(sizes)):
+        begin, size = begins[record], sizes[record]
+        sealed.slot[chunks[record]] = slots[record]
+        sealed.frame[pages[record], F_LOADED] += 1
+        if size != 2 + 4 * CHUNK or words[begin + 1] != checksum(words, begin + 2, begin + size):
+            continue
+        for row in range(4):
+            for index in range(CHUNK):
+                sealed.store[slots[record], row, index] = words[begin + 2 + row * CHUNK + index]
+        good[record] = True
+    return good

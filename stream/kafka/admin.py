@@ -1,0 +1,381 @@
+"""The topics on a broker: made, compared with what the configuration asks for, and identified."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import (
+    AuthorizationError,
+    IllegalSaslStateError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    UnsupportedSaslMechanismError,
+    for_code,
+)
+from kafka.net.compat import KafkaNetClient
+
+from stream.errors import BrokerError, TopicMismatchError
+from stream.kafka.clients import client_config
+from stream.kafka.topics import TopicSpec, topic_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from stream.settings import KafkaSettings, Settings
+
+
+_MISSING: Final = for_code(UnknownTopicOrPartitionError.errno)
+_EXISTS: Final = for_code(TopicAlreadyExistsError.errno)
+_NO_ERROR: Final = 0
+
+#: Most problems of topics that an error names: it is one line, for a person.
+_MOST_SHOWN: Final = 4
+
+#: First and longest pause between two tries to connect; the defaults would wait up to 30 s.
+_BACKOFF_MS: Final = (50, 1000)
+
+#: The first slice of the time to connect; a handshake that takes longer succeeds in a later one.
+_FIRST_SLICE_SECONDS: Final = 1.0
+
+#: What kafka-python says of a refusal when the broker closes the connection with the answer: its transport
+#: drops what it read together with the end.
+_CLOSED: Final = "socket disconnected"
+
+_REFUSALS: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
+
+
+def probe(kafka: KafkaSettings, timeout_seconds: float) -> None:
+    """Return when the broker has answered a metadata request.
+
+    Raises
+    ------
+    BrokerError
+        It did not within ``timeout_seconds``, or it refuses this client.
+    """
+    with _admin(kafka, timeout_seconds) as admin:
+        admin.describe_cluster()
+
+
+def wait_until_ready(settings: Settings, timeout_seconds: float) -> None:
+    """Wait until the broker answers metadata requests.
+
+    Raises
+    ------
+    BrokerError
+        It did not within ``timeout_seconds``. A refusal (wrong password) is raised at once.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        left = max(deadline - time.monotonic(), 0.1)
+        try:
+            probe(settings.kafka, left)
+        except _RefusedError:
+            raise
+        except BrokerError:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return
+
+
+def create_topics(settings: Settings) -> list[str]:
+    """Create the topics that are missing and return their names; those that exist are left as they are.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached, or refuses a topic.
+    """
+    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        specs = {spec.name: spec for spec in topic_specs(settings)}
+        found = _describe(admin, specs)
+        wanted = [spec for spec in specs.values() if found[spec.name]["error_code"] == _MISSING.errno]
+        if not wanted:
+            return []
+        response = admin.create_topics(
+            {
+                spec.name: {
+                    "num_partitions": spec.partitions,
+                    "replication_factor": spec.replication_factor,
+                    "configs": dict(spec.config),
+                }
+                for spec in wanted
+            },
+            raise_errors=False,
+        )
+        created = []
+        for topic in response["topics"]:
+            if topic["error_code"] == _NO_ERROR:
+                created.append(topic["name"])
+            elif topic["error_code"] != _EXISTS.errno:  # another process may have been first
+                reason = topic["error_message"] or for_code(topic["error_code"]).description
+                raise BrokerError(f"topic {topic['name']} cannot be created: {reason}")
+        # The answer only says that the request was taken; a client that comes now may not find the topic.
+        admin.wait_for_topics(list(specs), timeout_ms=int(settings.kafka.request_timeout_seconds * 1000))
+        return sorted(created)
+
+
+def check_each_topic(settings: Settings) -> dict[str, list[str]]:
+    """Return for each topic, by name, in which ways it is not what the configuration asks for.
+
+    A configuration value that the broker does not report is not a difference: the embedded broker reports
+    only what a topic was created with.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        specs = {spec.name: spec for spec in topic_specs(settings)}
+        found = _describe(admin, specs)
+        present = [name for name, topic in found.items() if topic["error_code"] == _NO_ERROR]
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in present]
+        described = admin.describe_configs(resources, config_filter="all") if resources else {}
+    configs = described.get("topic", {})
+    return {name: _differences(spec, found[name], configs.get(name, {})) for name, spec in specs.items()}
+
+
+def check_topics(settings: Settings) -> list[str]:
+    """Return one readable line for each way in which the topics are not what is asked for.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    return [
+        f"topic {name} {problem}"
+        for name, problems in check_each_topic(settings).items()
+        for problem in problems
+    ]
+
+
+def require_topics(settings: Settings) -> None:
+    """Return when every topic is what the configuration asks for.
+
+    Raises
+    ------
+    TopicMismatchError
+        With every difference and what to do about it.
+    BrokerError
+        The broker cannot be reached.
+    """
+    problems = check_topics(settings)
+    if problems:
+        shown = "; ".join(problems[:_MOST_SHOWN])
+        if len(problems) > _MOST_SHOWN:
+            shown += f"; and {len(problems) - _MOST_SHOWN} more, which 'riskstream topics check' names"
+        raise TopicMismatchError(
+            f"{shown}. Create what is missing with 'riskstream topics create'; for the rest "
+            "change the topic, or RISKSTREAM_TOPICS__*, so that both say the same"
+        )
+
+
+def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    """Return the UUID that Kafka gave each topic when it was made (KIP-516), by name.
+
+    The text is empty where the topic does not exist or the broker gives no ids.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        found = _describe(admin, names)
+    return {name: str(topic["topic_id"] or "") for name, topic in found.items()}
+
+
+def records_behind(settings: Settings, topic: str) -> int:
+    """Return how many records of a topic lie behind the group's commits; 0 where it has none.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    try:
+        consumer = KafkaConsumer(
+            **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
+        )
+        try:
+            places = [
+                TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
+            ]
+            ends = {place: end for place, end in consumer.end_offsets(places).items() if end}
+            committed = {place: consumer.committed(place) for place in ends}
+        finally:
+            consumer.close()
+    except KafkaError as error:
+        raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
+    return sum(ends[place] - offset for place, offset in committed.items() if offset is not None)
+
+
+def _describe(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return each topic's metadata by name; the code of one that does not exist is ``_MISSING``'s."""
+    wanted = list(names)
+    if not wanted:
+        return {}
+    absent = {"error_code": _MISSING.errno, "topic_id": None, "partitions": []}
+    answered = {topic["name"]: topic for topic in admin.describe_topics(wanted)}
+    return {name: answered.get(name, absent) for name in wanted}
+
+
+def _differences(spec: TopicSpec, topic: Mapping[str, Any], configs: Mapping[str, Any]) -> list[str]:
+    code = topic["error_code"]
+    if code == _MISSING.errno:
+        return ["does not exist"]
+    if code != _NO_ERROR:
+        return [f"cannot be read: {for_code(code).description}"]
+    problems = []
+    partitions = topic["partitions"]
+    if spec.exact_partitions and len(partitions) != spec.partitions:
+        problems.append(f"has {len(partitions)} partitions, not {spec.partitions}")
+    replicas = min((len(partition["replica_nodes"]) for partition in partitions), default=0)
+    if replicas < spec.replication_factor:
+        problems.append(f"has replication factor {replicas}, not {spec.replication_factor}")
+    for name, wanted in spec.config.items():
+        value = configs.get(name, {}).get("value")
+        # cleanup.policy is a list, whose order means nothing
+        if value is not None and {part.strip() for part in value.split(",")} != set(wanted.split(",")):
+            problems.append(f"has {name}={value}, not {wanted}")
+    return problems
+
+
+class _RefusedError(BrokerError):
+    """The broker answered, and refuses this client; trying again would not help."""
+
+
+@contextmanager
+def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminClient]:
+    """Connect within ``timeout_seconds``, and turn every failure into one readable line."""
+    address = kafka.bootstrap_servers
+    with _quiet_log() as log:
+        try:
+            admin = _connect(kafka, timeout_seconds, log)
+            try:
+                yield admin
+            finally:
+                admin.close()
+        except _REFUSALS as error:
+            raise _RefusedError(
+                f"the broker at {address} refuses user {kafka.sasl_username!r} by {kafka.sasl_mechanism}: "
+                "check RISKSTREAM_KAFKA__SASL_USERNAME, its password and the mechanism"
+            ) from error
+        except AuthorizationError as error:
+            raise _RefusedError(
+                f"the broker at {address} does not allow this: {_one_line(error)}; "
+                "its access rules must let this user describe and create the topics"
+            ) from error
+        except KafkaError as error:
+            reason = _one_line(log.reason or error)
+            if _CLOSED in reason and kafka.security_protocol.startswith("SASL"):
+                raise BrokerError(
+                    f"the broker at {address} closes the connection to user {kafka.sasl_username!r} by "
+                    f"{kafka.sasl_mechanism}, as it does with a wrong password: check "
+                    "RISKSTREAM_KAFKA__SASL_USERNAME, its password, the mechanism and the listener's protocol"
+                ) from error
+            raise BrokerError(
+                f"no Kafka broker answers at {address} within {timeout_seconds:g} s ({reason}); check "
+                "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS, or start one with 'riskstream broker start'"
+            ) from error
+        except (OSError, ValueError) as error:  # an address or certificate that cannot be used at all
+            raise BrokerError(f"the broker at {address} cannot be used: {_one_line(error)}") from error
+
+
+def _connect(kafka: KafkaSettings, timeout_seconds: float, log: _Collector) -> KafkaAdminClient:
+    """Return a connected client.
+
+    kafka-python takes a refused password for a passing failure and tries until its time is over, so the
+    time is given in growing slices and its log is asked after each.
+    """
+    config = client_config(kafka)
+    if not config["bootstrap_servers"]:
+        raise ValueError("the address is empty")
+    nets: list[KafkaNetClient] = []
+
+    def keep(**options: Any) -> KafkaNetClient:
+        nets.append(KafkaNetClient(**options))
+        return nets[-1]
+
+    deadline = time.monotonic() + timeout_seconds
+    slice_seconds = _FIRST_SLICE_SECONDS
+    while True:
+        left = deadline - time.monotonic()
+        if left < 2 * slice_seconds:
+            slice_seconds = left  # what would be over has no time for a handshake
+        try:
+            return KafkaAdminClient(
+                **config,
+                bootstrap_timeout_ms=int(max(slice_seconds, 0.05) * 1000),
+                request_timeout_ms=int(timeout_seconds * 1000),
+                reconnect_backoff_ms=_BACKOFF_MS[0],
+                reconnect_backoff_max_ms=_BACKOFF_MS[1],
+                kafka_client=keep,
+            )
+        except BaseException as error:
+            # A client whose constructor failed is out of reach, but its thread and sockets are not.
+            while nets:
+                nets.pop().close()
+            if isinstance(log.reason, _REFUSALS):
+                raise log.reason from error
+            if not isinstance(error, KafkaTimeoutError) or left <= slice_seconds:
+                raise
+        slice_seconds *= 2
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+class _Collector(logging.Handler):
+    """Keep the last reason for a failure, which kafka-python tells nobody but its log."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.reason: Exception | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for cause in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(cause, _REFUSALS):
+                self.reason = cause
+            elif isinstance(cause, KafkaError) and not isinstance(cause, KafkaTimeoutError):
+                # What follows a refusal is only the closed connection.
+                self.reason = self.reason if isinstance(self.reason, _REFUSALS) else cause
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+
+
+@contextmanager
+def _quiet_log() -> Iterator[_Collector]:
+    """Keep kafka-python's log lines off the program's log meanwhile; yield what it says of failures.
+
+    It logs each of many tries; one error at the end says it all.
+    """
+    global _quiet_users  # noqa: PLW0603 - counted, so that the last of several threads restores it
+    logger = logging.getLogger("kafka")
+    collector = _Collector()
+    with _quiet_lock:
+        _quiet_users += 1
+        logger.propagate = False
+        logger.addHandler(collector)
+    try:
+        yield collector
+    finally:
+        with _quiet_lock:
+            logger.removeHandler(collector)
+            _quiet_users -= 1
+            if _quiet_users == 0:
+                logger.propagate = True

@@ -1,0 +1,62 @@
+"""clients."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stream.settings import KafkaSettings
+
+
+def client_config(kafka: KafkaSettings) -> dict[str, Any]:
+    """Return how to reach the broker, as keyword arguments of kafka-python's clients.
+
+    With TLS the broker's certificate and its host name are both checked. Without ``ssl_ca_file`` the
+    system's authorities count.
+    """
+    config: dict[str, Any] = {
+        "bootstrap_servers": [part.strip() for part in kafka.bootstrap_servers.split(",") if part.strip()],
+        "client_id": "riskstream",
+        "security_protocol": kafka.security_protocol,
+    }
+    if kafka.security_protocol.startswith("SASL"):
+        config["sasl_mechanism"] = kafka.sasl_mechanism
+        config["sasl_plain_username"] = kafka.sasl_username
+        config["sasl_plain_password"] = kafka.password()
+    if kafka.security_protocol.endswith("SSL"):
+        config["ssl_check_hostname"] = True
+        for name, path in (
+            ("ssl_cafile", kafka.ssl_ca_file),
+            ("ssl_certfile", kafka.ssl_cert_file),
+            ("ssl_keyfile", kafka.ssl_key_file),
+        ):
+            if path is not None:
+                config[name] = str(path)
+    return config
+
+
+def ssl_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
+    """Return the TLS context of the settings, hostname check on, or None without TLS."""
+    if kafka.security_protocol not in {"SSL", "SASL_SSL"}:
+        return None
+    context = ssl.create_default_context(cafile=None if kafka.ssl_ca_file is None else str(kafka.ssl_ca_file))
+    if kafka.ssl_cert_file is not None and kafka.ssl_key_file is not None:
+        context.load_cert_chain(str(kafka.ssl_cert_file), str(kafka.ssl_key_file))
+    return context
+
+
+def aiokafka_config(kafka: KafkaSettings) -> dict[str, Any]:
+    """Return how to reach the broker, as keyword arguments of aiokafka's clients."""
+    config: dict[str, Any] = {
+        "bootstrap_servers": kafka.bootstrap_servers.split(","),
+        "security_protocol": kafka.security_protocol,
+        "ssl_context": ssl_context(kafka),
+    }
+    if kafka.security_protocol.startswith("SASL"):
+        config |= {
+            "sasl_mechanism": kafka.sasl_mechanism,
+            "sasl_plain_username": kafka.sasl_username,
+            "sasl_plain_password": kafka.password(),
+        }
+    return config

@@ -1,0 +1,78 @@
+"""Who writes a changelog partition: one worker at a time, and the broker sees to it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from stream.errors import TopicMismatchError
+from stream.events.records import Message
+from stream.kafka.topics import changelog_topic, writer_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from stream.kafka.producer import Delivery
+    from stream.settings import Settings
+
+
+#: Key of a partition's owner record: that of a user without a name, which no user has.
+OWNER_KEY: Final = b"\0O\0\0\0\0"
+
+
+class Ownership:
+    """Takes changelog partitions over when they are assigned.
+
+    1. Raise the epoch of each partition's producer id, and write an owner record with it: from here on the
+       broker refuses what a former owner still sends (:meth:`Delivery.fence`).
+    2. Only then may the changelog's end be looked up and its rest restored: nothing can come behind it but
+       from this worker.
+    3. Where the local state already reached up to the owner record, the record is all that was missing, and
+       nothing needs to be restored.
+    """
+
+    def __init__(self, settings: Settings, delivery: Delivery, store: Callable[[], Any]) -> None:
+        self._settings = settings
+        self._delivery = delivery
+        self._store = store
+        #: Kafka's id of the source topic; part of the record, for people who read it.
+        self.source_id = ""
+
+    async def take(self, partitions: Collection[int]) -> None:
+        """Take partitions over.
+
+        Raises
+        ------
+        TopicMismatchError
+            The local state is ahead of the changelog: the broker has lost its end.
+        BrokerError
+            The broker does not answer, or does not allow it.
+        """
+        if not partitions or not self._delivery.idempotent:
+            return
+        value = orjson.dumps(
+            {
+                "owner": f"{socket.gethostname()}:{os.getpid()}",
+                "source_topic": self._settings.topics.transactions,
+                "source_topic_id": self.source_id,
+                "source_partitions": self._settings.topics.partitions,
+            }
+        )
+        topic = changelog_topic(self._settings)
+        owner = Message(OWNER_KEY, value)
+        offsets = await self._delivery.fence(
+            topic, {partition: (writer_id(self._settings, partition), owner) for partition in partitions}
+        )
+        store = self._store()
+        for partition, offset in offsets.items():
+            held = store.reached(partition)
+            if held is not None and held >= offset:
+                raise TopicMismatchError(
+                    f"the local state of partition {partition} reaches to offset {held} of {topic}, which "
+                    f"ends at {offset}: the broker has lost records; remove the state folder to accept that"
+                )
+            if held == offset - 1:
+                store.write(partition, [(OWNER_KEY, value)], offset)

@@ -1,0 +1,441 @@
+"""Delivery: whole lists of records to the broker, one request a step and broker, awaited once.
+
+aiokafka's client brings connections, metadata and the protocol; batching, idempotence and fencing are done
+here, because a step hands over everything it has at once and knows which partitions it owns:
+
+- Record batches are built in one go, each with a producer id, epoch and sequence number (KIP-98), so that a
+  request that is repeated after a lost answer is not written twice.
+- The changelog is *fenced*. Each of its partitions has a producer id of its own, by way of the transactional
+  id ``<app>-history-<partition>``. Who takes a partition over raises that id's epoch and writes an owner
+  record; from then on the broker refuses whatever a former owner, paused or cut off, still sends. Only the
+  epoch is used, not transactions: they would cost each round two more requests, and the state's offsets do
+  the rest.
+
+A broker that gives out no producer ids (the embedded one) gets plain record batches: a repeated request may
+write twice, and a former owner is not held off. The worker says so when it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from aiokafka import errors
+from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.structs import TopicPartition
+
+from stream.errors import BrokerError, FencedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from stream.events.records import Headers, Message
+
+if TYPE_CHECKING:
+    Sendable = tuple[bytes | None, bytes | None, Headers]
+
+
+logger = logging.getLogger(__name__)
+
+#: Largest record batch. Brokers refuse batches over 1 MiB unless told otherwise.
+_MAX_BATCH_BYTES: Final = 900_000
+
+#: More than a record, or a record batch, takes beside its key and value where it has no headers.
+_RECORD_BYTES: Final = 80
+
+#: Pause before a request is repeated, and the most that is slept when a broker's coordinator moves.
+_BACKOFF_SECONDS: Final = 0.05
+
+#: Transactions are never begun; the broker wants a bound for them all the same.
+_TRANSACTION_TIMEOUT_MS: Final = 10_000
+
+_NO_PRODUCER: Final = -1
+_NO_HEADERS: Final[list[tuple[str, bytes]]] = []
+_SEQUENCES: Final = 1 << 31
+_ALL_REPLICAS: Final = -1
+_MAGIC: Final = 2
+
+#: What a coordinator answers that is starting, moving, or still busy with the id's former holder.
+_COORDINATOR_MOVES: Final = (
+    errors.CoordinatorNotAvailableError,
+    errors.NotCoordinatorError,
+    errors.CoordinatorLoadInProgressError,
+    errors.ConcurrentTransactions,
+    errors.NodeNotReadyError,
+    errors.KafkaConnectionError,
+    errors.RequestTimedOutError,
+)
+
+
+@dataclass(slots=True)
+class _Producer:
+    """A producer id, its epoch, and the next sequence number in one partition."""
+
+    producer_id: int = _NO_PRODUCER
+    epoch: int = -1
+    sequence: int = 0
+
+    def take(self, records: int) -> int:
+        """Return the first of so many sequence numbers."""
+        if self.producer_id == _NO_PRODUCER:
+            return -1
+        first = self.sequence
+        self.sequence = (first + records) % _SEQUENCES
+        return first
+
+
+@dataclass(slots=True)
+class _Built:
+    """A record batch, ready to be sent; ``offset`` is the one of its last record once it is written."""
+
+    buffer: bytearray
+    records: int
+    offset: int = -1
+
+
+class Delivery:
+    """A producer of whole lists, with acknowledgements of all in-sync replicas.
+
+    Parameters
+    ----------
+    client_config
+        How to reach the broker, as keyword arguments of aiokafka's client.
+    request_seconds, timeout_seconds
+        Longest wait for an answer, and for a delivery with all its repeated requests.
+    """
+
+    def __init__(
+        self, client_config: Mapping[str, Any], request_seconds: float, timeout_seconds: float
+    ) -> None:
+        self._config = dict(client_config)
+        self._request_ms = int(request_seconds * 1000)
+        self._timeout_seconds = timeout_seconds
+        self._client: AIOKafkaClient | None = None
+        self._plain = _Producer()
+        self._producers: dict[TopicPartition, _Producer] = {}
+
+    @property
+    def client(self) -> AIOKafkaClient:
+        """The connected client.
+
+        Raises
+        ------
+        BrokerError
+            It is not connected.
+        """
+        if self._client is None:
+            raise BrokerError("the producer is not connected")
+        return self._client
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether the broker gives out producer ids."""
+        return self._plain.producer_id != _NO_PRODUCER
+
+    async def start(self, topics: Collection[str]) -> None:
+        """Connect, and learn about the topics.
+
+        Raises
+        ------
+        BrokerError
+            The broker cannot be reached or refuses this client.
+        """
+        client = AIOKafkaClient(request_timeout_ms=self._request_ms, **self._config)
+        try:
+            await client.bootstrap()
+            await client.set_topics(topics)
+            self._client = client
+            try:
+                self._plain = await self._init_producer(None)
+            except errors.UnknownError:
+                logger.warning(
+                    "this broker gives out no producer ids: a repeated request may write twice, and a worker "
+                    "that lost its partitions is not held off from their changelog"
+                )
+        except errors.KafkaError as error:
+            self._client = None
+            await client.close()
+            raise BrokerError(
+                f"cannot connect a producer to {self._config['bootstrap_servers']}: {error}"
+            ) from error
+        except BaseException:
+            self._client = None
+            await client.close()
+            raise
+
+    async def stop(self) -> None:
+        """Disconnect; nothing is under way, since every delivery is awaited."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def fence(self, topic: str, owners: Mapping[int, tuple[str, Message]]) -> dict[int, int]:
+        """Become the one writer of these partitions: what another still sends is refused from here on.
+
+        Parameters
+        ----------
+        owners
+            For each partition its transactional id, and the record that is written to it first: the broker
+            knows of the new epoch once it has seen it there.
+
+        Returns
+        -------
+        The offset of each of these records.
+
+        Raises
+        ------
+        BrokerError
+            The broker did not answer in time, or does not allow the ids.
+        """
+        if self.idempotent:
+            try:
+                producers = await asyncio.gather(
+                    *(self._init_producer(transactional_id) for transactional_id, _ in owners.values())
+                )
+            except errors.TransactionalIdAuthorizationFailed as error:
+                ids = sorted(transactional_id for transactional_id, _ in owners.values())
+                raise BrokerError(
+                    f"the broker does not let this user write under transactional ids {ids[0]} to {ids[-1]}: "
+                    "allow Describe and Write on transactional ids with that prefix"
+                ) from error
+            except errors.KafkaError as error:
+                raise BrokerError(f"cannot take the changelog over: {error!r}") from error
+            for partition, producer in zip(owners, producers, strict=True):
+                self._producers[TopicPartition(topic, partition)] = producer
+        offsets = await self.deliver((topic, partition, [owner]) for partition, (_, owner) in owners.items())
+        return {partition: offset for (_, partition), offset in offsets.items()}
+
+    def epoch(self, topic: str, partition: int) -> int:
+        """Return the epoch under which a partition is written, -1 where the broker has none."""
+        producer = self._producers.get(TopicPartition(topic, partition))
+        return -1 if producer is None else producer.epoch
+
+    async def deliver(
+        self,
+        records: Iterable[tuple[str, int, Sequence[Sendable]]],
+        on_sent: Callable[[], None] | None = None,
+        group: Callable[[Sendable], bytes] | None = None,
+    ) -> dict[tuple[str, int], int]:
+        """Produce lists of records, each for a topic and partition, and wait until all are acknowledged.
+
+        Calls for the same partition must not overlap.
+
+        Parameters
+        ----------
+        on_sent
+            Called once everything is handed to the broker, before it has answered; for tests.
+        group
+            Records behind one another for which it says the same are written all or none, as far as one
+            record batch can hold them.
+
+        Returns
+        -------
+        The offset of the last record for each topic and partition that had any.
+
+        Raises
+        ------
+        FencedError
+            Another worker has taken a partition over.
+        BrokerError
+            A record was not acknowledged in time, or was refused.
+        """
+        client = self.client
+        timestamp_ms = time.time_ns() // 1_000_000
+        queues = {
+            TopicPartition(topic, partition): self._build(
+                TopicPartition(topic, partition), messages, timestamp_ms, group
+            )
+            for topic, partition, messages in records
+            if messages
+        }
+        last: dict[tuple[str, int], int] = {}
+        wave = 0
+        while sending := {tp: queue[wave] for tp, queue in queues.items() if wave < len(queue)}:
+            await self._send_wave(client, sending, on_sent)
+            last |= {(tp.topic, tp.partition): built.offset for tp, built in sending.items()}
+            wave += 1
+            on_sent = None
+        return last
+
+    def _build(
+        self,
+        tp: TopicPartition,
+        messages: Sequence[Sendable],
+        timestamp_ms: int,
+        group: Callable[[Sendable], bytes] | None = None,
+    ) -> list[_Built]:
+        """Return the record batches of one partition, in order, each no larger than a broker takes."""
+        producer = self._producers.get(tp)
+        if producer is None:
+            plain = self._plain
+            producer = self._producers[tp] = _Producer(plain.producer_id, plain.epoch)
+        built: list[_Built] = []
+        builder, count = self._builder(), 0
+        ends = set() if group is None else _ends(messages, group)
+        for number, (key, value, own) in enumerate(messages):
+            headers = list(own) if own else _NO_HEADERS
+            if number in ends:
+                built.append(self._close(builder, count, producer))
+                builder, count = self._builder(), 0
+            if builder.append(count, timestamp_ms, key, value, headers) is None:
+                built.append(self._close(builder, count, producer))
+                builder, count = self._builder(), 0
+                builder.append(0, timestamp_ms, key, value, headers)
+            count += 1
+        built.append(self._close(builder, count, producer))
+        return built
+
+    @staticmethod
+    def _builder() -> DefaultRecordBatchBuilder:
+        return DefaultRecordBatchBuilder(
+            magic=_MAGIC,
+            compression_type=0,
+            is_transactional=0,
+            producer_id=_NO_PRODUCER,
+            producer_epoch=-1,
+            base_sequence=-1,
+            batch_size=_MAX_BATCH_BYTES,
+        )
+
+    @staticmethod
+    def _close(builder: DefaultRecordBatchBuilder, count: int, producer: _Producer) -> _Built:
+        builder.set_producer_state(producer.producer_id, producer.epoch, producer.take(count))
+        return _Built(builder.build(), count)
+
+    async def _send_wave(
+        self, client: AIOKafkaClient, wave: dict[TopicPartition, _Built], on_sent: Callable[[], None] | None
+    ) -> None:
+        """Send one record batch of each partition, and repeat what was not written until it is."""
+        deadline = time.monotonic() + self._timeout_seconds
+        left = wave
+        while True:
+            nodes: dict[int, dict[TopicPartition, _Built]] = {}
+            failed: dict[TopicPartition, BaseException] = {}
+            for tp, built in left.items():
+                leader = client.cluster.leader_for_partition(tp)
+                if leader is None or leader < 0:
+                    failed[tp] = errors.LeaderNotAvailableError()
+                else:
+                    nodes.setdefault(leader, {})[tp] = built
+            requests = [
+                asyncio.ensure_future(self._request(client, node, part)) for node, part in nodes.items()
+            ]
+            if on_sent is not None:
+                # A request is written when its task first runs, and leaves with the loop's next turn.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                on_sent()
+                on_sent = None
+            for answer in await asyncio.gather(*requests):
+                failed |= answer
+            if not failed:
+                return
+            for tp, error in failed.items():
+                _raise_final(tp, error)
+            if time.monotonic() >= deadline:
+                tp, error = next(iter(failed.items()))
+                raise BrokerError(
+                    f"records were not delivered to {tp.topic} [{tp.partition}] within "
+                    f"{self._timeout_seconds:g} s: {error!r}"
+                )
+            await client.force_metadata_update()
+            await asyncio.sleep(_BACKOFF_SECONDS)
+            left = {tp: wave[tp] for tp in failed}
+
+    async def _request(
+        self, client: AIOKafkaClient, node: int, part: dict[TopicPartition, _Built]
+    ) -> dict[TopicPartition, BaseException]:
+        """Send one request; returns the partitions whose batch was not written, and why."""
+        topics: dict[str, list[tuple[int, bytearray]]] = {}
+        for tp, built in part.items():
+            topics.setdefault(tp.topic, []).append((tp.partition, built.buffer))
+        request = ProduceRequest(
+            transactional_id=None,
+            required_acks=_ALL_REPLICAS,
+            timeout=self._request_ms,
+            topics=list(topics.items()),
+        )
+        try:
+            response = await client.send(node, request)
+        except errors.KafkaError as error:
+            return dict.fromkeys(part, error)
+        failed: dict[TopicPartition, BaseException] = {}
+        for topic, partitions in response.topics:
+            for partition, code, offset, *_ in partitions:
+                tp = TopicPartition(topic, partition)
+                error_type = errors.for_code(code)
+                if error_type is errors.NoError or error_type is errors.DuplicateSequenceNumber:
+                    # Of a batch that it had already the broker tells the offset as well, if it still knows.
+                    part[tp].offset = offset + part[tp].records - 1 if offset >= 0 else -1
+                else:
+                    failed[tp] = error_type()
+        return failed
+
+    async def _init_producer(self, transactional_id: str | None) -> _Producer:
+        """Return a producer id; for a transactional id always the same one, its epoch raised."""
+        client = self.client
+        deadline = time.monotonic() + self._timeout_seconds
+        request = InitProducerIdRequest(
+            transactional_id=transactional_id, transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS
+        )
+        while True:
+            try:
+                if transactional_id is None:
+                    node = client.get_random_node()
+                else:
+                    node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
+                response = await client.send(node, request)
+                error_type = errors.for_code(response.error_code)
+                if error_type is errors.NoError:
+                    return _Producer(response.producer_id, response.producer_epoch)
+                raise error_type()
+            except _COORDINATOR_MOVES:
+                if time.monotonic() >= deadline:
+                    raise
+            await client.force_metadata_update()
+            await asyncio.sleep(_BACKOFF_SECONDS)
+
+
+def _ends(messages: Sequence[Sendable], group: Callable[[Sendable], bytes]) -> set[int]:
+    """Return where new record batches have to begin so that groups stay whole."""
+    sizes = [len(key or b"") + len(value or b"") + _RECORD_BYTES for key, value, _ in messages]
+    if sum(sizes) <= _MAX_BATCH_BYTES - _RECORD_BYTES:
+        return set()
+    ends: set[int] = set()
+    first, filled, of_group = 0, 0, 0
+    name: bytes | None = None
+    for number, (message, size) in enumerate(zip(messages, sizes, strict=True)):
+        if group(message) != name:
+            name, first, of_group = group(message), number, 0
+        if filled + size > _MAX_BATCH_BYTES - _RECORD_BYTES and first not in ends and first:
+            ends.add(first)
+            filled = of_group
+        filled += size
+        of_group += size
+    return ends
+
+
+def _raise_final(tp: TopicPartition, error: BaseException) -> None:
+    """Raise what repeating a request cannot mend."""
+    where = f"{tp.topic} [{tp.partition}]"
+    if isinstance(error, (errors.InvalidProducerEpoch, errors.ProducerFenced)):
+        raise FencedError(
+            f"another worker has taken {where} over: this one was paused or cut off, and what it sends is "
+            "refused; start it again"
+        ) from error
+    if isinstance(error, errors.MessageSizeTooLargeError):
+        raise BrokerError(
+            f"{where} refuses a record batch as too large: its max.message.bytes must be 1 MiB or more"
+        ) from error
+    if isinstance(error, errors.InvalidTimestampError):
+        raise BrokerError(
+            f"{where} refuses records of this time: this machine's clock and the broker's are far apart"
+        ) from error
+    if not getattr(error, "retriable", False):
+        raise BrokerError(f"records were not delivered to {where}: {error!r}") from error

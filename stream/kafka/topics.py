@@ -1,0 +1,83 @@
+"""The topics: their names, partitions and policies, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stream.settings import Settings
+
+
+#: Name of the one table; its changelog topic is named after it.
+HISTORY_TABLE: Final = "history"
+
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """What a topic must look like.
+
+    Attributes
+    ----------
+    config:
+        Topic configuration by Kafka's names, as texts.
+    exact_partitions:
+        Whether another number of partitions is an error: true where a user's records must meet on one
+        partition.
+    """
+
+    name: str
+    partitions: int
+    replication_factor: int
+    config: Mapping[str, str] = field(default_factory=dict)
+    exact_partitions: bool = True
+
+
+def changelog_topic(settings: Settings) -> str:
+    """Return the name of the table's changelog topic, as Faust makes it."""
+    return f"{settings.app_id}-{HISTORY_TABLE}-changelog"
+
+
+def questions_topic(settings: Settings) -> str:
+    """Return the name of the topic in which entities are asked and told of labels."""
+    return f"{settings.app_id}-entity-questions"
+
+
+def answers_topic(settings: Settings) -> str:
+    """Return the name of the topic of cases and of what entities answer."""
+    return f"{settings.app_id}-entity-answers"
+
+
+def writer_id(settings: Settings, partition: int) -> str:
+    """Return the transactional id under which a changelog partition is written; it fences former owners."""
+    return f"{settings.app_id}-{HISTORY_TABLE}-{partition}"
+
+
+def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
+    """Return every topic that this deployment needs."""
+    topics = settings.topics
+    retention = str(int(topics.retention_days * _DAY_MS))
+
+    def deleted(name: str, retention_ms: str = retention) -> TopicSpec:
+        config = {"cleanup.policy": "delete", "retention.ms": retention_ms}
+        return TopicSpec(name, topics.partitions, topics.replication_factor, config)
+
+    def compacted(name: str, partitions: int) -> TopicSpec:
+        return TopicSpec(name, partitions, topics.replication_factor, {"cleanup.policy": "compact"})
+
+    return (
+        deleted(topics.transactions),
+        deleted(topics.alerts),
+        deleted(topics.decisions),
+        deleted(topics.labels),
+        deleted(topics.dead_letters, str(int(topics.dead_letter_retention_days * _DAY_MS))),
+        # Used by models with profiles only; nothing in them is needed once it is worked off.
+        deleted(questions_topic(settings)),
+        deleted(answers_topic(settings)),
+        compacted(topics.control, 1),
+        compacted(changelog_topic(settings), topics.partitions),
+    )

@@ -1,0 +1,168 @@
+"""What a worker logs, and how: a line for each event of interest, for people or for machines.
+
+A line never holds more of a transaction than where it lies and what it is called: topic, partition, offset
+and id. What a record says, and why it was refused, is in the topics, where access can be restricted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from stream.events.fields import format_event_time
+
+if TYPE_CHECKING:
+    from stream.settings import Settings
+
+
+#: What a line may say beside its message, in this order; given to a logger as ``extra``.
+CONTEXT: Final = (
+    "transaction_id",
+    "alert_id",
+    "risk_level",
+    "field",
+    "topic",
+    "partition",
+    "offset",
+    "partitions",
+    "records",
+    "trace_id",
+    "suppressed",
+)
+
+#: Faust, mode and aiokafka tell each step of a rebalance; their warnings are enough.
+_LIBRARIES: Final = ("faust", "mode", "aiokafka", "kafka", "asyncio", "opentelemetry", "urllib3")
+
+#: Faust's services log under the module that defines the class.
+_FAUST_SERVICES: Final = "stream.runtime.faust_adapter"
+
+#: Messages of libraries that are remembered at most; forgetting one is harmless.
+_MOST_REMEMBERED: Final = 1000
+
+
+def context_of(record: logging.LogRecord) -> dict[str, object]:
+    """Return what a record says beside its message."""
+    said = record.__dict__
+    return {name: said[name] for name in CONTEXT if name in said}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and the context's members."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; what JSON does not know is said as its text."""
+        line: dict[str, object] = {
+            "time": format_event_time(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        } | context_of(record)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for people, the context behind it as ``name=value``."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Return the line without a stack trace."""
+        said = "".join(f" {name}={_word(value)}" for name, value in context_of(record).items())
+        return super().formatMessage(record) + said
+
+
+def _word(value: object) -> str:
+    """Return a value as one word: an id is a producer's text, and must not pass for a line of its own."""
+    text = str(value)
+    return text if text.isprintable() and not set(' "=') & set(text) else json.dumps(text)
+
+
+class LineBudget:
+    """How many lines one kind of event may have: some at once, then so many a second.
+
+    Parameters
+    ----------
+    burst
+        Lines that may come at once.
+    per_second
+        Lines that come back to the budget each second.
+    """
+
+    def __init__(self, burst: int = 10, per_second: float = 1.0) -> None:
+        self._burst = float(burst)
+        self._per_second = per_second
+        self._left = float(burst)
+        self._at = 0.0
+        #: Events without a line since the last one that had any.
+        self.suppressed = 0
+
+    def take(self, events: int, now: float) -> int:
+        """Return how many of so many events get a line; ``now`` is a monotonic time in seconds."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        lines = min(events, int(self._left))
+        self._left -= lines
+        self.suppressed += events - lines
+        return lines
+
+    def told(self) -> int:
+        """Return how many events had no line, and begin to count anew."""
+        suppressed, self.suppressed = self.suppressed, 0
+        return suppressed
+
+
+class Sparingly(logging.Filter):
+    """Lets a library repeat itself only once in a while: that a broker is away is news once.
+
+    And without stack traces, unless debugging: what ends the worker is said in one line, by the worker.
+    """
+
+    _SECONDS: Final = 30.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the line is news."""
+        if record.name.startswith("stream.") and not record.name.startswith(_FAUST_SERVICES):
+            return True
+        if record.exc_info and not logging.getLogger().isEnabledFor(logging.DEBUG):
+            record.exc_info = record.exc_text = None
+        key = (record.name, str(record.msg))
+        now = time.monotonic()
+        if now - self._said.get(key, -self._SECONDS) < self._SECONDS:
+            return False
+        if len(self._said) > _MOST_REMEMBERED:  # messages with figures in them
+            self._said.clear()
+        self._said[key] = now
+        return True
+
+
+def configure_logging(settings: Settings) -> None:
+    """Let this process log to standard error, as the settings say."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
+    handler.addFilter(Sparingly())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    logging.captureWarnings(capture=True)
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING if settings.log_level != "debug" else logging.DEBUG)
+    logging.getLogger(_FAUST_SERVICES).setLevel(logging.WARNING)
+    threading.excepthook = _tell_of_thread
+
+
+def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
+    """Say in a line what ended a library's thread; a fetch under way when the worker ends does that."""
+    logging.getLogger("stream.runtime.worker").warning("a thread ended: %r", failure.exc_value)

@@ -1,0 +1,189 @@
+"""Tracing: spans of transactions whose producer traces them, exported by OTLP; off unless configured.
+
+That a trace goes on behind the worker needs nothing of this: alerts, decisions and dead letters carry their
+transaction's ``traceparent`` in any case (:func:`stream.events.records.trace_context`), unchanged, so that
+an alert
+that is delivered twice is the same to the byte. The spans here hang below the producer's, beside what the
+consumers of alerts make of it.
+
+OpenTelemetry is imported only when a tracer is built. Spans are made once a round's effects are safe, from
+times of the whole round, and only of transactions whose ``traceparent`` says that they are sampled.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from stream.errors import ConfigError
+from stream.events.records import TRACEPARENT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stream.events.records import Headers
+    from stream.pipeline.effects import Batch, Plan
+    from stream.settings import Settings
+
+
+logger = logging.getLogger(__name__)
+
+#: https://www.w3.org/TR/trace-context/#traceparent-header; later versions may say more behind the flags.
+_TRACEPARENT: Final = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
+
+_SAMPLED: Final = 1
+
+#: Most transactions of a round that are traced: a trace of every one of thousands helps nobody.
+_MOST_IN_A_ROUND: Final = 100
+
+#: Longest wait for the last spans when a worker stops; the stop itself is cut off after four seconds.
+_FLUSH_MS: Final = 1_500
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTimes:
+    """When a round's steps began and ended, in ns since 1970."""
+
+    taken: int
+    decided: int
+    producing: int
+    produced: int
+    done: int
+
+
+def remote_parent(headers: Headers) -> tuple[int, int] | None:
+    """Return the trace's and the parent span's id of a record that is sampled, otherwise None."""
+    for name, value in headers:
+        if name == TRACEPARENT:
+            found = _TRACEPARENT.fullmatch(value or b"")
+            if found is None or not int(found[3], 16) & _SAMPLED:
+                return None
+            return int(found[1], 16), int(found[2], 16)
+    return None
+
+
+class Tracer:
+    """Makes spans of rounds, and exports them in the background.
+
+    Each traced transaction gets a span ``process``, from its Kafka timestamp until its effects are safe, with
+    three below it: ``receive`` (until its round begins), ``decide``, and what was sent: ``alert``,
+    ``decision`` or ``dead letter``.
+
+    Parameters
+    ----------
+    provider
+        An SDK's ``TracerProvider``.
+    group
+        The consumer group.
+    """
+
+    def __init__(self, provider: Any, group: str) -> None:
+        from opentelemetry import trace  # noqa: PLC0415 - not a dependency of a worker that does not trace
+
+        self._api = trace
+        self._provider = provider
+        self._tracer = provider.get_tracer("riskstream")
+        self._group = group
+
+    def trace(self, batches: Sequence[Batch], plans: Sequence[Plan], times: RoundTimes) -> None:
+        """Make the spans of a round that is done."""
+        left = _MOST_IN_A_ROUND
+        for batch, plan in zip(batches, plans, strict=True):
+            traced = [
+                (record, parent)
+                for record in batch.records
+                if record.headers and (parent := remote_parent(record.headers)) is not None
+            ][:left]
+            if not traced:
+                continue
+            left -= len(traced)
+            alerted = {one.offset: one for one in plan.alerted}
+            refused = {offset for _, offset in plan.rejected}
+            for record, parent in traced:
+                attributes: dict[str, Any] = {
+                    "messaging.system": "kafka",
+                    "messaging.operation.type": "process",
+                    "messaging.destination.name": batch.topic,
+                    "messaging.destination.partition.id": str(batch.partition),
+                    "messaging.consumer.group.name": self._group,
+                    "messaging.kafka.offset": record.offset,
+                }
+                sent = "decision" if plan.decisions else None
+                if record.offset in refused:
+                    sent = "dead letter"
+                if (alert := alerted.get(record.offset)) is not None:
+                    sent = "alert"
+                    attributes["riskstream.transaction.id"] = alert.transaction_id
+                    attributes["riskstream.risk.level"] = alert.level.value
+                self._spans(parent, record.timestamp_ms * 1_000_000, times, sent, attributes)
+
+    def _spans(
+        self,
+        parent: tuple[int, int],
+        timestamp: int,
+        times: RoundTimes,
+        sent: str | None,
+        attributes: dict[str, Any],
+    ) -> None:
+        api = self._api
+        remote = api.SpanContext(
+            trace_id=parent[0],
+            span_id=parent[1],
+            is_remote=True,
+            trace_flags=api.TraceFlags(api.TraceFlags.SAMPLED),
+        )
+        # A producer's clock may be ahead of this one, and a record may have no time.
+        begun = timestamp if 0 <= timestamp < times.taken else times.taken
+        whole = self._tracer.start_span(
+            "process",
+            api.set_span_in_context(api.NonRecordingSpan(remote)),
+            api.SpanKind.CONSUMER,
+            attributes,
+            start_time=begun,
+        )
+        inside = api.set_span_in_context(whole)
+        steps = [("receive", begun, times.taken), ("decide", times.taken, times.decided)]
+        if sent is not None:
+            steps.append((sent, times.producing, times.produced))
+        for name, start, end in steps:
+            self._tracer.start_span(name, inside, start_time=start).end(end)
+        whole.end(times.done)
+
+    def close(self) -> None:
+        """Send what is left, in bounded time."""
+        self._provider.force_flush(_FLUSH_MS)
+
+
+def build_tracer(settings: Settings) -> Tracer | None:
+    """Return the tracer of the settings, None where they name no collector.
+
+    Raises
+    ------
+    ConfigError
+        OpenTelemetry is not installed.
+    """
+    endpoint = settings.tracing.endpoint
+    if endpoint is None:
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f"RISKSTREAM_TRACING__ENDPOINT: {error.name} is not installed: pip install 'riskstream[tracing]'"
+        ) from error
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": "riskstream", "service.namespace": settings.app_id}),
+        shutdown_on_exit=False,
+    )
+    address = endpoint if urlsplit(endpoint).path.strip("/") else endpoint.rstrip("/") + "/v1/traces"
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(address, timeout=5)))
+    logger.info("tracing to %s", address)
+    return Tracer(provider, settings.app_id)

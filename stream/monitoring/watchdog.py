@@ -1,0 +1,218 @@
+"""The watchdog: whether the broker is there, and whether work goes on where there is some.
+
+It asks the broker itself for the ends of the worker's partitions, over the producer's connections, so it
+sees a consumer that has fallen asleep with work before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aiokafka import errors
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.structs import TopicPartition
+
+from stream.errors import BrokerError, RiskStreamError, StalledError, TopicMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+
+    from aiokafka.client import AIOKafkaClient
+
+    from stream.settings import WatchdogSettings
+
+
+logger = logging.getLogger(__name__)
+_LATEST: Final = -1
+_EARLIEST: Final = -2
+_NO_REPLICA: Final = -1
+_READ_UNCOMMITTED: Final = 0
+
+#: How often the watchdog looks, and how often it compares topic ids, which takes a connection of its own.
+_LOOK_SECONDS: Final = 1.0
+
+_TOPIC_SECONDS: Final = 15.0
+
+
+async def log_ends(
+    client: AIOKafkaClient, topic: str, partitions: Collection[int], *, earliest: bool = False
+) -> dict[int, int]:
+    """Return the end offset of each partition (or its first), as its leader says.
+
+    Raises
+    ------
+    aiokafka.errors.KafkaError
+        A leader is unknown or does not answer.
+    """
+    nodes: dict[int, list[tuple[int, int]]] = {}
+    for partition in partitions:
+        leader = client.cluster.leader_for_partition(TopicPartition(topic, partition))
+        if leader is None or leader < 0:
+            await client.force_metadata_update()
+            raise errors.LeaderNotAvailableError
+        nodes.setdefault(leader, []).append((partition, _EARLIEST if earliest else _LATEST))
+    found: dict[int, int] = {}
+    for node, asked in nodes.items():
+        response = await client.send(node, OffsetRequest(_NO_REPLICA, _READ_UNCOMMITTED, [(topic, asked)]))
+        for _, answers in response.topics:
+            for partition, code, _, offset, *_ in answers:
+                error_type = errors.for_code(code)
+                if error_type is not errors.NoError:
+                    await client.force_metadata_update()
+                    raise error_type()
+                found[partition] = offset
+    return found
+
+
+@dataclass(slots=True)
+class Liveness:
+    """Whether work goes on, from what is seen now and then; no clock of its own.
+
+    Attributes
+    ----------
+    stall_seconds:
+        Work without progress for so long is a stall; for twice as long, the end.
+    """
+
+    stall_seconds: float
+    moved_at: float
+    progress: int = -1
+
+    def see(self, now: float, progress: int, *, waiting: bool) -> float:
+        """Return for how many seconds there has been work and no progress."""
+        if progress != self.progress or not waiting:
+            self.progress = progress
+            self.moved_at = now
+        return now - self.moved_at
+
+
+class Watchdog:
+    """Watches a worker; ends it where it cannot go on and does not know.
+
+    Parameters
+    ----------
+    positions
+        Returns the offset up to which each assigned source partition is done, None where none was ever
+        committed.
+    progress
+        Returns a number that changes whenever something was done.
+    ready
+        Says whether transactions are being taken; while they are not, something is expected to go on too.
+    topic_id
+        Returns Kafka's id of the source topic; empty where it has none.
+    ends_are_exact
+        Says whether the broker tells the ends of logs as they are: the embedded one tells an end from before
+        records that it has given.
+    """
+
+    def __init__(
+        self,
+        settings: WatchdogSettings,
+        topic: str,
+        client: Callable[[], AIOKafkaClient],
+        positions: Callable[[], Mapping[int, int | None]],
+        progress: Callable[[], int],
+        ready: Callable[[], bool],
+        topic_id: Callable[[], Awaitable[str]],
+        on_lag: Callable[[int, int], None],
+        ends_are_exact: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._client = client
+        self._positions = positions
+        self._progress = progress
+        self._ready = ready
+        self._topic_id = topic_id
+        self._on_lag = on_lag
+        self._ends_are_exact = ends_are_exact
+        self._first: dict[int, int] = {}
+        #: For how many seconds there has been work and no progress, and how much work, as of the last look.
+        self.stalled_seconds = 0.0
+        self.lag: dict[int, int] = {}
+
+    @property
+    def healthy(self) -> bool:
+        """Whether work goes on, as of the last look."""
+        return self.stalled_seconds < self._settings.stall_seconds
+
+    async def run(self, expected_topic_id: str) -> None:
+        """Watch until cancelled.
+
+        Raises
+        ------
+        BrokerError
+            No answer for longer than ``broker_gone_seconds``.
+        StalledError
+            Work and no progress for twice ``stall_seconds``.
+        TopicMismatchError
+            The source topic is another one by now, or has lost its end.
+        """
+        now = answered_at = topic_at = time.monotonic()
+        live = Liveness(self._settings.stall_seconds, now)
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            lag = 0
+            reason = ""
+            try:
+                async with asyncio.timeout(self._settings.broker_gone_seconds):
+                    lag = await self._lag()
+                    answered_at = now = time.monotonic()
+                    if expected_topic_id and now - topic_at >= _TOPIC_SECONDS:
+                        topic_at = now
+                        await self._compare(expected_topic_id)
+            except TopicMismatchError:
+                raise
+            except (errors.KafkaError, RiskStreamError, TimeoutError, OSError) as error:
+                reason = repr(error)
+            now = time.monotonic()
+            if now - answered_at > self._settings.broker_gone_seconds:
+                raise BrokerError(
+                    f"the broker has not answered for {now - answered_at:.0f} s ({reason}); nothing is lost: "
+                    "start the worker again when it is back"
+                )
+            waiting = lag > 0 or not self._ready()
+            self.stalled_seconds = live.see(now, self._progress(), waiting=waiting)
+            if self.stalled_seconds > 2 * self._settings.stall_seconds:
+                raise StalledError(
+                    f"{lag} records wait and none was taken for {self.stalled_seconds:.0f} s: it ends "
+                    "to be started again"
+                )
+
+    async def _lag(self) -> int:
+        """Return how many records wait in this worker's partitions, and report them by partition."""
+        positions = dict(self._positions())
+        client = self._client()
+        if not positions:
+            await client.fetch_all_metadata()  # only to hear from the broker
+            return 0
+        unknown = [partition for partition, at in positions.items() if at is None]
+        missing = [partition for partition in unknown if partition not in self._first]
+        if missing:
+            self._first |= await log_ends(client, self._topic, missing, earliest=True)
+        ends = await log_ends(client, self._topic, positions)
+        total = 0
+        self.lag.clear()
+        for partition, at in positions.items():
+            start = self._first[partition] if at is None else at
+            if ends[partition] < start and self._ends_are_exact():
+                raise TopicMismatchError(
+                    f"{self._topic} [{partition}] ends at {ends[partition]}, before offset {start} that it "
+                    "has given: it was made again, or lost its end; start the worker again, it finds out"
+                )
+            waiting = self.lag[partition] = max(0, ends[partition] - start)
+            self._on_lag(partition, waiting)
+            total += waiting
+        return total
+
+    async def _compare(self, expected: str) -> None:
+        found = await self._topic_id()
+        if found != expected:
+            raise TopicMismatchError(
+                f"{self._topic} was deleted and made again while this worker ran: start it again, it takes "
+                "the topic from its beginning"
+            )

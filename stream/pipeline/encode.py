@@ -1,0 +1,119 @@
+"""The records that leave the pipeline: alerts, decisions and dead letters, as bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from stream.decisions.policy import Verdict, alert_id
+from stream.events.fields import format_event_time
+from stream.events.models import DeadLetterHeader, Outcome
+from stream.events.records import Message, Record, trace_context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stream.errors import RiskStreamError
+    from stream.events.decode import Row
+
+
+#: Most bytes of a record that its dead letter carries. Brokers take 1 MiB unless told otherwise, measured
+#: after compression, so that with its headers more a record that came in may not go out again.
+MAX_DEAD_LETTER_BYTES: Final = 1_000_000
+
+_MAX_CUT_KEY_BYTES: Final = 1_000
+
+
+class Encoder:
+    """Encodes one batch's alerts and decisions: what they all have in common is given once."""
+
+    def __init__(self, model_version: str, feature_spec: str, topic: str, partition: int) -> None:
+        common = {
+            "model_version": model_version,
+            "feature_spec": feature_spec,
+            "source_topic": topic,
+            "source_partition": partition,
+        }
+        #: What comes between a record's time and its offset.
+        self._common = b'",' + orjson.dumps(common)[1:-1] + b',"source_offset":'
+
+    def decision(
+        self,
+        record: Record,
+        row: Row,
+        outcome: Outcome,
+        verdict: Verdict | None = None,
+        features: dict[str, float] | None = None,
+    ) -> Message:
+        """Return the decision on one transaction; ``features`` may hold NaN, which JSON says as null."""
+        body = self._head(record, row) + _OUTCOMES[outcome]
+        if verdict is not None:
+            body += b"," + verdict.members
+            if verdict.alert:
+                body += b',"alert_id":"%b"' % alert_id(row.user_id, row.transaction_id).encode()
+        if features is not None:
+            body += b',"features":' + orjson.dumps(features)
+        return Message(record.key, body + b"}", record.headers and trace_context(record.headers))
+
+    def alert(self, record: Record, row: Row, verdict: Verdict, reasons: Sequence[dict[str, Any]]) -> Message:
+        """Return the alert on one transaction."""
+        body = b'%b,"alert_id":"%b",%b,"reasons":%b}' % (
+            self._head(record, row),
+            alert_id(row.user_id, row.transaction_id).encode(),
+            verdict.members,
+            orjson.dumps(reasons),
+        )
+        return Message(record.key, body, record.headers and trace_context(record.headers))
+
+    def _head(self, record: Record, row: Row) -> bytes:
+        """Return the JSON that alerts and decisions begin with; to dump it all costs thrice."""
+        scored_at_ms = record.timestamp_ms if record.timestamp_ms >= 0 else row.event_time
+        return b'{"transaction_id":%b,"user_id":%b,"event_time":"%b","scored_at":"%b%b%d' % (
+            orjson.dumps(row.transaction_id),
+            orjson.dumps(row.user_id),
+            format_event_time(row.event_time).encode(),
+            format_event_time(scored_at_ms).encode(),
+            self._common,
+            record.offset,
+        )
+
+
+#: What a decision says of its outcome.
+_OUTCOMES: Final = {outcome: b',"outcome":"%b"' % outcome.value.encode() for outcome in Outcome}
+
+
+def dead_letter(
+    topic: str,
+    partition: int,
+    record: Record,
+    error: RiskStreamError,
+    field: str,
+    reason: str,
+    refused_at_ms: int,
+) -> Message:
+    """Return a record that could not be taken: its own key, bytes and headers, and why in more headers.
+
+    One too large to be sent again is cut, without its own headers but the trace's, and the reason says so.
+    """
+    key, value, own = record.key, record.value, record.headers
+    size = len(key or b"") + len(value or b"") + sum(len(name) + len(text or b"") for name, text in own)
+    if size > MAX_DEAD_LETTER_BYTES:
+        key = key and key[:_MAX_CUT_KEY_BYTES]
+        value = value and value[: MAX_DEAD_LETTER_BYTES - _MAX_CUT_KEY_BYTES]
+        own = trace_context(own)
+        reason += (
+            f"; cut to {len(key or b'') + len(value or b'')} of {size} bytes, the whole is at the source"
+        )
+    headers = (
+        *own,
+        (DeadLetterHeader.EXCEPTION.value, type(error).__name__.encode()),
+        (DeadLetterHeader.MESSAGE.value, str(error).encode()),
+        (DeadLetterHeader.TOPIC.value, topic.encode()),
+        (DeadLetterHeader.PARTITION.value, str(partition).encode()),
+        (DeadLetterHeader.OFFSET.value, str(record.offset).encode()),
+        (DeadLetterHeader.FIELD.value, field.encode()),
+        (DeadLetterHeader.REASON.value, reason.encode()),
+        (DeadLetterHeader.TIMESTAMP.value, format_event_time(refused_at_ms).encode()),
+    )
+    return Message(key, value, headers)

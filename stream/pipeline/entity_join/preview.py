@@ -1,0 +1,133 @@
+"""What entities' logs say of a transaction that did not come, leaving no trace of it.
+
+The same questions and the same looks as between the stages of :mod:`stream.pipeline.entity_join.topology`;
+but logs are read anew
+each time, and nothing is taken into them, kept or counted. Where the stream leaves an entity's features
+unknown, so does this: where its log cannot be used, and where the transaction is late for it. No I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stream.errors import InvalidRecordError
+from stream.features.profiles.cache import EntityLogs
+from stream.pipeline.entity_join.messages import Question, decode_questions
+from stream.pipeline.entity_join.plan import USER_WIDTH, Stages, entities_of
+from stream.state.format import entity_prefix
+from stream.state.hashing import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from stream.events.decode import Row
+    from stream.features.spec import FeatureSpec
+    from stream.jit import Floats
+    from stream.state.store import RecordReader
+
+
+class ProfilePreview:
+    """Asks entities about transactions, and answers for those whose logs somebody has."""
+
+    def __init__(self, spec: FeatureSpec, lateness_ms: int) -> None:
+        self.spec_hash = spec.hash
+        self._stages = Stages(spec, lateness_ms)
+        # Nothing is ever given to these to keep.
+        self._users = EntityLogs(0, USER_WIDTH)
+        self._entities = EntityLogs(0)
+
+    def questions(self, row: Row, case: int) -> list[Question]:
+        """Return what entities have to be asked about a transaction, whose name is ``case``."""
+        names = entities_of(row)
+        about = (row.event_time, row.amount_minor, row.minor_units, names["user"])
+        return [
+            Question(code, name, case, 0, *about, 0, math.nan)
+            for code, name in self._stages.named(names).items()
+        ]
+
+    def look(self, questions: Sequence[Question], reader: RecordReader) -> list[Floats]:
+        """Return the features of each question, from the partition that has all of their entities."""
+        prefixes = [entity_prefix(one.entity, one.name) for one in questions]
+        logs = self._entities.of(0, dict.fromkeys(prefixes), reader)
+        found = []
+        for prefix, one in zip(prefixes, questions, strict=True):
+            log = logs[prefix]
+            features = self._stages.unknown(one.entity)
+            if log.error is None and not self._stages.is_late(log, one):
+                self._stages.look(log, one, features)
+            found.append(features)
+        return found
+
+    def answers(self, rows: Sequence[Row], reader: RecordReader) -> list[dict[int, Floats]]:
+        """Return all entities' features of each transaction, by the entity's code, where one has them all."""
+        questions = [one for place, row in enumerate(rows) for one in self.questions(row, place)]
+        found: list[dict[int, Floats]] = [{} for _ in rows]
+        for one, features in zip(questions, self.look(questions, reader), strict=True):
+            found[one.case][one.entity] = features
+        return found
+
+    def fill(
+        self,
+        rows: Sequence[Row],
+        chosen: Iterable[int],
+        answers: Sequence[Mapping[int, Floats]],
+        reader: RecordReader,
+        matrix: Floats,
+    ) -> None:
+        """Write profiles into vectors.
+
+        Parameters
+        ----------
+        chosen
+            Places of the transactions that the stream would ask about; those of others stay as they are.
+        answers
+            For each transaction, what :meth:`look` found by the entity's code.
+        reader
+            Of the users' partition: their own logs are read here.
+        matrix : float64[rows, features]
+            Is written to.
+        """
+        stages, wanted = self._stages, list(chosen)
+        if stages.local:
+            users = {place: rows[place].user_id.encode() for place in wanted}
+            logs = self._users.of(0, dict.fromkeys(users.values()), reader)
+            for place, user in users.items():
+                if logs[user].error is None:
+                    row = rows[place]
+                    stages.look_at_own(logs[user], row, identity(row.user_id), matrix[place])
+        for place in wanted:
+            for code, features in answers[place].items():
+                stages.put(code, features, matrix[place])
+
+    def decode(self, value: bytes) -> list[Question]:
+        """Return the questions that another worker sends, one behind the other.
+
+        Raises
+        ------
+        InvalidRecordError
+            They are none, or about entities that the model has no profile of.
+        """
+        questions = decode_questions(value)
+        for one in questions:
+            if one.entity not in self._stages.asked:
+                raise InvalidRecordError("entity", f"{one.entity} is none that is asked")
+            if one.minor_units <= 0:
+                raise InvalidRecordError("minor_units", "must be above 0")
+        return questions
+
+    def split(self, questions: Sequence[Question], value: bytes) -> list[Floats]:
+        """Return the features of each question from the bytes of all, one behind the other.
+
+        Raises
+        ------
+        ValueError
+            There are more or fewer.
+        """
+        ends = np.cumsum([len(self._stages.unknown(one.entity)) for one in questions])
+        if len(value) != 8 * ends[-1]:
+            msg = f"{len(value)} bytes are not {ends[-1]} features"
+            raise ValueError(msg)
+        return np.split(np.frombuffer(value, np.float64), ends[:-1])

@@ -1,0 +1,158 @@
+"""Scores on request: what a transaction would get if it came now, leaving no trace of it.
+
+The same histories, vectors, trees, thresholds and sentences as the stream's; but nothing is learnt, nothing
+is stored, and each transaction of a request is looked at by itself. With a model that has profiles, entities
+are asked first, see :mod:`stream.pipeline.entity_join.preview`. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from stream.decisions.policy import Policy
+from stream.decisions.reasons import Explainer
+from stream.errors import InvalidRecordError
+from stream.events.decode import Row, row_of_object
+from stream.events.models import Outcome
+from stream.features.vector import VectorBuilder
+from stream.features.windows.arrays import DUPLICATE, LATE, SCORED
+from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
+from stream.features.windows.history import advance
+from stream.pipeline.columns import columns_of
+from stream.pipeline.entity_join.preview import ProfilePreview
+from stream.scoring.predictor import Predictor
+from stream.state.hashing import identities
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stream.decisions.sentences import Language
+    from stream.features.windows.events import HistoryResult
+    from stream.jit import Floats
+    from stream.scoring.bundle import Bundle
+    from stream.state.store import RecordReader
+
+
+#: Behind every offset that a history can hold, so that nothing is taken for a replay.
+_NEVER_APPLIED: Final = 2**62
+
+_OUTCOMES: Final = {
+    SCORED: Outcome.SCORED,
+    LATE: Outcome.LATE,
+    DUPLICATE: Outcome.DUPLICATE,
+}
+
+
+class Preview:
+    """Scores transactions against histories that somebody else keeps.
+
+    Attributes
+    ----------
+    profiles:
+        Asks entities about transactions; None for a model without profiles.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        lateness_ms: int,
+        max_future_ms: int,
+        max_reasons: int,
+        language: Language = "en",
+    ) -> None:
+        self._bundle = bundle
+        self.profiles = ProfilePreview(bundle.spec, lateness_ms) if bundle.spec.entities else None
+        self._max_future_ms = max_future_ms
+        self._history = HistoryConfig(lateness_ms)
+        self._builder = VectorBuilder(bundle.spec)
+        self._predictor = Predictor(bundle)
+        self._policy = Policy(bundle.thresholds)
+        self._explainer = Explainer(bundle.spec, max_reasons, language)
+
+    def row(self, parsed: dict[str, Any], now_ms: int) -> Row:
+        """Return the transaction in a parsed JSON object.
+
+        Raises
+        ------
+        InvalidRecordError
+            With the offending field and the reason.
+        """
+        row = row_of_object(parsed)
+        if row.event_time > now_ms + self._max_future_ms:
+            raise InvalidRecordError(
+                "event_time", f"is {(row.event_time - now_ms) // 1000} s ahead of the clock"
+            )
+        return row
+
+    def score(
+        self, rows: Sequence[Row], reader: RecordReader, answers: Sequence[Mapping[int, Floats]] = ()
+    ) -> list[dict[str, Any]]:
+        """Return for each transaction what an alert would say of it, as JSON values.
+
+        A ``duplicate`` of a transaction in the history has no score. One whose history cannot be used has
+        the outcome ``failed`` and says why.
+
+        Parameters
+        ----------
+        reader
+            Of the partition that has all of the users.
+        answers
+            Of a model with profiles: for each transaction, the entities' features by the entity's code.
+        """
+        if not rows:
+            return []
+        users = {user: place for place, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
+        matrix, result = self._vectors(rows, users, reader, answers)
+        scored = np.flatnonzero(result.outcome <= LATE)
+        scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
+        moved = dict(zip(scored.tolist(), self._predictor.contributions(matrix[scored]), strict=True))
+        found = []
+        for place, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
+            answer: dict[str, Any] = {"transaction_id": row.transaction_id, "user_id": row.user_id}
+            if code == FAILED:
+                answer |= {"outcome": "failed", "error": str(result.errors[users[row.user_id]])}
+            else:
+                answer["outcome"] = _OUTCOMES[code].value
+            if place in scores:
+                verdict = self._policy.judge(scores[place])
+                answer |= {
+                    "risk_score": verdict.score,
+                    "risk_level": verdict.level.value,
+                    "prediction": verdict.prediction,
+                    "reasons": self._explainer.reasons(matrix[place], moved[place]),
+                }
+            found.append(answer | {"model_version": self._bundle.model_version})
+        return found
+
+    def _vectors(
+        self,
+        rows: Sequence[Row],
+        users: Mapping[str, int],
+        reader: RecordReader,
+        answers: Sequence[Mapping[int, Floats]],
+    ) -> tuple[Floats, HistoryResult]:
+        """Return the vectors, float64[rows, features], and what the histories say of each transaction.
+
+        ``users`` have their places in the result, in order.
+        """
+        events = HistoryEvents(
+            users=[user.encode() for user in users],
+            user=np.array([users[row.user_id] for row in rows], np.int64),
+            time_ms=np.array([row.event_time for row in rows], np.int64),
+            amount_minor=np.array([row.amount_minor for row in rows], np.int64),
+            merchant=identities([row.merchant_id for row in rows]),
+            ident=identities([row.transaction_id for row in rows]),
+            minor_units=np.array([row.minor_units for row in rows], np.int64),
+            offset=np.full(len(rows), _NEVER_APPLIED, np.int64),
+            source=np.zeros(len(users), np.int64),
+        )
+        matrix = self._builder.empty(len(rows))
+        result = advance(events, self._history, reader, self._builder.history(matrix), learn=False)
+        self._builder.fill(columns_of(rows, events, self._bundle.spec), matrix)
+        if self.profiles is not None:
+            applied = np.flatnonzero(result.outcome == SCORED).tolist()
+            self.profiles.fill(rows, applied, answers, reader, matrix)
+        return matrix, result

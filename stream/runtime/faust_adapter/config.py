@@ -1,0 +1,65 @@
+"""config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import faust
+from faust.types.auth import SASLMechanism
+
+from stream.kafka.clients import ssl_context
+from stream.runtime.faust_adapter.app import StreamApp
+from stream.runtime.faust_adapter.assignor import Assignor
+from stream.runtime.faust_adapter.store import HistoryStore, HistoryTable
+
+if TYPE_CHECKING:
+    from stream.settings import KafkaSettings, Settings
+
+
+def _faust_credentials(kafka: KafkaSettings) -> Any:
+    context = ssl_context(kafka)
+    if kafka.security_protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=kafka.sasl_username,
+            password=kafka.password(),
+            mechanism=SASLMechanism(kafka.sasl_mechanism),
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context)
+
+
+def _build_faust_app(settings: Settings) -> StreamApp:
+    kafka = settings.kafka
+    HistoryStore.block_cache_bytes = settings.rocksdb.block_cache_mib << 20
+    HistoryStore.write_buffer_bytes = settings.rocksdb.write_buffer_mib << 20
+    return StreamApp(
+        settings.app_id,
+        broker="kafka://" + ";".join(kafka.bootstrap_servers.split(",")),
+        broker_credentials=_faust_credentials(kafka),
+        store="rocksdb://",
+        datadir=str(settings.state_dir),
+        Table=HistoryTable,
+        PartitionAssignor=Assignor,
+        autodiscover=False,
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        topic_partitions=settings.topics.partitions,
+        topic_replication_factor=settings.topics.replication_factor,
+        table_standby_replicas=0,
+        # The end offset of the embedded broker may lie behind the last acknowledged one, and upstream
+        # takes that for a damaged store and dies (ConsistencyError).
+        recovery_consistency_check=False,
+        consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=kafka.group_instance_id,
+        broker_max_poll_records=kafka.max_poll_records,
+        broker_session_timeout=kafka.session_timeout_seconds,
+        broker_rebalance_timeout=kafka.rebalance_timeout_seconds,
+        broker_heartbeat_interval=min(2.0, kafka.session_timeout_seconds / 3),
+        broker_request_timeout=max(kafka.request_timeout_seconds, kafka.session_timeout_seconds),
+        broker_commit_interval=1.0,
+        # Batches, not records. Fetches wait for room (see BatchConsumer.getmany), so this is never full.
+        stream_buffer_maxsize=64,
+        stream_wait_empty=True,
+        worker_redirect_stdouts=False,
+    )

@@ -1,0 +1,360 @@
+"""Every touch of Faust's private names, in one place (faust-streaming 0.15.3).
+
+Each piece says what upstream does and why that does not serve here; ``tests/unit/test_faust_seams.py``
+holds a test for each that fails when a Faust release no longer needs it.
+
+1. :class:`BatchConsumer`: one event per fetch. Upstream pays several asyncio tasks per message; a fetch of
+   two thousand pays them once. And it commits what :meth:`BatchConsumer.done` was told, nothing else:
+   upstream takes an event for processed when the agent moves on from it, be it by an exception (#527, #315)
+   or because a rebalance took the partition away meanwhile. And it hands on no source records until a
+   rebalance is through: upstream fetches them before it lets the streams flow, which empties their queues.
+   It follows each partition's offsets, so that whatever was fetched and handed to nobody is fetched again,
+   and nothing is taken before it; and a restore that waits for records which do not come seeks them again.
+2. :class:`HistoryStore`: reads and writes by partition from outside a stream's event, one write batch
+   with the changelog's offset in it (upstream writes key by key, and the offset on its own: after a
+   SIGKILL the two disagree, #193, #502), bounded memory, databases closed when they are given up.
+3. :class:`StreamApp`: upstream may wait forever for events that will never be acknowledged (#527); here
+   a stop and a rebalance wait for the batch under way and nothing else.
+4. Fetches wait 1.5 s for records upstream. A partition whose records were just taken is not in the fetch
+   under way, so its next ones wait for that fetch to end (aiokafka sends one per node): a skewed stream
+   pays up to all of it. The setting ``kafka.fetch_max_wait_ms`` bounds it.
+5. :class:`HistoryTable`: takes the store above, restores whole fetched batches at a time (upstream:
+   record by record), and leaves the declaration of topics to ``riskstream topics``.
+6. Commits carry Kafka's id of their topic. A topic that was deleted and made again keeps the group's
+   offsets, and upstream would go on at them in records of another topic; and where offsets go back under a
+   running worker it drops records without a word.
+7. :class:`_LeanRecords`: aiokafka makes a frozen dataclass of eleven fields of each record, for 3 us; the
+   pipeline's own five are made instead, once.
+8. A database that cannot be opened because it is damaged is put aside and restored from the changelog;
+   upstream ends, and again whenever it is started.
+9. :class:`Assignor`: upstream asserts that an assignment carries the worker's own address, and dies where a
+   worker with a ``group_instance_id`` comes back with another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from aiokafka.consumer import fetcher
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.drivers import aiokafka as driver
+from faust.types.tuples import ConsumerMessage
+
+from stream.errors import BrokerError, TopicMismatchError
+from stream.events.records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+
+
+logger = logging.getLogger(__name__)
+
+#: A restore that gets nothing for so long, although something is missing, seeks its place again.
+_STANDSTILL_SECONDS: Final = 5.0
+
+#: Longest fetch while records wait for a rebalance's end to be fetched again.
+_REBALANCE_POLL_SECONDS: Final = 0.05
+
+#: Changelog records handed on at once, at the least; more than any one record batch holds.
+_MOST_RESTORED = 100_000
+
+
+class _LeanRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """Makes the pipeline's records of what a fetch brought."""
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._records_iterator  # type: ignore[no-any-return]  # without a step in between
+
+    def _consumer_record(self, _tp: Any, record: Any) -> Record:
+        return Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
+
+
+fetcher.PartitionRecords = _LeanRecords
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Lets an empty fetch wait as long as the app says."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = self.app.fetch_max_wait_ms  # noqa: SLF001
+        return consumer
+
+    async def committed(self, tps: Iterable[Any]) -> dict[Any, tuple[int, str]]:
+        """Return the offset and the topic id of each partition's last commit, where there is one."""
+        wanted = {TopicPartition(tp.topic, tp.partition): tp for tp in tps}
+        found = await self.call_thread(self._fetch_committed, list(wanted))
+        return {wanted[tp]: (commit.offset, commit.metadata or "") for tp, commit in found.items()}
+
+    async def _fetch_committed(self, wanted: list[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
+        found: dict[TopicPartition, OffsetAndMetadata] = (
+            await self._ensure_consumer()._coordinator.fetch_committed_offsets(wanted)  # noqa: SLF001
+        )
+        return found
+
+    async def _commit(self, offsets: Any) -> bool:
+        """Commit, with the source's id; one that is refused ends the worker in one line."""
+        assigned = self.assignment()
+        marked = {
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(
+                offset, self.app.topic_ids.get(tp.topic, "")
+            )
+            for tp, offset in offsets.items()
+            if tp in assigned
+        }
+        try:
+            await self._ensure_consumer().commit(marked)
+        except CommitFailedError:
+            return False  # the group has gone on without this worker: what was not committed comes again
+        except KafkaError as error:
+            self.app.report(BrokerError(f"offsets cannot be committed: {error!r}"))
+            return False
+        return True
+
+
+class BatchConsumer(driver.Consumer):  # type: ignore[misc]
+    """Yields one message per fetch, its value the records of each partition."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._done: dict[Any, int] = {}
+        #: Where each partition's commit is, which offset is the next to hand on, before which one a fetch
+        #: left a gap, and of which partitions fetched records were handed to nobody.
+        self._floor: dict[Any, int] = {}
+        self._next: dict[Any, int] = {}
+        self._skipped: dict[Any, int] = {}
+        self._unread: set[Any] = set()
+        #: When a restore last got something, or there was none.
+        self._restored_at = time.monotonic()
+
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def done(self, tp: Any, offset: int, generation: int) -> None:
+        """Let the offset behind a fully processed batch be committed: its last record's, and one."""
+        if generation == self.app.consumer_generation_id:
+            self._done[tp] = offset + 1
+
+    def ack(self, message: Any) -> bool:
+        """Do nothing of what upstream does: the end of an event says nothing of its effects."""
+        message.acked = True
+        self._unacked_messages.discard(message)
+        return True
+
+    async def _commit_offsets(self, offsets: Any, start_new_transaction: bool = True) -> bool:  # noqa: FBT001, FBT002
+        """Tell the app of each commit."""
+        committed = bool(await super()._commit_offsets(offsets, start_new_transaction))
+        if committed and self.app.on_committed is not None:
+            self.app.on_committed()
+        return committed
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Any:
+        return [tp for tp in self._done if topics is None or tp in topics or tp.topic in topics]
+
+    def _new_offset(self, tp: Any) -> int | None:
+        return self._done.get(tp)
+
+    async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
+        """Keep no list of offsets between batches; nothing asks for it."""
+
+    async def on_partitions_revoked(self, revoked: set[Any]) -> None:
+        """Forget revoked partitions, after the last commit for them."""
+        await super().on_partitions_revoked(revoked)
+        for tp in revoked:
+            self._done.pop(tp, None)
+            self._floor.pop(tp, None)
+            self._next.pop(tp, None)
+            self._unread.discard(tp)
+
+    def describe(self) -> str:
+        """Return in a line which partitions are fetched, for a person."""
+        return (
+            f"flow {'active' if self.flow_active else 'stopped'}, rebalancing {self.app.rebalancing}, "
+            f"active {sorted(self._active_partitions)}, paused {sorted(self._paused_partitions)}, "
+            f"buffered {sorted(self._buffered_partitions)}, read {sorted(self._read_offset.items())}"
+        )
+
+    def position_of(self, tp: Any) -> int | None:
+        """Return the offset up to which a partition's records are done, None where that is not known yet."""
+        done = self._done.get(tp)
+        return self._committed_offset.get(tp) if done is None else done
+
+    async def perform_seek(self) -> None:
+        """Go on at the committed offsets, unless they are those of a topic that is no longer there.
+
+        A partition without a commit begins at its beginning. Upstream leaves it where it is, which may be
+        behind records that were fetched during the rebalance and handed to nobody.
+        """
+        await super().perform_seek()
+        mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
+        committed = await self._thread.committed(mine)
+        ids = self.app.topic_ids
+        self._floor = {
+            tp: offset
+            for tp, (offset, found) in committed.items()
+            if not found or not ids.get(tp.topic) or found == ids[tp.topic]
+        }
+        following = dict(self._floor)
+        begin = [tp for tp in mine if tp not in self._floor]
+        for tp, first in (await self.earliest_offsets(*begin)).items() if begin else ():
+            if tp in committed:
+                logger.warning(
+                    "%s [%d] was made again since offset %d was committed: taking it from its beginning, %d",
+                    tp.topic,
+                    tp.partition,
+                    committed[tp][0],
+                    first,
+                )
+            await self.seek(tp, first)
+            self._committed_offset.pop(tp, None)
+            following[tp] = first
+        self._next = following
+        self._skipped.clear()
+
+    def _in_order(self, tp: Any, batch: list[Any]) -> list[Any]:
+        """Return what of fetched records is to be handed on: those that follow the last ones, each once.
+
+        Where they begin behind those, some were passed over: the state would take them for replayed if these
+        came first. A gap that is there again when they are fetched again is the log's own.
+        """
+        following = self._next.get(tp)
+        if following is None:
+            return []  # the seek to come fetches them again
+        first = batch[0].offset
+        if first > following and self._skipped.get(tp) != following:
+            self._skipped[tp] = following
+            return []
+        try:
+            self._check_order(tp, first)
+        except TopicMismatchError as error:
+            self.app.report(error)
+            return []
+        fresh = batch if first >= following else [one for one in batch if one.offset >= following]
+        if fresh:
+            self._next[tp] = fresh[-1].offset + 1
+        return fresh
+
+    def _check_order(self, tp: Any, first: int) -> None:
+        """Refuse records from before the offset that was committed; upstream drops them silently.
+
+        Records behind it may come twice around a rebalance, which the state recognises.
+
+        Raises
+        ------
+        TopicMismatchError
+            The topic was made again, or the broker lost its end.
+        """
+        floor = self._floor.get(tp)
+        if floor is not None and first < floor:
+            raise TopicMismatchError(
+                f"offsets of {tp.topic} [{tp.partition}] went back from {floor} to {first}: the topic was "
+                "made again, or the broker lost its end; start the worker again, it recognises transactions "
+                "that it has by their ids"
+            )
+
+    async def _fetch_again(self) -> None:
+        """Put partitions back whose fetched records were handed to nobody, for whatever reason."""
+        unread, self._unread = self._unread, set()
+        for tp in unread & self._next.keys():
+            with contextlib.suppress(IllegalStateError):  # given up meanwhile
+                await self._seek(tp, self._next[tp])
+
+    async def _restore_again(self, something: bool) -> None:  # noqa: FBT001
+        """Let a restore that stands still begin again behind the last record that it has seen."""
+        recovery = self.app.tables.recovery
+        now = time.monotonic()
+        if something or not (self.app.rebalancing and recovery.in_recovery):
+            self._restored_at = now
+        elif now - self._restored_at > _STANDSTILL_SECONDS:
+            self._restored_at = now
+            for tp, missing in recovery.active_remaining().items():
+                if missing > 0:
+                    logger.warning(
+                        "%s [%d]: nothing came for %g s and %d records are missing: fetched again",
+                        tp.topic, tp.partition, _STANDSTILL_SECONDS, missing,
+                    )  # fmt: skip
+                    await self._seek(tp, recovery.active_offsets[tp] + 1)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
+        """Fetch once; yield a message for each changelog partition, its value the list of records, and one.
+
+        That one has all of the source, its value the records by partition.
+        """
+        await self._wait_for_room()
+        if self._unread and not self.app.rebalancing:
+            await self._fetch_again()
+        wait = min(timeout, _REBALANCE_POLL_SECONDS) if self._unread else timeout
+        records, active = await self._wait_next_records(wait)
+        generation = self.app.consumer_generation_id
+        if records is None or self.should_stop:
+            return
+
+        def wanted(tp: Any) -> bool:
+            flows = self.flow_active and self.app.consumer_generation_id == generation
+            asked = active is None or tp in active or tp in self._buffered_partitions
+            return flows and asked and not self.should_stop
+
+        await self._restore_again(any(map(self._is_changelog_tp, records)))
+        for tp in filter(self._is_changelog_tp, records):
+            if records[tp] and wanted(tp):
+                whole = records[tp] + await self._rest(tp)
+                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                yield tp, self._message_of(tp, whole[-1].offset, whole, generation)
+        source: dict[Any, list[Any]] = {}
+        for tp, batch in records.items():
+            if self._is_changelog_tp(tp):
+                continue
+            if batch and wanted(tp) and not self.app.rebalancing and (whole := self._in_order(tp, batch)):
+                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                source[tp] = whole
+            else:
+                self._unread.add(tp)
+        if source:
+            # One carries all: each message costs Faust several tasks, whatever is in it. Upstream drops one
+            # from before the last it saw of that partition, and would drop the others' with it.
+            carrier, whole = next(iter(source.items()))
+            self._read_offset[carrier] = None
+            yield carrier, self._message_of(carrier, whole[-1].offset, source, generation)
+
+    def _get_active_partitions(self) -> set[Any]:
+        """Leave a topic out of the next fetch that is ahead of what has to be done about it elsewhere."""
+        active: set[Any] = super()._get_active_partitions()
+        held_up = None if self.app.held_up is None else self.app.held_up()
+        return active if held_up is None else {tp for tp in active if tp.topic != held_up}
+
+    @staticmethod
+    def _message_of(tp: Any, offset: int, value: Any, generation: int) -> ConsumerMessage:
+        return ConsumerMessage(
+            tp.topic, tp.partition, offset, None, 0, (), None, value, None, tp=tp, generation_id=generation
+        )
+
+    async def _wait_for_room(self) -> None:
+        """Begin no fetch whose records would have to wait in their streams.
+
+        Upstream takes the partitions whose streams are full out of the next fetch, and one that begins
+        without any lasts its whole second, whatever comes free meanwhile. During a rebalance nothing is held
+        up: recovery needs the fetches.
+        """
+        if self.app.room is not None and not self.app.rebalancing:
+            await self.app.room()
+
+    async def _rest(self, tp: Any) -> list[Any]:
+        """Return what else of a changelog has been fetched already, beyond the most records of a poll.
+
+        Recovery ends at the end offset that the broker told. The embedded broker tells the first offset of
+        the last record batch plus one, so the whole of that batch must come at once or its rest is lost.
+        """
+        rest: list[Any] = []
+        while len(rest) < _MOST_RESTORED and (more := (await self._getmany({tp}, timeout=0.0)).get(tp)):
+            rest += more
+        return rest
+
+
+class BatchTransport(driver.Transport):  # type: ignore[misc]
+    """Kafka transport whose consumer hands over batches."""
+
+    Consumer: ClassVar[type] = BatchConsumer

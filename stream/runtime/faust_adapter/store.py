@@ -1,0 +1,237 @@
+"""store."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import faust
+import rocksdict
+from faust.stores import rocksdb
+
+from stream.errors import StateError
+from stream.runtime.cpu_affinity import anywhere
+from stream.runtime.faust_adapter.consumer import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+#: Lies in a database's folder from the moment that it was found damaged: what it holds is not to be used.
+_DAMAGED: Final = "DAMAGED"
+
+#: In a database, the id of the changelog topic that it was restored from.
+CHANGELOG_ID_KEY: Final = b"__riskstream\0changelog-id__"
+
+#: What RocksDB says when it is not the data's fault.
+_LOCKED: Final = ("lock hold by", "While lock file")
+
+_NOT_DAMAGE: Final = (
+    *_LOCKED,
+    "No space left",
+    "Permission denied",
+    "Read-only file system",
+    "Too many open",
+)
+
+
+class HistoryStore(rocksdb.Store):  # type: ignore[misc]
+    """The RocksDB store of the history table: a database per partition, written by whole batches."""
+
+    #: Memory of one worker's store, shared by its partitions; ``build_app`` sets both.
+    block_cache_bytes: ClassVar[int] = 256 << 20
+    write_buffer_bytes: ClassVar[int] = 128 << 20
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cache = rocksdict.Cache(self.block_cache_bytes)
+        self._buffers = rocksdict.WriteBufferManager(self.write_buffer_bytes, False)  # noqa: FBT003 - never stall
+
+    def _open_for_partition(self, partition: int) -> Any:
+        """Open a database; one that is damaged is put aside, and its content comes from the changelog.
+
+        Raises
+        ------
+        StateError
+            It cannot be opened for another reason, or belongs to a changelog that is no longer there.
+        """
+        path = Path(self.partition_path(partition))
+        if (path / _DAMAGED).exists():
+            self._put_aside(path, "it was found damaged before")
+        try:
+            database = self._open(path)
+            known, _ = database.get(CHANGELOG_ID_KEY), database.get(self.offset_key)
+        except Exception as error:
+            if any(text in str(error) for text in _NOT_DAMAGE):
+                if any(text in str(error) for text in _LOCKED):
+                    raise  # upstream waits for the former holder
+                raise StateError(f"the state in {path} cannot be opened: {error}") from error
+            self._put_aside(path, str(error))
+            database = self._open(path)
+            known = None
+        current = self.app.changelog_id.encode()
+        if known is not None and current and known != current:
+            database.close()
+            raise StateError(
+                f"the state in {path} belongs to a changelog topic that was deleted and made again, and "
+                "the new one does not hold it: restore the old one, or remove the folder"
+            )
+        if known is None and current:
+            database.put(CHANGELOG_ID_KEY, current)
+        return database
+
+    @staticmethod
+    def _put_aside(path: Path, reason: str) -> None:
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        logger.error(
+            "the state in %s is damaged (%s): put aside as %s, it is restored from the changelog",
+            path,
+            reason.splitlines()[0] if reason else "no reason given",
+            aside.name,
+        )
+        path.rename(aside)
+
+    def _spoilt(self, partition: int, error: Exception) -> StateError:
+        """Return the error to end with; damage is noted, so that the next start restores the partition."""
+        path = Path(self.partition_path(partition))
+        if any(text in str(error) for text in _NOT_DAMAGE):
+            return StateError(f"the state in {path} cannot be used: {error}")
+        with contextlib.suppress(OSError):
+            (path / _DAMAGED).touch()
+        return StateError(f"the state in {path} is damaged, the next start restores it: {error}")
+
+    def _open(self, path: Path) -> Any:
+        options = rocksdict.Options(raw_mode=True)
+        options.create_if_missing(True)  # noqa: FBT003
+        options.set_max_open_files(512)
+        options.set_keep_log_file_num(2)
+        options.set_write_buffer_size(32 << 20)
+        # Ids and merchants are hashes: compression takes time and gives little room.
+        options.set_compression_type(rocksdict.DBCompressionType.none())
+        options.set_write_buffer_manager(self._buffers)
+        table = rocksdict.BlockBasedOptions()
+        table.set_block_cache(self._cache)
+        table.set_cache_index_and_filter_blocks(True)
+        table.set_bloom_filter(10, False)  # noqa: FBT003 - full filters
+        options.set_block_based_table_factory(table)
+        with anywhere():  # the first database starts RocksDB's threads
+            return rocksdict.Rdict(str(path), options=options)
+
+    def databases(self) -> list[Any]:
+        """Return the databases that are open."""
+        return list(self._dbs.values())
+
+    def database(self, partition: int) -> Any:
+        """Return the partition's database, opened if need be."""
+        return self._db_for_partition(partition)
+
+    def persisted_offset(self, tp: Any) -> int | None:
+        """Return the changelog offset that the local state reaches to.
+
+        Raises
+        ------
+        StateError
+            RocksDB cannot read.
+        """
+        [offset] = self.read(tp.partition, [self.offset_key])
+        return None if offset is None else int(offset)
+
+    def reached(self, partition: int) -> int | None:
+        """Return the changelog offset that the local state reaches to; None without state or access.
+
+        Another process may still hold the database; upstream waits for it when it opens the partition.
+        """
+        try:
+            offset = self._db_for_partition(partition).get(self.offset_key)
+        except StateError:
+            raise
+        except Exception:  # noqa: BLE001 - rocksdict's errors have no class of their own
+            return None
+        return None if offset is None else int(offset)
+
+    def read(self, partition: int, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the value of each key, None where there is none.
+
+        Raises
+        ------
+        StateError
+            RocksDB cannot read.
+        """
+        try:
+            values: Sequence[bytes | None] = self._db_for_partition(partition).get(list(keys))
+        except Exception as error:
+            raise self._spoilt(partition, error) from error
+        return values
+
+    def write(
+        self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
+    ) -> None:
+        """Write records and the changelog offset that they reach to, in one atomic batch.
+
+        Raises
+        ------
+        StateError
+            RocksDB cannot write.
+        """
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, value in writes:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        if changelog_offset >= 0:
+            batch.put(self.offset_key, str(changelog_offset).encode())
+        try:
+            self._db_for_partition(partition).write(batch)
+        except Exception as error:
+            raise self._spoilt(partition, error) from error
+
+    def apply_changelog_batch(self, batch: Iterable[Any], to_key: Any, to_value: Any) -> None:  # noqa: ARG002
+        """Restore fetched batches of changelog records, each in one write."""
+        for event in batch:
+            records = event.message.value
+            writes = [(record.key, record.value) for record in records]
+            self.write(event.message.partition, writes, records[-1].offset)
+            self.table.app.count_recovered(len(writes))
+
+    def revoke_partitions(self, table: Any, tps: set[Any]) -> None:
+        """Close the databases of revoked partitions: another worker may open them at once."""
+        for tp in tps:
+            if tp.topic in table.changelog_topic.topics:
+                database = self._dbs.pop(tp.partition, None)
+                if database is not None:
+                    self._close(database)
+
+    async def stop(self) -> None:
+        """Close every database."""
+        while self._dbs:
+            _, database = self._dbs.popitem()
+            self._close(database)
+
+    @staticmethod
+    def _close(database: Any) -> None:
+        """Close a database; where that fails, what it lost is in the changelog."""
+        try:
+            database.close()
+        except Exception as error:  # noqa: BLE001 - rocksdict's errors have no class of their own
+            logger.warning("a database could not be closed in order: %s", str(error).splitlines()[0])
+
+
+class HistoryTable(faust.Table):  # type: ignore[misc]
+    """The table of users' histories."""
+
+    def _new_store_by_url(self, url: Any) -> HistoryStore:
+        return HistoryStore(
+            url,
+            self.app,
+            self,
+            table_name=self.name,
+            key_type=self.key_type,
+            key_serializer=self.key_serializer,
+            value_serializer=self.value_serializer,
+            value_type=self.value_type,
+            loop=self.loop,
+            options=self.options,
+        )

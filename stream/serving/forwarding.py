@@ -1,0 +1,379 @@
+"""``POST /predict`` on a worker: the live state of its own partitions, and other workers for theirs.
+
+Faust's own table route cannot serve here: its router forwards a request without its body, and a route belongs
+to Faust's web server, which answers for any partition that is assigned, restored or not. What it goes by is
+used all the same: the assignor's metadata, where every worker finds each partition's owner and its address.
+
+Everything happens on the event loop and between two of the stream's steps, so that a history is never half of
+one round and half of the next; a large request makes room for the stream again and again.
+
+A transaction goes to the worker that has its user. With a model that has profiles that worker first asks the
+owners of entities that lie elsewhere, all at once, by ``POST /profiles``: the stages' own questions
+(:mod:`stream.pipeline.entity_join.messages`) one behind the other, answered with their features as float64.
+Then it looks at entities
+of its own and at the user's history and log, all between the same two steps. Nothing holds workers together
+meanwhile: their answers are of different moments, some milliseconds apart, and as in the stream an entity may
+have heard of another transaction that the next one has not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import defaultdict, deque
+from contextlib import contextmanager
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import aiohttp
+import numpy as np
+import orjson
+from aiohttp import web
+
+from stream.errors import InvalidRecordError, StateError
+from stream.kafka.partitioner import partition_of
+from stream.pipeline.effects import gather
+from stream.pipeline.entity_join.messages import CODES
+from stream.pipeline.entity_join.messages import partition_of as entity_partition
+from stream.serving.http import guard, listen
+from stream.serving.predict import ScoringService, Unavailable, problem, refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from stream.jit import Floats
+    from stream.pipeline.entity_join.messages import Question
+    from stream.pipeline.entity_join.preview import ProfilePreview
+    from stream.pipeline.preview import Preview
+    from stream.serving.predict import Asked
+    from stream.settings import ScoringSettings
+    from stream.state.store import RecordReader
+
+
+logger = logging.getLogger(__name__)
+_Read = TypeVar("_Read")
+
+#: Says which of a forwarded request's transactions are asked about, by their places; whoever is asked so asks
+#: nobody else.
+ONLY_HEADER: Final = "X-RiskStream-Only"
+
+#: With questions about entities: the hash of the spec that the answers are wanted for.
+SPEC_HEADER: Final = "X-RiskStream-Spec"
+
+#: Scored or answered in one go, ten milliseconds or so at the very most: the stream's turns come in between.
+_SLICE: Final = 8
+
+#: So many keys are remembered, one of each fetch, to see how producers choose partitions.
+_NOTICED: Final = 64
+
+_ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound
+
+
+class LiveScoring:
+    """A worker's scoring endpoint.
+
+    Parameters
+    ----------
+    partitions
+        How many the source has.
+    reader
+        Returns what reads a partition's histories now, None where they are not this worker's or not restored.
+    owners
+        Returns the address of each partition's worker, as the consumer group knows it.
+    told
+        Called with how each request ended and the seconds that it took.
+
+    Raises
+    ------
+    ConfigError
+        On start, where the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        settings: ScoringSettings,
+        partitions: int,
+        preview: Preview,
+        reader: Callable[[int], RecordReader | None],
+        owners: Callable[[], dict[int, str]],
+        told: Callable[[str, float], None],
+    ) -> None:
+        self._settings = settings
+        self._partitions = partitions
+        self._preview = preview
+        self._reader = reader
+        self._owners = owners
+        self._service = ScoringService(preview, self._score, max_batch=settings.max_batch, told=told)
+        self._runner: web.AppRunner | None = None
+        self._client: aiohttp.ClientSession | None = None
+        #: Of the keys seen last, whether they lie elsewhere than the settings say.
+        self._elsewhere: deque[bool] = deque(maxlen=_NOTICED)
+        #: Where other workers reach this one; empty until started.
+        self.address = ""
+
+    async def start(self) -> None:
+        """Bind and serve."""
+        host = self._settings.host
+        application = self._service.application(guard(self._settings.wanted_token))
+        if self._preview.profiles is not None:
+            application.router.add_post("/profiles", partial(self._tell, self._preview.profiles))
+        self._runner, port = await listen(
+            application, host, self._settings.port, option="RISKSTREAM_SCORING__PORT"
+        )
+        self._client = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self._settings.forward_timeout_seconds)
+        )
+        told = self._settings.advertised_host or (socket.gethostname() if host in _ANY_ADDRESS else host)
+        self.address = f"http://{f'[{told}]' if ':' in told else told}:{port}"
+        logger.info("scores on %s/predict", self.address)
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def notice(self, partition: int, keys: Iterable[bytes | None]) -> None:
+        """See whether producers choose partitions as the settings say, by a key of each fetch.
+
+        Where they do not, users would be looked for where they are not, and be taken for new ones.
+        """
+        key = next((key for key in keys if key is not None), None)
+        if key is not None:
+            self._elsewhere.append(self._partition_of(key) != partition)
+
+    @property
+    def _misled(self) -> bool:
+        """Whether most of the keys seen of late lie elsewhere than the settings say."""
+        return 2 * sum(self._elsewhere) > len(self._elsewhere)
+
+    def _partition_of(self, key: bytes) -> int:
+        return partition_of(key, self._partitions, self._settings.partitioner)
+
+    async def _score(self, asked: Asked) -> list[dict[str, Any]]:
+        """Return the answers to a request, from here and from other workers.
+
+        Raises
+        ------
+        Unavailable
+            A history or an entity's log is on its way from one worker to another, or its worker does not
+            answer.
+        """
+        if self._misled:
+            raise Unavailable(
+                0,
+                "producers choose partitions otherwise than by "
+                f"RISKSTREAM_SCORING__PARTITIONER={self._settings.partitioner}: set it as they do",
+            )
+        only = _only(asked)
+        places = range(len(asked.rows)) if only is None else only
+        parts: dict[int, list[int]] = {}
+        for place in places:
+            partition = self._partition_of(asked.rows[place].user_id.encode())
+            parts.setdefault(partition, []).append(place)
+        here: dict[int, list[int]] = {}
+        away: dict[str, list[int]] = {}
+        for partition, part in parts.items():
+            if self._reader(partition) is not None:
+                here[partition] = part
+                continue
+            if only is not None:
+                raise _on_its_way(partition, part[0], "histories")
+            away.setdefault(self._owner(partition, part[0], "histories"), []).extend(part)
+        asking = [self._ask(owner, sorted(wanted), asked) for owner, wanted in away.items()]
+        found: dict[int, dict[str, Any]] = {}
+        for answers in await asyncio.gather(self._score_here(here, asked), *asking):
+            found |= answers
+        return [found[place] for place in places]
+
+    def _owner(self, partition: int, place: int, what: str) -> str:
+        """Return the address of a partition's worker, which is not this one."""
+        owner = self._owners().get(partition)
+        if owner is None or owner == self.address:
+            raise _on_its_way(partition, place, what)
+        return owner
+
+    @contextmanager
+    def _reading(self, partition: int, place: int, what: str) -> Iterator[RecordReader]:
+        """Give what reads a partition, until the event loop goes on."""
+        reader = self._reader(partition)
+        if reader is None:
+            raise _on_its_way(partition, place, what)
+        try:
+            yield reader
+        except StateError as error:
+            # The stream will meet the same, and end the worker with it.
+            logger.warning("%s cannot be read: %s", what, error)
+            raise Unavailable(place, f"the {what} of partition {partition} cannot be read") from error
+
+    async def _score_here(self, parts: dict[int, list[int]], asked: Asked) -> dict[int, dict[str, Any]]:
+        """Score transactions of this worker's users, their places by partition."""
+        mine, answers = await self._ask_entities([place for part in parts.values() for place in part], asked)
+        found: dict[int, dict[str, Any]] = {}
+        for partition, part in parts.items():
+            for start in range(0, len(part), _SLICE):
+                some = part[start : start + _SLICE]
+                if found:
+                    await asyncio.sleep(0)
+                for one, features in self._look([one for place in some for one in mine.get(place, ())]):
+                    answers[one.case][one.entity] = features
+                with self._reading(partition, some[0], "histories") as reader:
+                    rows = [asked.rows[place] for place in some]
+                    scored = self._preview.score(rows, reader, [answers[place] for place in some])
+                found |= dict(zip(some, scored, strict=True))
+        return found
+
+    async def _ask_entities(
+        self, places: list[int], asked: Asked
+    ) -> tuple[dict[int, list[Question]], defaultdict[int, dict[int, Floats]]]:
+        """Ask other workers about their entities, all at once.
+
+        Returns the questions that are for this worker by their transactions' places, and what the others
+        answer, by place and the entity's code.
+        """
+        mine: dict[int, list[Question]] = {}
+        answers: defaultdict[int, dict[int, Floats]] = defaultdict(dict)
+        profiles = self._preview.profiles
+        if profiles is None:
+            return mine, answers
+        away: dict[str, list[Question]] = {}
+        questions = [one for place in places for one in profiles.questions(asked.rows[place], place)]
+        for partition, some in self._by_partition(questions).items():
+            if self._reader(partition) is None:
+                owner = self._owner(partition, some[0].case, "profiles")
+                away.setdefault(owner, []).extend(some)
+                continue
+            for one in some:
+                mine.setdefault(one.case, []).append(one)
+        asking = [self._ask_about(profiles, owner, wanted, asked) for owner, wanted in away.items()]
+        for wanted, found in zip(away.values(), await asyncio.gather(*asking), strict=True):
+            for one, features in zip(wanted, found, strict=True):
+                answers[one.case][one.entity] = features
+        return mine, answers
+
+    def _by_partition(self, questions: Iterable[Question]) -> dict[int, list[Question]]:
+        return gather((entity_partition(one.name, self._partitions), [one]) for one in questions)
+
+    def _look(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Floats]]:
+        """Yield questions about this worker's entities, by partition, each with its features."""
+        profiles = self._preview.profiles
+        for partition, some in self._by_partition(questions).items():
+            assert profiles is not None  # who asks?
+            with self._reading(partition, some[0].case, "profiles") as reader:
+                yield from zip(some, profiles.look(some, reader), strict=True)
+
+    async def _tell(self, profiles: ProfilePreview, request: web.Request) -> web.Response:
+        """Answer another worker's questions; nobody else is asked."""
+        if request.headers.get(SPEC_HEADER) != profiles.spec_hash:
+            return refuse([{"loc": [], "msg": "the models differ, wait for all workers to have one"}], 503)
+        try:
+            questions = profiles.decode(await request.read())
+            most = len(CODES) * self._settings.max_batch
+            if len(questions) > most:
+                raise InvalidRecordError("$", f"must hold up to {most} questions, not {len(questions)}")
+            found: dict[Question, Floats] = {}
+            for start in range(0, len(questions), _SLICE):
+                if start:
+                    await asyncio.sleep(0)
+                found |= dict(self._look(questions[start : start + _SLICE]))
+        except InvalidRecordError as error:
+            return refuse([problem(error)], 422)
+        except Unavailable as error:
+            return refuse([{"loc": ["body"], "msg": error.reason}], 503)
+        features = np.concatenate([found[one] for one in questions])
+        return web.Response(body=features.tobytes(), content_type="application/octet-stream")
+
+    async def _ask_about(
+        self, profiles: ProfilePreview, owner: str, questions: list[Question], asked: Asked
+    ) -> list[Floats]:
+        """Return what another worker says of its entities."""
+        return await self._hand_on(
+            f"{owner}/profiles",
+            (questions[0].case, "profiles"),
+            b"".join(one.encode().value or b"" for one in questions),
+            {SPEC_HEADER: profiles.spec_hash, "Content-Type": "application/octet-stream"},
+            asked,
+            partial(profiles.split, questions),
+        )
+
+    async def _ask(self, owner: str, places: list[int], asked: Asked) -> dict[int, dict[str, Any]]:
+        """Let another worker answer for its users, from the very bytes that came."""
+
+        def read(value: bytes) -> dict[int, dict[str, Any]]:
+            answer = orjson.loads(value)
+            return dict(zip(places, answer if isinstance(answer, list) else [answer], strict=True))
+
+        headers = {ONLY_HEADER: ",".join(map(str, places)), "Content-Type": "application/json"}
+        return await self._hand_on(
+            f"{owner}/predict", (places[0], "history"), asked.body, headers, asked, read
+        )
+
+    async def _hand_on(
+        self,
+        url: str,
+        about: tuple[int, str],
+        body: bytes,
+        headers: dict[str, str],
+        asked: Asked,
+        read: Callable[[bytes], _Read],
+    ) -> _Read:
+        """Return what another worker answers, as ``read`` takes it from the bytes.
+
+        Raises
+        ------
+        Unavailable
+            It does not answer, or something else; names the place and the thing that it was asked about.
+        """
+        if "Authorization" in asked.headers:
+            headers["Authorization"] = asked.headers["Authorization"]
+        assert self._client is not None
+        try:
+            async with self._client.post(url, data=body, headers=headers) as response:
+                answer = await response.read()
+                if response.status == HTTPStatus.OK:
+                    return read(answer)
+                reason = _reason(response.status, answer)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+        place, what = about
+        owner = url.rpartition("/")[0]
+        raise Unavailable(place, f"the worker at {owner}, which has the {what}, says: {reason}")
+
+
+def _on_its_way(partition: int, place: int, what: str) -> Unavailable:
+    return Unavailable(place, f"the {what} of partition {partition} are being moved or restored")
+
+
+def _only(asked: Asked) -> list[int] | None:
+    """Return which transactions another worker asks about, None where a client asks about all.
+
+    Raises
+    ------
+    InvalidRecordError
+        The header is not a list of places.
+    """
+    header = asked.headers.get(ONLY_HEADER)
+    if header is None:
+        return None
+    try:
+        places = [int(text) for text in header.split(",")]
+    except ValueError:
+        places = [-1]
+    if not set(places) <= set(range(len(asked.rows))):
+        raise InvalidRecordError(ONLY_HEADER, "must name places in the request")
+    return places
+
+
+def _reason(status: int, body: bytes) -> str:
+    """Return what another worker says is the matter."""
+    try:
+        answer = orjson.loads(body)
+    except ValueError:
+        return f"HTTP {status}"
+    detail = answer.get("detail") if isinstance(answer, dict) else None
+    return str(detail[0]["msg"] if detail else answer)

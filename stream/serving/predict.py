@@ -1,0 +1,264 @@
+"""``POST /predict``: scores over HTTP, of one transaction or of a batch, leaving no trace of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import jiter
+import orjson
+from aiohttp import web
+
+from stream import __version__
+from stream.errors import InvalidRecordError
+from stream.events.currencies import MINOR_UNIT_DECIMALS
+from stream.events.decode import MAX_RECORD_BYTES, parse_object
+from stream.events.models import Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from stream.events.decode import Row
+    from stream.pipeline.preview import Preview
+
+
+logger = logging.getLogger(__name__)
+
+#: Most transactions of one request, so that one cannot keep the others waiting for long.
+MAX_BATCH: Final = 500
+
+_MAX_BODY_BYTES: Final = 4 << 20
+
+#: What JSON takes for blank.
+_BLANKS: Final = b" \t\r\n"
+
+_ENDS: Final[Mapping[int, str]] = {200: "answered", 413: "refused", 422: "refused", 503: "unavailable"}
+
+
+class Asked(NamedTuple):
+    """A request that is valid.
+
+    Attributes
+    ----------
+    rows
+        Its transactions, in its order.
+    body, headers
+        As they came.
+    """
+
+    rows: list[Row]
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Unavailable(Exception):  # noqa: N818 - said to a client, not an error of this program
+    """Some of the transactions asked about cannot be scored now."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+        self.reason = reason
+
+
+class ScoringService:
+    """Routes for an aiohttp application.
+
+    Parameters
+    ----------
+    score
+        Returns the answers to a valid request, in its order.
+    max_batch
+        Most transactions of one request.
+    told
+        Called with how each request ended and the seconds that it took.
+    """
+
+    def __init__(
+        self,
+        preview: Preview,
+        score: Callable[[Asked], Awaitable[list[dict[str, Any]]]],
+        *,
+        max_batch: int = MAX_BATCH,
+        told: Callable[[str, float], None] | None = None,
+    ) -> None:
+        self._preview = preview
+        self._score = score
+        self._max_batch = max_batch
+        self._told = told
+        self._document = orjson.dumps(openapi(max_batch))
+
+    def application(self, *middlewares: Any) -> web.Application:
+        """Return what serves the routes."""
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=middlewares)
+        app.router.add_post("/predict", self._predict)
+        app.router.add_get("/openapi.json", self._describe)
+        return app
+
+    async def _describe(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._document, content_type="application/json")
+
+    async def _predict(self, request: web.Request) -> web.Response:
+        begun = time.perf_counter()
+        try:
+            response = await self._answer(request)
+        except Exception:
+            logger.exception("a request to /predict failed")
+            response = refuse([{"loc": [], "msg": "failed; the log says why"}], 500)
+        if self._told is not None:
+            self._told(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
+        return response
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            reason = f"must not be larger than {_MAX_BODY_BYTES} bytes"
+            return refuse([problem(InvalidRecordError("$", reason))], 413)
+        single = body.lstrip(_BLANKS)[:1] != b"["
+        try:
+            parsed = [parse_object(body, MAX_RECORD_BYTES)] if single else _parse_batch(body, self._max_batch)
+        except InvalidRecordError as error:
+            return refuse([problem(error)], 422)
+        now_ms = time.time_ns() // 1_000_000
+        rows: list[Row] = []
+        problems = []
+        for place, item in enumerate(parsed):
+            try:
+                if not isinstance(item, dict):
+                    raise InvalidRecordError("$", "must be a JSON object")
+                rows.append(self._preview.row(item, now_ms))
+            except InvalidRecordError as error:
+                problems.append(problem(error, *(() if single else (place,))))
+        if problems:
+            return refuse(problems, 422)
+        try:
+            answers = await self._score(Asked(rows, body, request.headers))
+        except InvalidRecordError as error:
+            return refuse([problem(error)], 422)
+        except Unavailable as error:
+            where = ["body", *(() if single else (error.place,))]
+            return refuse([{"loc": where, "msg": error.reason}], 503)
+        return web.Response(
+            body=orjson.dumps(answers[0] if single else answers), content_type="application/json"
+        )
+
+
+def _parse_batch(body: bytes, most: int) -> list[Any]:
+    """Return the values of a JSON list, numbers as exact as their text.
+
+    Raises
+    ------
+    InvalidRecordError
+        It is not a list of 1 to ``most`` values.
+    """
+    try:
+        items: list[Any] = jiter.from_json(
+            body, allow_inf_nan=False, float_mode="lossless-float", catch_duplicate_keys=True
+        )
+    except (ValueError, UnicodeError, RecursionError) as error:
+        raise InvalidRecordError("$", f"is not valid JSON: {error}") from error
+    if not 0 < len(items) <= most:
+        raise InvalidRecordError("$", f"must hold 1 to {most} transactions, not {len(items)}")
+    return items
+
+
+def problem(error: InvalidRecordError, *place: int) -> dict[str, Any]:
+    """Return what is said of something invalid: where in the body, and the reason."""
+    return {"loc": ["body", *place, error.field], "msg": error.reason}
+
+
+def refuse(problems: list[dict[str, Any]], status: int) -> web.Response:
+    """Return the answer that says what is wrong, and when to come again where that helps."""
+    headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return web.Response(
+        body=orjson.dumps({"detail": problems}),
+        status=status,
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def openapi(max_batch: int = MAX_BATCH) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of the routes."""
+    transaction = Transaction.model_json_schema(
+        mode="validation", ref_template="#/components/schemas/{model}"
+    )
+    transaction["properties"]["currency"]["enum"] = sorted(MINOR_UNIT_DECIMALS)
+    schemas = {**transaction.pop("$defs", {}), "Transaction": transaction, **_SCHEMAS}
+
+    def content(schema: dict[str, Any]) -> dict[str, Any]:
+        return {"content": {"application/json": {"schema": schema}}}
+
+    def one_or_many(name: str) -> dict[str, Any]:
+        item = {"$ref": f"#/components/schemas/{name}"}
+        return {"oneOf": [item, {"type": "array", "items": item, "minItems": 1, "maxItems": max_batch}]}
+
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "RiskStream", "version": __version__},
+        "paths": {
+            "/predict": {
+                "post": {
+                    "summary": "Score a transaction, or several, as if each came now; nothing is learnt",
+                    "requestBody": {"required": True, **content(one_or_many("Transaction"))},
+                    "responses": {
+                        "200": {
+                            "description": "In the request's order",
+                            **content(one_or_many("Prediction")),
+                        },
+                        "422": {
+                            "description": "What is wrong with which field",
+                            **content({"$ref": "#/components/schemas/Problems"}),
+                        },
+                        "413": {
+                            "description": "The body is too large",
+                            **content({"$ref": "#/components/schemas/Problems"}),
+                        },
+                        "503": {
+                            "description": "Some history or profile cannot be asked now, and why; try again",
+                            **content({"$ref": "#/components/schemas/Problems"}),
+                        },
+                    },
+                }
+            }
+        },
+        "components": {"schemas": schemas},
+    }
+
+
+_SCHEMAS: Final[dict[str, Any]] = {
+    "Prediction": {
+        "type": "object",
+        "required": ["transaction_id", "user_id", "outcome", "model_version"],
+        "properties": {
+            "transaction_id": {"type": "string"},
+            "user_id": {"type": "string"},
+            "outcome": {"enum": ["scored", "late", "duplicate", "failed"]},
+            "risk_score": {"type": "number", "minimum": 0, "maximum": 1},
+            "risk_level": {"enum": ["HIGH", "MEDIUM", "LOW"]},
+            "prediction": {"enum": [0, 1]},
+            "reasons": {"type": "array", "items": {"type": "object"}},
+            "model_version": {"type": "string"},
+            "error": {"type": "string"},
+        },
+    },
+    "Problems": {
+        "type": "object",
+        "required": ["detail"],
+        "properties": {
+            "detail": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["loc", "msg"],
+                    "properties": {
+                        "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
+                        "msg": {"type": "string"},
+                    },
+                },
+            }
+        },
+    },
+}
