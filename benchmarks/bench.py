@@ -13,8 +13,8 @@ from typing import Any, Final
 from benchmarks import cores
 from benchmarks.cluster import BROKER_SETTINGS, Cluster, running
 from benchmarks.cost import growth, worker_counts
+from benchmarks.entity_join import hop
 from benchmarks.environment import describe, environment
-from benchmarks.hop import hop
 from benchmarks.latency import closed_loop, median_of, open_loop, started
 from benchmarks.recovery import recovery
 from benchmarks.report import tables, text, write_markdown
@@ -22,7 +22,7 @@ from benchmarks.stages import stages
 from benchmarks.throughput import CONTESTANTS, throughput
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
 from stream.kafka.local.apache import KAFKA_VERSION
-from stream.runtime.cpu_affinity import keep_to
+from stream.runtime.cpu_affinity import pin_to_cores
 
 __all__ = ["PARTS", "Options", "run"]
 
@@ -69,7 +69,7 @@ def run(parts: tuple[str, ...], options: Options) -> None:
     core = None if options.shared_cores else cores.WORKER
     found["cores"] = {"all": sorted(cores.ALL), "worker": core}
     if core is not None:
-        keep_to(cores.ALL - {core})
+        pin_to_cores(cores.ALL - {core})
     found["broker"] = {"kind": options.broker, "version": KAFKA_VERSION, "settings": BROKER_SETTINGS}
     begun = time.monotonic()
 

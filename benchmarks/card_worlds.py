@@ -30,6 +30,7 @@ from offline.evaluation.prequential import (
     weekly_features,
 )
 from offline.training.recipes import CARDS
+from stream.events.fields import MS_PER_DAY
 from stream.features.spec import MISSING
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-_DAY_MS: Final = 86_400_000
 _START_MS: Final = round(datetime(2018, 4, 1, tzinfo=UTC).timestamp() * 1000)
 _RADIUS: Final = 5.0
 _LARGE_MINOR: Final = 22_000
@@ -74,7 +74,7 @@ def draw(world: World) -> tuple[TransactionTable, npt.NDArray[np.object_]]:
             for near in [np.flatnonzero(((shops - place) ** 2).sum(axis=1) < _RADIUS**2)]
         ]
     )
-    kept = (second > 0) & (second < _DAY_MS / 1000) & (terminal >= 0)
+    kept = (second > 0) & (second < MS_PER_DAY / 1000) & (terminal >= 0)
     user, day, second, amount, terminal = (x[kept] for x in (user, day, second, amount, terminal))
     kind = np.zeros(len(user), np.int64)
     kind[amount > _LARGE_MINOR / 100] = 1
@@ -84,7 +84,7 @@ def draw(world: World) -> tuple[TransactionTable, npt.NDArray[np.object_]]:
     user, day, second, amount, terminal, kind = (
         x[order] for x in (user, day, second, amount, terminal, kind)
     )
-    times = _START_MS + day * _DAY_MS + (second * 1000).astype(np.int64)
+    times = _START_MS + day * MS_PER_DAY + (second * 1000).astype(np.int64)
     rows = len(user)
 
     def constant(text: str) -> npt.NDArray[np.object_]:
@@ -103,7 +103,7 @@ def draw(world: World) -> tuple[TransactionTable, npt.NDArray[np.object_]]:
         post_balance_minor=np.full(rows, MISSING, np.int64),
         merchant_id=terminal.astype(str).astype(np.object_),
         is_fraud=(kind > 0).astype(np.int8),
-        label_time_ms=times + 7 * _DAY_MS,
+        label_time_ms=times + 7 * MS_PER_DAY,
     )
     return table, kind.astype(str).astype(np.object_)
 
@@ -168,7 +168,7 @@ def judge(
     Each fold has the average precision of one who knows the kinds of fraud beside its own.
     """
     table, kind = draw(world)
-    protocol = Protocol(_START_MS + first_day * _DAY_MS, folds)
+    protocol = Protocol(_START_MS + first_day * MS_PER_DAY, folds)
     features = weekly_features(table, CARDS, protocol)
     knowing = [knowledge_scores(table, kind, protocol.label_delay_ms, seed=seed) for seed in range(5)]
     for anew in retrain:
@@ -184,7 +184,7 @@ def judge(
         for number, fold in enumerate(found["folds"]):
             week = week_fold(
                 table,
-                protocol.first_week_ms + 7 * number * _DAY_MS,
+                protocol.first_week_ms + 7 * number * MS_PER_DAY,
                 label_delay_ms=protocol.label_delay_ms,
                 training_days=None,
             )

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 
 from stream.errors import RiskStreamError
-from stream.runtime.cpu_affinity import anywhere
+from stream.runtime.cpu_affinity import unpinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -154,7 +154,7 @@ class Child:
 @contextmanager
 def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Child]:
     """Run a command in the checkout, in a session of its own, on whichever core it likes."""
-    with log.open("wb") as output, anywhere():
+    with log.open("wb") as output, unpinned():
         process = subprocess.Popen(
             command,
             env=environment,

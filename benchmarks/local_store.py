@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import rocksdict
 
-from stream.runtime.faust_adapter.store import HistoryStore
+from stream.runtime.faust_adapter.hooks import WorkerHooks
+from stream.runtime.faust_adapter.store import RocksDBStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["LocalStore", "PartitionReader", "link_folder"]
 
 
-class LocalStore(HistoryStore):
+class LocalStore(RocksDBStore):
     """A database per partition in ``folder``, as ``<partition>.db`` unless told otherwise."""
 
     def __init__(self, folder: Path, settings: RocksDBSettings, name: str = "{}.db") -> None:
-        self.app = SimpleNamespace(changelog_id="")  # all that the store asks of it
+        self.app = SimpleNamespace(hooks=WorkerHooks())  # all that the store asks of it
         self._folder = folder
         self._name = name
         self._cache = rocksdict.Cache(settings.block_cache_mib << 20)

@@ -20,7 +20,7 @@ from benchmarks.peers.common import Job, pipeline_of
 from benchmarks.workload import PARTITIONS
 from stream.decisions.reasons import Explainer
 from stream.features.vector import VectorBuilder
-from stream.features.windows.long import SealedUsers
+from stream.features.windows.long import LongHistories
 from stream.pipeline.effects import Batch
 from stream.pipeline.encode import Encoder
 from stream.scoring.predictor import Predictor
@@ -35,16 +35,20 @@ __all__ = ["stages"]
 
 #: Stage -> (owner, name) of the functions whose time it is.
 _STAGES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
-    "decode": ((pipeline_module.Pipeline, "_decode"),),
+    "decode": ((pipeline_module.TransactionPipeline, "_decode"),),
     "identities, columns": ((pipeline_module, "events_of"), (pipeline_module, "columns_of")),
     "state read": ((LocalStore, "read"),),
     "history": ((pipeline_module, "advance"),),
-    "history, sealed users": ((SealedUsers, "__init__"), (SealedUsers, "take"), (SealedUsers, "writes")),
+    "history, sealed users": (
+        (LongHistories, "__init__"),
+        (LongHistories, "take"),
+        (LongHistories, "writes"),
+    ),
     "history, pack heads": ((history_module, "_pack_heads"),),
     "vector": ((VectorBuilder, "fill"), (VectorBuilder, "empty")),
     "score": ((Predictor, "scores"),),
     "explain": ((Predictor, "contributions"), (Explainer, "reasons")),
-    "encode": ((pipeline_module.Pipeline, "_decide"), (Encoder, "alert")),
+    "encode": ((pipeline_module.TransactionPipeline, "_decide"), (Encoder, "alert")),
     "state write": ((LocalStore, "write"),),
 }
 
@@ -118,9 +122,9 @@ def stages(workload: Workload, folder: Path, seconds: float = 8.0) -> dict[str, 
 
     def process(batches: list[Any]) -> int:
         own = [readers[batch.partition] for batch in batches]
-        plans = pipeline.process_all(batches, own, time.time_ns() // 1_000_000)
-        for batch, plan in zip(batches, plans, strict=True):
-            store.write(batch.partition, plan.writes, batch.records[-1].offset)
+        all_effects = pipeline.process_all(batches, own, time.time_ns() // 1_000_000)
+        for batch, effects in zip(batches, all_effects, strict=True):
+            store.write(batch.partition, effects.writes, batch.records[-1].offset)
         return sum(len(batch.records) for batch in batches)
 
     try:

@@ -46,6 +46,7 @@ from offline.training.recipes import CARDS
 from stream.cli.output import progress_bar
 from stream.cli.signals import raise_on_sigterm
 from stream.errors import RiskStreamError
+from stream.events.fields import MS_PER_DAY
 from stream.events.models import Outcome
 from stream.features.profiles.spec import ENTITIES
 from stream.kafka.admin import create_topics
@@ -68,8 +69,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Differences", "Learnt", "Replayed", "learn", "replay", "up_to_week"]
 
-_DAY_MS: Final = 86_400_000
-_WEEK_MS: Final = 7 * _DAY_MS
+_WEEK_MS: Final = 7 * MS_PER_DAY
 _FIRST_WEEK: Final = "2018-08-08"
 #: Parts of the label delay that are sent as one. A label is sent once its part is decided and has arrived
 #: before the third part behind its own is sent: long before it can count.
@@ -146,7 +146,7 @@ def up_to_week(table: TransactionTable, protocol: Protocol, days: int | None = N
     """Return a file up to the end of the test week, from so many days before the week on."""
     wanted = table.event_time_ms < protocol.first_week_ms + _WEEK_MS
     if days is not None:
-        wanted &= table.event_time_ms >= protocol.first_week_ms - days * _DAY_MS
+        wanted &= table.event_time_ms >= protocol.first_week_ms - days * MS_PER_DAY
     return table.take(wanted & table.valid)
 
 
@@ -350,13 +350,13 @@ def _settle(
 
 
 def _arrived(child: Child, labels: int, notes: int) -> bool:
-    events = child.metrics("riskstream_hop_events_total")
+    events = child.metrics("riskstream_entity_join_events_total")
 
     def count(kind: str, *outcomes: str) -> float:
         return sum(events.get(f'kind="{kind}",outcome="{outcome}"', 0.0) for outcome in outcomes)
 
-    told = count("label", "noted", "expired") >= labels
-    return told and count("note", "learnt", "repeated", "unknown", "expired") >= notes
+    told = count("label", "announced", "expired") >= labels
+    return told and count("label_update", "applied", "already_applied", "unknown", "expired") >= notes
 
 
 def _notes(learnt: Learnt) -> npt.NDArray[np.int64]:

@@ -33,7 +33,7 @@ from benchmarks.workload import PARTITIONS
 from stream.errors import RiskStreamError
 from stream.kafka.admin import create_topics
 from stream.kafka.topics import changelog_topic
-from stream.runtime.cpu_affinity import anywhere
+from stream.runtime.cpu_affinity import unpinned
 from stream.settings import KafkaSettings
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def run_ceiling(
     )  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.peers.ceiling", job.to_argument()]
     try:
-        with anywhere():
+        with unpinned():
             done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     except subprocess.CalledProcessError as error:
         raise RiskStreamError(f"the in-process ceiling ended with {error.returncode}") from error

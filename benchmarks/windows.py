@@ -34,22 +34,22 @@ from benchmarks.environment import describe, environment
 from benchmarks.local_store import LocalStore
 from offline.data.table import TransactionTable
 from offline.features.build import build_features, fit_spec
+from stream.events.fields import MS_PER_DAY
 from stream.features.windows import records as layout
 from stream.features.windows.arrays import CHUNK, OUT_SIZE, SCORED, SEGMENT
-from stream.features.windows.cache import Residents
+from stream.features.windows.cache import HistoryCache
 from stream.features.windows.events import HistoryConfig, HistoryEvents, HistoryResult
 from stream.features.windows.history import advance
 from stream.settings import HistorySettings, RocksDBSettings
-from stream.state.store import MemoryRecords
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_DAY_MS: Final = 86_400_000
-_MONTH_MS: Final = 30 * _DAY_MS
+_MONTH_MS: Final = 30 * MS_PER_DAY
 _START_MS: Final = 1_700_000_000_000
 _SOURCE: Final = 7
-_LATENESS_MS: Final = 3 * _DAY_MS
+_LATENESS_MS: Final = 3 * MS_PER_DAY
 _CONFIG: Final = HistoryConfig(_LATENESS_MS)
 
 _LENGTHS: Final = (10, 100, 1_000, 10_000, 50_000)
@@ -131,7 +131,7 @@ class _Users:
             time_ms=times,
             amount_minor=np.maximum(self.random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64),
             merchant=_scattered(self.random.integers(self.merchants, size=count)),
-            ident=self.random.integers(1, 2**63 - 1, count),
+            id_hash=self.random.integers(1, 2**63 - 1, count),
             minor_units=np.full(count, 100, np.int64),
             offset=np.arange(first, first + count),
             source=np.full(len(places), _SOURCE),
@@ -145,9 +145,9 @@ def _scattered(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return mixed ^ (mixed >> 31)
 
 
-def _take(events: HistoryEvents, reader: Any, residents: Residents | None = None) -> HistoryResult:
+def _take(events: HistoryEvents, reader: Any, cache: HistoryCache | None = None) -> HistoryResult:
     features = np.empty((len(events.user), OUT_SIZE))
-    result = advance(events, _CONFIG, reader, features, residents=residents)
+    result = advance(events, _CONFIG, reader, features, cache=cache)
     if result.errors or (result.outcome != SCORED).any():
         msg = f"a made-up event was not scored: {result.errors or np.bincount(result.outcome)}"
         raise RuntimeError(msg)
@@ -172,7 +172,7 @@ def _grow(length: int, merchants: int, phases: int = _PHASES) -> list[_Phase]:
         merchants,
         np.random.default_rng(length + merchants),
     )
-    memory = MemoryRecords()
+    memory = MemoryStore()
 
     def go_on(count: int) -> None:
         for begin in range(0, count, 512):
@@ -202,7 +202,7 @@ class _Case:
     merchants: int
     store: LocalStore
     users: _Users
-    residents: Residents
+    cache: HistoryCache
 
 
 def _open_case(folder: Path, length: int, merchants: int) -> _Case:
@@ -226,7 +226,7 @@ def _open_case(folder: Path, length: int, merchants: int) -> _Case:
         merchants,
         store,
         _Users(names, clock, _MONTH_MS // length, merchants, random, offset),
-        Residents(HistorySettings().resident_mib << 20),
+        HistoryCache(HistorySettings().cache_mib << 20),
     )
 
 
@@ -241,7 +241,7 @@ def _flat_round(case: _Case, batch: int, batches: int) -> dict[str, float]:
     advancing = writing = 0.0
     for events in work:
         begun = time.perf_counter()
-        result = _take(events, reader, case.residents)
+        result = _take(events, reader, case.cache)
         done = time.perf_counter()
         case.store.write(0, result.writes, events.offset[-1])
         writing += time.perf_counter() - done
@@ -327,7 +327,7 @@ def bytes_written(*, quick: bool) -> list[dict[str, Any]]:
     for merchants in (_FEW, _MANY):
         for length in _LENGTHS[:4] if quick else _LENGTHS:
             [phase] = _grow(length, merchants, phases=1)
-            memory = MemoryRecords(phase.records)
+            memory = MemoryStore(phase.records)
             users = _Users(
                 [b"grown"],
                 np.array([phase.clock_ms]),
@@ -499,9 +499,9 @@ def memory_child(folder: Path, users: int, steady_seconds: float) -> dict[str, A
     store = LocalStore(folder, RocksDBSettings())
     random = np.random.default_rng(1)
     names = [_Names(partition, len(range(partition, users, _PARTITIONS))) for partition in range(_PARTITIONS)]
-    parts = [_Users(own, np.full(len(own), _START_MS), _DAY_MS, _MANY, random) for own in names]
-    warm = MemoryRecords()
-    everything = _Users([b"warm"], np.array([_START_MS]), _DAY_MS, _MANY, random)
+    parts = [_Users(own, np.full(len(own), _START_MS), MS_PER_DAY, _MANY, random) for own in names]
+    warm = MemoryStore()
+    everything = _Users([b"warm"], np.array([_START_MS]), MS_PER_DAY, _MANY, random)
     for _ in range(3):
         warm.write(_take(everything.events(np.zeros(3 * CHUNK, np.int64)), warm).writes)
     time.sleep(0.2)

@@ -21,17 +21,17 @@ import numpy as np
 import orjson
 
 from benchmarks.local_store import LocalStore
-from stream.events.fields import format_event_time
-from stream.events.records import Record
+from stream.events.fields import MS_PER_DAY, format_event_time
+from stream.events.records import ConsumerRecord
 from stream.features.spec import CALENDAR_FEATURES, FeatureSpec
 from stream.features.windows.arrays import OUT_SIZE
 from stream.features.windows.events import HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
 from stream.pipeline.effects import Batch, PipelineConfig
-from stream.pipeline.transactions import Pipeline
+from stream.pipeline.transactions import TransactionPipeline
 from stream.scoring.bundle import Bundle, Thresholds
 from stream.settings import RocksDBSettings
-from stream.state.store import MemoryRecords
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,7 +51,6 @@ _VERSION: Final = 2
 _DRIFTING: Final = frozenset(
     {*CALENDAR_FEATURES, "lifetime_count", "days_since_first", "lifetime_amount_max", "merchant_distinct_30d"}
 )
-_DAY_MS: Final = 86_400_000
 HORIZON_MS: Final = HistoryConfig().horizon_ms
 START_MS: Final = 1_750_000_000_000
 MERCHANTS: Final = 5_000
@@ -219,7 +218,7 @@ def grow(spec: WorkloadSpec) -> list[Grown]:
     users = min(spec.users, max(33, _GROWN_EVENTS // spec.events | 1))
     names = [b"grown-%06d" % number for number in range(users)]
     times = np.sort(random.integers(START_MS - HORIZON_MS + 1, START_MS, (spec.events, users)), axis=0)
-    memory = MemoryRecords()
+    memory = MemoryStore()
     config = HistoryConfig()
     count = users
     for number in range(spec.events):
@@ -229,7 +228,7 @@ def grow(spec: WorkloadSpec) -> list[Grown]:
             time_ms=times[number],
             amount_minor=np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64),
             merchant=random.integers(1, MERCHANTS + 1, count) * np.int64(0x1E3779B97F4A7),
-            ident=random.integers(1, 2**63 - 1, count),
+            id_hash=random.integers(1, 2**63 - 1, count),
             minor_units=np.full(count, 100, np.int64),
             offset=np.full(count, number),
             source=np.full(users, 7),
@@ -275,19 +274,19 @@ def _bundle(spec: WorkloadSpec, grown: list[Grown], transactions: list[tuple[int
     """Return a model of these very features, and thresholds that the wanted share of them passes."""
     features = FeatureSpec({"channel": CHANNELS, "transaction_type": TYPES})
     random = np.random.default_rng(spec.seed + 2)
-    pipeline = Pipeline(noise_bundle(features, random), PipelineConfig(decisions=False))
-    memory = MemoryRecords()
+    pipeline = TransactionPipeline(noise_bundle(features, random), PipelineConfig(decisions=False))
+    memory = MemoryStore()
     for user in {user for user, _ in transactions}:
         memory.write([(user_key(user) + suffix, value) for suffix, value in grown[user % len(grown)].records])
     matrices = []
     for begin in range(0, len(transactions), _ROUND):
         records = [
-            Record(begin + place, 0, user_key(user), value)
+            ConsumerRecord(begin + place, 0, user_key(user), value)
             for place, (user, value) in enumerate(transactions[begin : begin + _ROUND])
         ]
-        plan = pipeline.process(Batch("t", 0, 1, records), memory, START_MS + 400 * _DAY_MS)
-        memory.write(plan.writes)
-        matrices.append(plan.features.copy())
+        effects = pipeline.process(Batch("t", 0, 1, records), memory, START_MS + 400 * MS_PER_DAY)
+        memory.write(effects.writes)
+        matrices.append(effects.features.copy())
     return fitted(spec, features, np.concatenate(matrices), random)
 
 

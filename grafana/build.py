@@ -300,20 +300,20 @@ STREAM = [
         ],
     ),
     Panel(
-        "Waiting for entities",
-        "Of models with profiles: transactions that lack an entity's answer. It follows the load, and is 0 "
-        "where none comes.",
+        "Pending transactions",
+        "Transactions that lack an entity's response (models with entity profiles). The number follows the "
+        "load and is 0 without any.",
         "none",
-        [(w("riskstream_waiting_cases"), "{{instance}}")],
+        [(w("riskstream_pending_transactions"), "{{instance}}")],
         stacked=True,
         runbook="riskstreamentitiessilent",
     ),
     Panel(
-        "Between the stages",
-        "Of models with profiles: cases, questions to entities, labels, and notes of labels, by what came of "
-        "them. Late: an entity has no profile of a transaction so far behind.",
+        "Entity join",
+        "Transactions, entity requests, labels and label updates by outcome (models with entity profiles). "
+        "Late: the transaction is too far behind the entity's newest to have a profile.",
         "cps",
-        [(f"sum by (kind, outcome) ({rate('riskstream_hop_events_total')})", "{{kind}} {{outcome}}")],
+        [(f"sum by (kind, outcome) ({rate('riskstream_entity_join_events_total')})", "{{kind}} {{outcome}}")],
         runbook="riskstreamentitiessilent",
     ),
     Panel(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
-Marks: TypeAlias = npt.NDArray[np.uint32]
+Fingerprints: TypeAlias = npt.NDArray[np.uint32]
 Slots: TypeAlias = npt.NDArray[np.int32]
 Codes: TypeAlias = npt.NDArray[np.uint8]
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -54,7 +54,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def jit(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a function with numba, in its own types; the machine code is cached beside the module.
 
     It must not make arrays nor return any: then it needs no counts of references to them, whose updates
@@ -64,7 +64,7 @@ def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return jitted  # type: ignore[no-any-return]
 
 
-def counted(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def jit_alloc(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Compile a function that makes arrays."""
     jitted: Any = njit(cache=True, _nrt=True)(function)
     return jitted  # type: ignore[no-any-return]

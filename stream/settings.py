@@ -199,7 +199,7 @@ class HistorySettings(_Section):
     max_future_seconds: float = Field(
         default=300, ge=0, description="A later event time than this is a dead letter"
     )
-    resident_mib: int = Field(
+    cache_mib: int = Field(
         default=512, ge=1, description="Memory for long histories that stay unpacked between rounds"
     )
 

@@ -13,15 +13,15 @@ from stream.features.windows.arrays import DUPLICATE, LATE, OUT_SIZE, REPLAYED, 
 from stream.features.windows.events import HistoryConfig, HistoryEvents, HistoryResult
 from stream.features.windows.history import advance
 from stream.state.format import user_of_key
-from stream.state.hashing import identities
-from stream.state.store import MemoryRecords
+from stream.state.hashing import hash_ids
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
-    from stream.features.windows.cache import Residents
+    from stream.features.windows.cache import HistoryCache
 
 __all__ = [
     "DAY",
@@ -49,7 +49,7 @@ OUTCOMES = {
 Taken = tuple[str, Event]
 
 
-class Memory(MemoryRecords):
+class Memory(MemoryStore):
     """A record store that is a dictionary."""
 
     def numbers(self, user: str, kind: str) -> list[int]:
@@ -65,7 +65,7 @@ class Engine:
     lateness: int = 3 * DAY
     source: int = 77
     memory: Memory = field(default_factory=Memory)
-    residents: Residents | None = None
+    cache: HistoryCache | None = None
     next_offset: int = 0
 
     def events(self, taken: Sequence[Taken], offset: int) -> HistoryEvents:
@@ -79,8 +79,8 @@ class Engine:
             user=column(users.index(user) for user, _ in taken),
             time_ms=column(event.time for _, event in taken),
             amount_minor=column(event.amount for _, event in taken),
-            merchant=identities(event.merchant for _, event in taken),
-            ident=identities(event.transaction_id for _, event in taken),
+            merchant=hash_ids(event.merchant for _, event in taken),
+            id_hash=hash_ids(event.transaction_id for _, event in taken),
             minor_units=column(event.units for _, event in taken),
             offset=np.arange(offset, offset + len(taken)),
             source=np.full(len(users), self.source),
@@ -97,7 +97,7 @@ class Engine:
             self.memory,
             features,
             learn=learn,
-            residents=self.residents,
+            cache=self.cache,
         )
         return result, features
 

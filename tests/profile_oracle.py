@@ -28,7 +28,7 @@ class Taken(NamedTuple):
     time: int
     amount: int
     user: int
-    ident: int
+    id_hash: int
     to_usual: float
     case: int
     number: int
@@ -101,17 +101,17 @@ class Entity:
             found |= self._features(one, time, amount, user)
         return found
 
-    def take(self, time: int, amount: int, user: int, ident: int, to_usual: float, case: int) -> None:
-        self.events.append(Taken(time, amount, user, ident, to_usual, case, self.total))
+    def take(self, time: int, amount: int, user: int, id_hash: int, to_usual: float, case: int) -> None:
+        self.events.append(Taken(time, amount, user, id_hash, to_usual, case, self.total))
         self.total += 1
         self.newest = time if self.newest is None else max(self.newest, time)
         if len(self.events) > _MANY and self.total % 50 == 0:
             self.events = self.kept_events()
             self.labels = self.kept_labels()
 
-    def tell(self, ident: int, is_fraud: int, when: int, offset: int) -> str:
+    def tell(self, id_hash: int, is_fraud: int, when: int, offset: int) -> str:
         """Take a label, and return what came of it: learnt, repeated, unknown or expired."""
-        mine = [event for event in self.events if event.ident == ident]
+        mine = [event for event in self.events if event.id_hash == id_hash]
         if not mine:
             return "unknown"
         taken = mine[-1]
@@ -120,7 +120,7 @@ class Entity:
             return "expired"
         if when > taken.time + round(self._label_horizon_days * DAY):
             return "expired"
-        if any((one.taken.ident, one.when, one.offset) == (ident, when, offset) for one in self.labels):
+        if any((one.taken.id_hash, one.when, one.offset) == (id_hash, when, offset) for one in self.labels):
             return "repeated"
         self.labels.append(Learnt(taken, is_fraud, when, offset))
         return "learnt"
@@ -180,7 +180,7 @@ class Entity:
         valid: dict[int, Learnt] = {}
         for label in sorted(self.labels, key=lambda one: (one.when, one.offset)):
             if max(label.taken.time + delay, label.when) <= time:
-                valid[label.taken.ident] = label
+                valid[label.taken.id_hash] = label
         known = [_Known(max(one.taken.time + delay, one.when), one) for one in valid.values()]
         return sorted(known, key=lambda one: (one.known, one.label.taken.number))
 

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 from histories import DAY, HOUR, Engine, Event, Taken
 
-from stream.features.windows.cache import Residents
+from stream.features.windows.cache import HistoryCache
 
 _START = 1_700_000_000_000
 
@@ -27,16 +27,16 @@ def stream_of(seed: int, count: int) -> list[Taken]:
         user = rng.choice([0, 0, 0, 0, 1, 1, 2, 3])
         clock[user] += rng.choice([0, 1, HOUR, rng.randrange(DAY)])
         time = clock[user] - rng.choice([0] * 12 + [HOUR, 2 * DAY, 5 * DAY, 40 * DAY])
-        ident = f"t{rng.randrange(number + 1) if rng.random() < 0.05 else number}"
+        id_hash = f"t{rng.randrange(number + 1) if rng.random() < 0.05 else number}"
         amount = rng.choice([0, 1, 10**15, rng.randrange(10**6)])
         merchant = rng.choice([None, f"m{rng.randrange(40)}"])
-        taken.append((f"user-{user}", Event(ident, max(0, time), amount, merchant, rng.choice([1, 100]))))
+        taken.append((f"user-{user}", Event(id_hash, max(0, time), amount, merchant, rng.choice([1, 100]))))
     return taken
 
 
 def digest(seed: int, count: int) -> str:
     """Return a digest of every outcome, feature bit and stored byte."""
-    engine = Engine(3 * DAY, residents=Residents(1 << 18))
+    engine = Engine(3 * DAY, cache=HistoryCache(1 << 18))
     found = hashlib.sha256()
     taken = stream_of(seed, count)
     for begin in range(0, count, 37):

@@ -2,5 +2,6 @@
 
 Every peer takes one JSON argument (:class:`benchmarks.peers.common.Job`), reads the source topic from its
 beginning, restores its state from its changelog where it has one, decides with
-:class:`stream.pipeline.transactions.Pipeline`, and sends alerts and decisions to topics of its own.
+:class:`stream.pipeline.transactions.TransactionPipeline`, and sends alerts and decisions to topics of its
+own.
 """

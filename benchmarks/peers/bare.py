@@ -16,7 +16,7 @@ import rocksdict
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.peers.common import Job, pipeline_of, source_of
-from stream.events.records import Record
+from stream.events.records import ConsumerRecord
 from stream.pipeline.effects import Batch
 from stream.settings import RocksDBSettings
 
@@ -87,24 +87,24 @@ def run(job: Job) -> None:
     consumer.assign([TopicPartition(job.source, partition, 0) for partition in range(job.partitions)])
     while True:
         messages = consumer.consume(job.round_records, timeout=0.02)
-        records: dict[int, list[Record]] = {}
+        records: dict[int, list[ConsumerRecord]] = {}
         for message in messages:
             if message.error() is None:
                 records.setdefault(message.partition(), []).append(
-                    Record(message.offset(), message.timestamp()[1], message.key(), message.value())
+                    ConsumerRecord(message.offset(), message.timestamp()[1], message.key(), message.value())
                 )
         if not records:
             continue
         batches = [Batch(job.source, number, sources[number], part) for number, part in records.items()]
         readers = [stores[batch.partition] for batch in batches]
-        plans = pipeline.process_all(batches, readers, time.time_ns() // 1_000_000)
-        for batch, plan in zip(batches, plans, strict=True):
-            for topic, outputs in ((job.alerts, plan.alerts), (job.decisions, plan.decisions)):
+        all_effects = pipeline.process_all(batches, readers, time.time_ns() // 1_000_000)
+        for batch, effects in zip(batches, all_effects, strict=True):
+            for topic, outputs in ((job.alerts, effects.alerts), (job.decisions, effects.decisions)):
                 for output in outputs:
                     producer.produce(topic, output.value, output.key, partition=batch.partition)
         producer.flush()
-        for batch, plan in zip(batches, plans, strict=True):
-            stores[batch.partition].write(plan.writes)
+        for batch, effects in zip(batches, all_effects, strict=True):
+            stores[batch.partition].write(effects.writes)
         last = [
             TopicPartition(job.source, batch.partition, batch.records[-1].offset + 1) for batch in batches
         ]

@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.local_store import LocalStore, PartitionReader
 from benchmarks.peers.common import Job, pipeline_of, source_of
-from stream.events.records import Record
+from stream.events.records import ConsumerRecord
 from stream.pipeline.effects import Batch
 from stream.settings import RocksDBSettings
 
@@ -27,12 +27,12 @@ def rounds_of(job: Job) -> list[list[Batch]]:
     sources = [source_of(job, partition) for partition in range(job.partitions)]
     rounds: list[list[Batch]] = []
     offsets = [0] * job.partitions
-    parts: list[list[Record]] = [[] for _ in sources]
+    parts: list[list[ConsumerRecord]] = [[] for _ in sources]
     count = 0
     for line in (Path(job.data) / "transactions.bin").read_bytes().splitlines():
         user, _, value = line.partition(b" ")
         partition = int(user) % job.partitions
-        parts[partition].append(Record(offsets[partition], 0, b"U%07d" % int(user), value))
+        parts[partition].append(ConsumerRecord(offsets[partition], 0, b"U%07d" % int(user), value))
         offsets[partition] += 1
         count += 1
         if count == job.round_records:
@@ -61,12 +61,12 @@ def run(job: Job) -> None:
             done = alerts = state_bytes = 0
             begun, cpu = time.perf_counter(), time.process_time()
         own = [readers[batch.partition] for batch in batches]
-        plans = pipeline.process_all(batches, own, time.time_ns() // 1_000_000)
-        for batch, plan in zip(batches, plans, strict=True):
-            store.write(batch.partition, plan.writes, batch.records[-1].offset)
+        all_effects = pipeline.process_all(batches, own, time.time_ns() // 1_000_000)
+        for batch, effects in zip(batches, all_effects, strict=True):
+            store.write(batch.partition, effects.writes, batch.records[-1].offset)
             done += len(batch.records)
-            alerts += len(plan.alerts)
-            state_bytes += sum(len(key) + len(value or b"") for key, value in plan.writes)
+            alerts += len(effects.alerts)
+            state_bytes += sum(len(key) + len(value or b"") for key, value in effects.writes)
         if number > skipped and time.perf_counter() - begun > job.seconds > 0:
             break
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Self
 
 from stream.pipeline.effects import PipelineConfig
-from stream.pipeline.transactions import Pipeline
+from stream.pipeline.transactions import TransactionPipeline
 from stream.runtime.warmup import warm_up
 from stream.scoring.bundle import Bundle
-from stream.state.hashing import identity
+from stream.state.hashing import hash_id
 
 __all__ = ["Job", "pipeline_of", "source_of"]
 
@@ -53,13 +53,13 @@ class Job:
         return cls(**json.loads(sys.argv[1]))
 
 
-def pipeline_of(job: Job) -> Pipeline:
+def pipeline_of(job: Job) -> TransactionPipeline:
     """Return the pipeline with the worker's own defaults, everything compiled."""
-    pipeline = Pipeline(Bundle.load(Path(job.bundle)), PipelineConfig(resident_bytes=256 << 20))
+    pipeline = TransactionPipeline(Bundle.load(Path(job.bundle)), PipelineConfig(cache_bytes=256 << 20))
     warm_up(pipeline)
     return pipeline
 
 
 def source_of(job: Job, partition: int) -> int:
     """Return the identity of a source partition."""
-    return identity(f"{job.source}:bench:{partition}")
+    return hash_id(f"{job.source}:bench:{partition}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 import faust  # noqa: E402
 
 from benchmarks.peers.common import Job, pipeline_of, source_of  # noqa: E402
-from stream.events.records import Record  # noqa: E402
+from stream.events.records import ConsumerRecord  # noqa: E402
 from stream.pipeline.effects import Batch  # noqa: E402
 
 if TYPE_CHECKING:
@@ -71,14 +71,14 @@ def build(job: Job) -> faust.App:
         async for event in stream.events():
             message = event.message
             partition = message.partition
-            record = Record(message.offset, int(message.timestamp * 1000), message.key, message.value)
+            record = ConsumerRecord(message.offset, int(message.timestamp * 1000), message.key, message.value)
             batch = Batch(message.topic, partition, sources[partition], [record])
-            plan = pipeline.process(batch, reader, time.time_ns() // 1_000_000)
-            for alert in plan.alerts:
+            effects = pipeline.process(batch, reader, time.time_ns() // 1_000_000)
+            for alert in effects.alerts:
                 await alerts.send(key=alert.key, value=alert.value, partition=partition)
-            for decision in plan.decisions:
+            for decision in effects.decisions:
                 await decisions.send(key=decision.key, value=decision.value, partition=partition)
-            for key, value in plan.writes:
+            for key, value in effects.writes:
                 if value is None:
                     table.pop(key, None)
                 else:

@@ -15,7 +15,7 @@ from quixstreams import Application
 from quixstreams.context import message_context
 
 from benchmarks.peers.common import Job, pipeline_of, source_of
-from stream.events.records import Record
+from stream.events.records import ConsumerRecord
 from stream.pipeline.effects import Batch
 
 if TYPE_CHECKING:
@@ -55,20 +55,22 @@ def build(job: Job) -> Application:
     def score(value: bytes, key: bytes, timestamp: int, _headers: Any, state: Any) -> Any:
         context = message_context()
         partition = context.partition
-        record = Record(context.offset, timestamp, key, value)
+        record = ConsumerRecord(context.offset, timestamp, key, value)
         batch = Batch(job.source, partition, sources[partition], [record])
         reader.state = state
-        plan = pipeline.process(batch, reader, time.time_ns() // 1_000_000)
-        for changed, content in plan.writes:
+        effects = pipeline.process(batch, reader, time.time_ns() // 1_000_000)
+        for changed, content in effects.writes:
             if content is None:
                 state.delete(changed[-_SUFFIX:])
             else:
                 state.set_bytes(changed[-_SUFFIX:], content)
-        return plan
+        return effects
 
-    plans = app.dataframe(source).apply(score, stateful=True, metadata=True)
-    plans.apply(lambda plan: [message.value for message in plan.decisions], expand=True).to_topic(decisions)
-    plans.apply(lambda plan: [message.value for message in plan.alerts], expand=True).to_topic(alerts)
+    scored = app.dataframe(source).apply(score, stateful=True, metadata=True)
+    scored.apply(lambda effects: [message.value for message in effects.decisions], expand=True).to_topic(
+        decisions
+    )
+    scored.apply(lambda effects: [message.value for message in effects.alerts], expand=True).to_topic(alerts)
     return app
 
 

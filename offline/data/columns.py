@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from stream.errors import DataError, InvalidRecordError
 from stream.events.decode import field_check
-from stream.events.fields import MAX_AMOUNT_MINOR, parse_event_time
+from stream.events.fields import MAX_AMOUNT_MINOR, MS_PER_DAY, parse_event_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ _FAST_SCALE: Final = 4
 _DECIMAL: Final = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII).fullmatch
 _NUMBER: Final = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII).fullmatch
 _CHECK_ATTRIBUTES: Final = field_check("attributes")
-_UNIT_MS: Final = {"ms": 1, "seconds": 1_000, "days": 86_400_000}
+_UNIT_MS: Final = {"ms": 1, "seconds": 1_000, "days": MS_PER_DAY}
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from stream.events.fields import format_event_time
+from stream.events.fields import MS_PER_DAY, format_event_time
 from stream.features.spec import MISSING
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _order(table: TransactionTable, allowed_lateness_ms: int) -> list[dict[str, 
     lifted = users[order] * band + times[order] - low
     latest[order] = np.maximum.accumulate(lifted) - users[order] * band + low if len(rows) else 0
     late = latest - times
-    days = allowed_lateness_ms / 86_400_000
+    days = allowed_lateness_ms / MS_PER_DAY
     most = "" if not len(rows) else f" (by up to {_duration(int(behind.max()))})"
     return [
         *_finding(
@@ -234,7 +234,7 @@ def _texts(values: npt.NDArray[np.object_]) -> dict[str, Any]:
 
 
 def _duration(milliseconds: int) -> str:
-    for unit, length in (("days", 86_400_000), ("hours", 3_600_000), ("minutes", 60_000)):
+    for unit, length in (("days", MS_PER_DAY), ("hours", 3_600_000), ("minutes", 60_000)):
         if milliseconds >= length:
             return f"{milliseconds / length:.1f} {unit}"
     return f"{milliseconds / 1000:.3f} seconds"

@@ -40,6 +40,7 @@ from offline.data.table import TransactionTable
 from stream.errors import DataError
 from stream.events.currencies import MINOR_UNIT_DECIMALS
 from stream.events.decode import field_check
+from stream.events.fields import MS_PER_DAY
 from stream.features.spec import MISSING
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ _PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 _ATTRIBUTE_PREFIX: Final = "attributes."
 _MONEY: Final = ("pre_balance", "post_balance")
 _OPTIONAL_TEXTS: Final = ("merchant_id", "card_id", "device_id", "ip", "country")
-_DAY_MS: Final = 86_400_000
 
 
 def read_transactions(
@@ -304,7 +304,7 @@ def _read_labels(
         known[code] = meaning.get(value, meaning.get(value.lower(), -1))
     is_fraud: npt.NDArray[np.int8] = known[codes]
     if label.delay_days is not None:
-        return is_fraud, times + round(label.delay_days * _DAY_MS)
+        return is_fraud, times + round(label.delay_days * MS_PER_DAY)
     if label.time_column is None:
         return is_fraud, None
     # The zone holds for every time of the file; a counted or strptime format is the event time's own.

@@ -21,6 +21,7 @@ from offline.evaluation.baselines import raw_columns, three_sigma_scores
 from offline.evaluation.prequential import card_precision
 from offline.metrics import best_f1_threshold, binary_metrics, precision_threshold
 from offline.training.train import TrainingOptions, fit, prepare
+from stream.events.fields import MS_PER_DAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from stream.features.spec import FeatureSpec
 
 
-_DAY_MS: Final = 86_400_000
 _ROUNDS: Final = 100
 _SHARE: Final = 0.95
 
@@ -155,7 +155,9 @@ def _judge(table: TransactionTable, data: _Data, model: _Model) -> dict[str, Any
         recalls[np.searchsorted(false_positives, 0.01, side="right") - 1]
     )
     figures["precision_at_recall_85_percent"] = _precision_at(fraud, scores, 0.85)
-    figures["card_precision_100"] = card_precision(table.event_time_ms[test] // _DAY_MS, users, fraud, scores)
+    figures["card_precision_100"] = card_precision(
+        table.event_time_ms[test] // MS_PER_DAY, users, fraud, scores
+    )
     figures["expected_cost"] = float(
         amounts[fraud & ~flagged].sum() + data.options.review_cost * flagged.sum()
     )

@@ -28,6 +28,7 @@ from offline.features.build import SCORED, build_features, fit_spec
 from offline.training.profiles import present
 from offline.training.recipes import fit_booster
 from stream.errors import DataError
+from stream.events.fields import MS_PER_DAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
     from stream.features.spec import FeatureSpec
 
 
-_DAY_MS: Final = 86_400_000
-_WEEK_MS: Final = 7 * _DAY_MS
+_WEEK_MS: Final = 7 * MS_PER_DAY
 _CARDS: Final = 100
 
 #: False-positive rate at which the recall of each scenario is told.
@@ -59,7 +59,7 @@ class Protocol:
     first_week_ms: int
     folds: int
     label_delay_ms: int = _WEEK_MS
-    allowed_lateness_ms: int = 3 * _DAY_MS
+    allowed_lateness_ms: int = 3 * MS_PER_DAY
     retrain: bool = True
 
 
@@ -103,13 +103,13 @@ def week_fold(
     if table.label_time_ms is not None:
         train &= table.label_time_ms < start_ms
     if training_days is not None:
-        train &= times >= start_ms - label_delay_ms - round(training_days * _DAY_MS)
+        train &= times >= start_ms - label_delay_ms - round(training_days * MS_PER_DAY)
     test = np.zeros(len(table), np.bool_)
     users = np.unique(table.user_id.astype(str), return_inverse=True)[1]
-    for day_ms in range(start_ms, start_ms + _WEEK_MS, _DAY_MS):
+    for day_ms in range(start_ms, start_ms + _WEEK_MS, MS_PER_DAY):
         known = fraud & (times >= start_ms - 2 * label_delay_ms) & (times < day_ms - label_delay_ms)
         compromised = np.bincount(users[known], minlength=users.max(initial=0) + 1) > 0
-        test |= labelled & (times >= day_ms) & (times < day_ms + _DAY_MS) & ~compromised[users]
+        test |= labelled & (times >= day_ms) & (times < day_ms + MS_PER_DAY) & ~compromised[users]
     if without_blocked:
         train &= ~known_compromised(users, times, fraud & train, start_ms, label_delay_ms)
     fold = Fold(start_ms, train, test)
@@ -149,7 +149,7 @@ def known_compromised(
     since = int(times_ms[fraud].min())
     span = int(times_ms[fraud].max()) - since + 1
     found = np.sort(users[fraud] * span + times_ms[fraud] - since)
-    day = (times_ms - start_ms) // _DAY_MS * _DAY_MS + start_ms - since
+    day = (times_ms - start_ms) // MS_PER_DAY * MS_PER_DAY + start_ms - since
     first, last = (
         np.searchsorted(found, users * span + np.clip(day - age_ms, 0, span))
         for age_ms in (2 * label_delay_ms, label_delay_ms)
@@ -203,7 +203,7 @@ def fold_metrics(
     """
     test = fold.test
     fraud = np.asarray(table.is_fraud)[test] == 1
-    day = (table.event_time_ms[test] - fold.start_ms) // _DAY_MS
+    day = (table.event_time_ms[test] - fold.start_ms) // MS_PER_DAY
     card = np.unique(table.user_id[test].astype(str), return_inverse=True)[1]
     by_scenario = {}
     if scenario is not None:
@@ -300,7 +300,7 @@ def evaluate_weeks(
             "first_test_week": folds[0].week,
             "folds": protocol.folds,
             "retrain": protocol.retrain,
-            "label_delay_days": protocol.label_delay_ms / _DAY_MS,
+            "label_delay_days": protocol.label_delay_ms / MS_PER_DAY,
             "recall_by_scenario_at_false_positive_rate": _FALSE_POSITIVES,
             "recipe": recipe.to_json(),
             "feature_spec": spec.hash,
@@ -339,7 +339,7 @@ def weekly_features(
     """Return features of the whole table, and their spec with the first training part's categories."""
     before = table.event_time_ms < protocol.first_week_ms - protocol.label_delay_ms
     wanted = tuple(
-        profile.delayed(protocol.label_delay_ms / _DAY_MS) for profile in present(table, recipe.entities)
+        profile.delayed(protocol.label_delay_ms / MS_PER_DAY) for profile in present(table, recipe.entities)
     )
     spec = fit_spec(table, before, wanted)
     return spec, build_features(
@@ -364,7 +364,7 @@ def knowledge_scores(
     for row in rows[np.argsort(table.event_time_ms[rows], kind="stable")].tolist():
         now = int(table.event_time_ms[row])
         first = since.get(names[row])
-        if first is None or now - first > 28 * _DAY_MS:
+        if first is None or now - first > 28 * MS_PER_DAY:
             since[names[row]] = now
         elif now - first >= delay_ms:
             scores[row] = 2.0

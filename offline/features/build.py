@@ -16,7 +16,7 @@ from stream.features.vector import Columns, VectorBuilder
 from stream.features.windows.arrays import CHUNK, SEGMENT, new_sealed
 from stream.features.windows.drivers import run_users
 from stream.features.windows.events import HistoryConfig
-from stream.state.hashing import identities
+from stream.state.hashing import hash_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -109,16 +109,16 @@ def build_features(
     if table.merchant_id is not None:
         names = table.merchant_id.tolist()
         distinct = list(dict.fromkeys(names))
-        known = dict(zip(distinct, identities(distinct).tolist(), strict=True))
+        known = dict(zip(distinct, hash_ids(distinct).tolist(), strict=True))
         merchant = np.fromiter(map(known.__getitem__, names), np.int64, count)
-    ident = identities(table.transaction_id.tolist())
+    id_hash = hash_ids(table.transaction_id.tolist())
     config = HistoryConfig(allowed_lateness_ms)
     history = builder.history(matrix)
     for begin, end in _blocks(starts):
         part = starts[begin : end + 1]
         segments = int(np.diff(part).max()) // (CHUNK * SEGMENT) + 1
         run_users(
-            part, order, table.event_time_ms, table.amount_minor, merchant, ident, table.minor_units,
+            part, order, table.event_time_ms, table.amount_minor, merchant, id_hash, table.minor_units,
             config.horizon_ms, config.lateness_ms, outcome, history,
             new_sealed(segments * SEGMENT, segments * SEGMENT),
         )  # fmt: skip

@@ -12,10 +12,10 @@ from stream.features.profiles.log import EntityLog
 from stream.features.profiles.online import E_AMOUNT, E_IDENT, E_TIME, E_TO_USUAL, NEVER
 from stream.features.profiles.spec import ENTITIES, EntityProfile
 from stream.pipeline.entity_join.messages import CODES
-from stream.pipeline.entity_join.plan import USER_WIDTH, Stages
+from stream.pipeline.entity_join.plan import USER_WIDTH, JoinPlan
 from stream.state.format import entity_prefix
-from stream.state.hashing import identities, identity
-from stream.state.store import MemoryRecords
+from stream.state.hashing import hash_id, hash_ids
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def load_logs(
     table: TransactionTable, spec: FeatureSpec, scored: npt.NDArray[np.bool_], *, lateness_ms: int
-) -> MemoryRecords:
+) -> MemoryStore:
     """Return the logs that a spec's profiles are read from, after all of a table's rows and labels.
 
     A transaction that comes next finds in them what :func:`offline.features.build_features` gives it
@@ -41,14 +41,14 @@ def load_logs(
     scored : bool[n]
         The rows that their users' histories have taken.
     """
-    stages = Stages(spec, lateness_ms)
+    stages = JoinPlan(spec, lateness_ms)
     rows = np.flatnonzero(scored)
     # A row stands for its transaction and for the case that asked.
     number = np.arange(1, len(table) + 1)
     names = table.user_id[rows].tolist()
     distinct = list(dict.fromkeys(names))
     user = np.zeros(len(table), np.int64)
-    user[rows] = identities(distinct)[numbered(names)]
+    user[rows] = hash_ids(distinct)[numbered(names)]
     usual = _to_usual(table, spec, scored, lateness_ms).view(np.int64)
     events = np.stack([table.event_time_ms, table.amount_minor, user, number, usual, number], axis=1)
     logs = _Logs(table, rows, lateness_ms)
@@ -58,10 +58,10 @@ def load_logs(
         logs.add("user_id", str.encode, of_users, stages.user_horizon)
     for entity, field in ENTITIES.items():
         code = CODES[entity]
-        if code in stages.asked:
+        if code in stages.requested:
 
             def prefix(name: str, code: int = code) -> bytes:
-                return entity_prefix(code, identity(name))
+                return entity_prefix(code, hash_id(name))
 
             logs.add(field, prefix, events, stages.horizons[code], stages.label_horizon_ms.get(code))
     return logs.store
@@ -82,7 +82,7 @@ class _Logs:
     """Writes logs of a table's chosen rows to ``store``."""
 
     def __init__(self, table: TransactionTable, rows: npt.NDArray[np.int64], lateness_ms: int) -> None:
-        self.store = MemoryRecords()
+        self.store = MemoryStore()
         self._table = table
         self._rows = rows
         self._lateness = lateness_ms

@@ -9,8 +9,8 @@ import numpy as np
 from stream.features.windows.arrays import OUT_SIZE
 from stream.features.windows.events import HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
-from stream.state.hashing import identities
-from stream.state.store import MemoryRecords
+from stream.state.hashing import hash_ids
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ def load_histories(
     lateness_ms: int,
     outcome: npt.NDArray[np.uint8] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> MemoryRecords:
+) -> MemoryStore:
     """Return the histories after all valid rows of a table, in their order.
 
     Parameters
@@ -37,7 +37,7 @@ def load_histories(
     outcome : uint8[n] or None
         Is written to: the outcome of each valid row, as in :class:`offline.features.build.FeatureTable`.
     """
-    store = MemoryRecords()
+    store = MemoryStore()
     config = HistoryConfig(lateness_ms)
     rows = np.flatnonzero(table.valid)
     for begin in range(0, len(rows), _BATCH):
@@ -50,10 +50,10 @@ def load_histories(
             user=np.array([places[name] for name in names], np.int64),
             time_ms=table.event_time_ms[part],
             amount_minor=table.amount_minor[part],
-            merchant=identities(
+            merchant=hash_ids(
                 [None] * len(part) if table.merchant_id is None else table.merchant_id[part].tolist()
             ),
-            ident=identities(table.transaction_id[part].tolist()),
+            id_hash=hash_ids(table.transaction_id[part].tolist()),
             minor_units=table.minor_units[part],
             offset=part.astype(np.int64),
             source=np.zeros(len(users), np.int64),

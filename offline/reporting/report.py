@@ -21,7 +21,7 @@ from offline.data.quality import check_quality
 from offline.metrics import binary_metrics
 from offline.reporting.model_card import LIMITS, figure_text
 from stream.decisions.reasons import Explainer
-from stream.events.fields import format_event_time
+from stream.events.fields import MS_PER_DAY, format_event_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ _BINS: Final = 10
 _TOP: Final = 15
 _EXPLAINED_ROWS: Final = 1_000
 _WATERFALL: Final = 9
-_WEEK_MS: Final = 7 * 86_400_000
+_WEEK_MS: Final = 7 * MS_PER_DAY
 _COLUMN_FACTS: Final = ("missing", "least", "median", "most", "distinct")
 
 _STYLE: Final = (
@@ -300,7 +300,7 @@ def _parts_table(training: dict[str, Any]) -> str:
 
 
 def _protocol(training: dict[str, Any]) -> str:
-    days = training["label_delay_ms"] / 86_400_000
+    days = training["label_delay_ms"] / MS_PER_DAY
     return (
         "<p>The parts follow each other in time, with a gap of the label delay "
         f"({days:g} days) before the later two. Trees stop and the threshold is chosen on validation. "
@@ -356,7 +356,7 @@ def _draw_budget(
     scores: npt.NDArray[np.float64],
     times_ms: npt.NDArray[np.int64],
 ) -> None:
-    days = max(1.0, float(times_ms.max() - times_ms.min()) / 86_400_000)
+    days = max(1.0, float(times_ms.max() - times_ms.min()) / MS_PER_DAY)
     found = np.cumsum(truth[np.argsort(-scores, kind="stable")]) / truth.sum()
     looked_at = np.arange(1, len(found) + 1) / days
     upto = max(10, int(np.searchsorted(found, 0.99)) + 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from stream.errors import DataError
-from stream.events.fields import format_event_time
+from stream.events.fields import MS_PER_DAY, format_event_time
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -59,7 +59,7 @@ def split_by_time(
     train_until_ms: int | None = None,
     test_fraction: float = 0.2,
     validation_fraction: float = 0.15,
-    label_delay_ms: int = 7 * 86_400_000,
+    label_delay_ms: int = 7 * MS_PER_DAY,
 ) -> TimeSplit:
     """Return train | gap | validation | gap | test.
 

@@ -32,7 +32,7 @@ from offline.training.recipes import column_names
 from offline.training.split import split_by_time
 from stream import __version__
 from stream.errors import ConfigError
-from stream.events.fields import format_event_time
+from stream.events.fields import MS_PER_DAY, format_event_time
 from stream.scoring.bundle import Bundle, Thresholds
 
 if TYPE_CHECKING:
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     from offline.training.split import TimeSplit
     from stream.features.profiles.spec import EntityProfile
     from stream.features.spec import FeatureSpec
-
-
-_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +71,8 @@ class TrainingOptions:
     train_until_ms: int | None = None
     test_fraction: float = 0.2
     validation_fraction: float = 0.15
-    label_delay_ms: int = 7 * _DAY_MS
-    allowed_lateness_ms: int = 3 * _DAY_MS
+    label_delay_ms: int = 7 * MS_PER_DAY
+    allowed_lateness_ms: int = 3 * MS_PER_DAY
     trees: int = 500
     leaves: int = 31
     learning_rate: float = 0.05

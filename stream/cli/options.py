@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from stream.errors import ConfigError
-from stream.events.fields import parse_event_time
+from stream.events.fields import MS_PER_DAY, parse_event_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ class _EventTimeType(click.ParamType):
 #: A time with an offset, RFC 3339; its value is milliseconds since the epoch.
 EVENT_TIME: Final = _EventTimeType()
 
-_UNIT_MS: Final = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000}
+_UNIT_MS: Final = {"d": MS_PER_DAY, "h": 3_600_000, "m": 60_000, "s": 1_000}
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([dhms])", re.ASCII).fullmatch
 
 
@@ -124,7 +124,7 @@ def chosen_profiles(name: str | None, label_delay_ms: int) -> tuple[EntityProfil
     """
     from offline.training.profiles import load_profiles
 
-    return () if name is None else load_profiles(name, label_delay_days=label_delay_ms / 86_400_000)
+    return () if name is None else load_profiles(name, label_delay_days=label_delay_ms / MS_PER_DAY)
 
 
 def tell_absent(table: TransactionTable, profiles: tuple[EntityProfile, ...]) -> None:

@@ -164,7 +164,7 @@ _CURRENCIES: Final = {
 }
 
 
-class Row(NamedTuple):
+class TransactionRow(NamedTuple):
     """What the pipeline needs of one transaction: times in ms, money in minor units, None where unknown."""
 
     transaction_id: str
@@ -183,7 +183,7 @@ class Row(NamedTuple):
     ip: str | None = None
 
 
-def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Row, int]:
+def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[TransactionRow, int]:
     """Return the row of a record's value, and how many unknown fields were left out.
 
     Raises
@@ -198,7 +198,7 @@ def decode_row(raw: bytes | None, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Ro
     return row, 0 if parsed.keys() <= TRANSACTION_FIELDS else len(parsed.keys() - TRANSACTION_FIELDS)
 
 
-def row_of_object(parsed: dict[str, Any]) -> Row:
+def row_of_object(parsed: dict[str, Any]) -> TransactionRow:
     """Return the row of a parsed JSON object, see :func:`stream.events.decode.parse_object`.
 
     Raises
@@ -226,9 +226,9 @@ def _texts(raw: bytes | None, max_bytes: int) -> dict[str, Any] | None:
     return parsed
 
 
-def row_of(transaction: Transaction) -> Row:
+def row_of(transaction: Transaction) -> TransactionRow:
     """Return the row of a validated transaction."""
-    return Row(
+    return TransactionRow(
         transaction.transaction_id,
         transaction.user_id,
         transaction.event_time,
@@ -246,7 +246,7 @@ def row_of(transaction: Transaction) -> Row:
     )
 
 
-def _plain_row(parsed: dict[str, Any]) -> Row | None:
+def _plain_row(parsed: dict[str, Any]) -> TransactionRow | None:
     """Return the row of an ordinary transaction, or None where the model must decide."""
     get = parsed.get
     transaction_id, user_id = get("transaction_id"), get("user_id")
@@ -285,7 +285,7 @@ def _plain_row(parsed: dict[str, Any]) -> Row | None:
         return None
     if "memo" in parsed or "attributes" in parsed:
         return None
-    return Row(
+    return TransactionRow(
         transaction_id, user_id, event_time, amount, money[1],
         channel, transaction_type, merchant_id, pre, post, None, card_id, device_id, ip,
     )  # fmt: skip

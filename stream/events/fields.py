@@ -1,4 +1,4 @@
-"""fields."""
+"""Exact money and time: the types of an event's fields, and the parsers of their texts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, PlainSerializer, StringConstraints, WithJs
 from pydantic_core import PydanticCustomError
 
 from stream.events.currencies import MINOR_UNIT_DECIMALS
+
+MS_PER_DAY: Final = 86_400_000
 
 #: Largest amount or balance, in minor units. Sums of squares of such amounts stay exact in 128 bits.
 MAX_AMOUNT_MINOR: Final = 10**15

@@ -15,7 +15,7 @@ _TRACE_HEADERS: Final = (TRACEPARENT, "tracestate")
 _MAX_TRACE_HEADER_BYTES: Final = 512
 
 
-class Record(NamedTuple):
+class ConsumerRecord(NamedTuple):
     """One record of the source topic."""
 
     offset: int
@@ -25,7 +25,7 @@ class Record(NamedTuple):
     headers: Headers = ()
 
 
-class Message(NamedTuple):
+class ProducerRecord(NamedTuple):
     """One record to produce."""
 
     key: bytes | None

@@ -21,7 +21,7 @@ from stream.features.spec import (
     UNSEEN_CODE,
     FeatureSpec,
 )
-from stream.jit import compiled
+from stream.jit import jit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,7 +109,7 @@ class VectorBuilder:
         return np.fromiter((codes.get(value, UNSEEN_CODE) for value in values), np.float64, len(values))
 
 
-@compiled
+@jit
 def _is_month_end(days: int) -> bool:
     """Return whether a day (since 1970-01-01) is its month's last.
 
@@ -123,7 +123,7 @@ def _is_month_end(days: int) -> bool:
     return year_day - (153 * month + 2) // 5 == 0
 
 
-@compiled
+@jit
 def _fill(
     time_ms: npt.NDArray[np.int64],
     amount_minor: npt.NDArray[np.int64],

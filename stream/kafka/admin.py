@@ -38,7 +38,7 @@ _EXISTS: Final = for_code(TopicAlreadyExistsError.errno)
 _NO_ERROR: Final = 0
 
 #: Most problems of topics that an error names: it is one line, for a person.
-_MOST_SHOWN: Final = 4
+_MAX_SHOWN: Final = 4
 
 #: First and longest pause between two tries to connect; the defaults would wait up to 30 s.
 _BACKOFF_MS: Final = (50, 1000)
@@ -172,9 +172,9 @@ def require_topics(settings: Settings) -> None:
     """
     problems = check_topics(settings)
     if problems:
-        shown = "; ".join(problems[:_MOST_SHOWN])
-        if len(problems) > _MOST_SHOWN:
-            shown += f"; and {len(problems) - _MOST_SHOWN} more, which 'riskstream topics check' names"
+        shown = "; ".join(problems[:_MAX_SHOWN])
+        if len(problems) > _MAX_SHOWN:
+            shown += f"; and {len(problems) - _MAX_SHOWN} more, which 'riskstream topics check' names"
         raise TopicMismatchError(
             f"{shown}. Create what is missing with 'riskstream topics create'; for the rest "
             "change the topic, or RISKSTREAM_TOPICS__*, so that both say the same"

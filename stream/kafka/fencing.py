@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from stream.errors import TopicMismatchError
-from stream.events.records import Message
-from stream.kafka.topics import changelog_topic, writer_id
+from stream.events.records import ProducerRecord
+from stream.kafka.topics import changelog_topic, transactional_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from stream.kafka.producer import Delivery
+    from stream.kafka.producer import BatchProducer
     from stream.settings import Settings
 
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 OWNER_KEY: Final = b"\0O\0\0\0\0"
 
 
-class Ownership:
+class PartitionFencing:
     """Takes changelog partitions over when they are assigned.
 
     1. Raise the epoch of each partition's producer id, and write an owner record with it: from here on the
-       broker refuses what a former owner still sends (:meth:`Delivery.fence`).
+       broker refuses what a former owner still sends (:meth:`BatchProducer.fence`).
     2. Only then may the changelog's end be looked up and its rest restored: nothing can come behind it but
        from this worker.
     3. Where the local state already reached up to the owner record, the record is all that was missing, and
        nothing needs to be restored.
     """
 
-    def __init__(self, settings: Settings, delivery: Delivery, store: Callable[[], Any]) -> None:
+    def __init__(self, settings: Settings, producer: BatchProducer, store: Callable[[], Any]) -> None:
         self._settings = settings
-        self._delivery = delivery
+        self._producer = producer
         self._store = store
         #: Kafka's id of the source topic; part of the record, for people who read it.
         self.source_id = ""
@@ -51,7 +51,7 @@ class Ownership:
         BrokerError
             The broker does not answer, or does not allow it.
         """
-        if not partitions or not self._delivery.idempotent:
+        if not partitions or not self._producer.idempotent:
             return
         value = orjson.dumps(
             {
@@ -62,9 +62,10 @@ class Ownership:
             }
         )
         topic = changelog_topic(self._settings)
-        owner = Message(OWNER_KEY, value)
-        offsets = await self._delivery.fence(
-            topic, {partition: (writer_id(self._settings, partition), owner) for partition in partitions}
+        owner = ProducerRecord(OWNER_KEY, value)
+        offsets = await self._producer.fence(
+            topic,
+            {partition: (transactional_id(self._settings, partition), owner) for partition in partitions},
         )
         store = self._store()
         for partition, offset in offsets.items():

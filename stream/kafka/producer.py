@@ -35,10 +35,10 @@ from stream.errors import BrokerError, FencedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from stream.events.records import Headers, Message
+    from stream.events.records import Headers, ProducerRecord
 
 if TYPE_CHECKING:
-    Sendable = tuple[bytes | None, bytes | None, Headers]
+    RecordTuple = tuple[bytes | None, bytes | None, Headers]
 
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class _Producer:
 
 
 @dataclass(slots=True)
-class _Built:
+class EncodedBatch:
     """A record batch, ready to be sent; ``offset`` is the one of its last record once it is written."""
 
     buffer: bytearray
@@ -99,7 +99,7 @@ class _Built:
     offset: int = -1
 
 
-class Delivery:
+class BatchProducer:
     """A producer of whole lists, with acknowledgements of all in-sync replicas.
 
     Parameters
@@ -175,7 +175,7 @@ class Delivery:
         if client is not None:
             await client.close()
 
-    async def fence(self, topic: str, owners: Mapping[int, tuple[str, Message]]) -> dict[int, int]:
+    async def fence(self, topic: str, owners: Mapping[int, tuple[str, ProducerRecord]]) -> dict[int, int]:
         """Become the one writer of these partitions: what another still sends is refused from here on.
 
         Parameters
@@ -218,9 +218,9 @@ class Delivery:
 
     async def deliver(
         self,
-        records: Iterable[tuple[str, int, Sequence[Sendable]]],
+        records: Iterable[tuple[str, int, Sequence[RecordTuple]]],
         on_sent: Callable[[], None] | None = None,
-        group: Callable[[Sendable], bytes] | None = None,
+        group: Callable[[RecordTuple], bytes] | None = None,
     ) -> dict[tuple[str, int], int]:
         """Produce lists of records, each for a topic and partition, and wait until all are acknowledged.
 
@@ -255,27 +255,27 @@ class Delivery:
             if messages
         }
         last: dict[tuple[str, int], int] = {}
-        wave = 0
-        while sending := {tp: queue[wave] for tp, queue in queues.items() if wave < len(queue)}:
-            await self._send_wave(client, sending, on_sent)
+        attempt = 0
+        while sending := {tp: queue[attempt] for tp, queue in queues.items() if attempt < len(queue)}:
+            await self._send_attempt(client, sending, on_sent)
             last |= {(tp.topic, tp.partition): built.offset for tp, built in sending.items()}
-            wave += 1
+            attempt += 1
             on_sent = None
         return last
 
     def _build(
         self,
         tp: TopicPartition,
-        messages: Sequence[Sendable],
+        messages: Sequence[RecordTuple],
         timestamp_ms: int,
-        group: Callable[[Sendable], bytes] | None = None,
-    ) -> list[_Built]:
+        group: Callable[[RecordTuple], bytes] | None = None,
+    ) -> list[EncodedBatch]:
         """Return the record batches of one partition, in order, each no larger than a broker takes."""
         producer = self._producers.get(tp)
         if producer is None:
             plain = self._plain
             producer = self._producers[tp] = _Producer(plain.producer_id, plain.epoch)
-        built: list[_Built] = []
+        built: list[EncodedBatch] = []
         builder, count = self._builder(), 0
         ends = set() if group is None else _ends(messages, group)
         for number, (key, value, own) in enumerate(messages):
@@ -304,18 +304,21 @@ class Delivery:
         )
 
     @staticmethod
-    def _close(builder: DefaultRecordBatchBuilder, count: int, producer: _Producer) -> _Built:
+    def _close(builder: DefaultRecordBatchBuilder, count: int, producer: _Producer) -> EncodedBatch:
         builder.set_producer_state(producer.producer_id, producer.epoch, producer.take(count))
-        return _Built(builder.build(), count)
+        return EncodedBatch(builder.build(), count)
 
-    async def _send_wave(
-        self, client: AIOKafkaClient, wave: dict[TopicPartition, _Built], on_sent: Callable[[], None] | None
+    async def _send_attempt(
+        self,
+        client: AIOKafkaClient,
+        attempt: dict[TopicPartition, EncodedBatch],
+        on_sent: Callable[[], None] | None,
     ) -> None:
         """Send one record batch of each partition, and repeat what was not written until it is."""
         deadline = time.monotonic() + self._timeout_seconds
-        left = wave
+        left = attempt
         while True:
-            nodes: dict[int, dict[TopicPartition, _Built]] = {}
+            nodes: dict[int, dict[TopicPartition, EncodedBatch]] = {}
             failed: dict[TopicPartition, BaseException] = {}
             for tp, built in left.items():
                 leader = client.cluster.leader_for_partition(tp)
@@ -346,10 +349,10 @@ class Delivery:
                 )
             await client.force_metadata_update()
             await asyncio.sleep(_BACKOFF_SECONDS)
-            left = {tp: wave[tp] for tp in failed}
+            left = {tp: attempt[tp] for tp in failed}
 
     async def _request(
-        self, client: AIOKafkaClient, node: int, part: dict[TopicPartition, _Built]
+        self, client: AIOKafkaClient, node: int, part: dict[TopicPartition, EncodedBatch]
     ) -> dict[TopicPartition, BaseException]:
         """Send one request; returns the partitions whose batch was not written, and why."""
         topics: dict[str, list[tuple[int, bytearray]]] = {}
@@ -402,7 +405,7 @@ class Delivery:
             await asyncio.sleep(_BACKOFF_SECONDS)
 
 
-def _ends(messages: Sequence[Sendable], group: Callable[[Sendable], bytes]) -> set[int]:
+def _ends(messages: Sequence[RecordTuple], group: Callable[[RecordTuple], bytes]) -> set[int]:
     """Return where new record batches have to begin so that groups stay whole."""
     sizes = [len(key or b"") + len(value or b"") + _RECORD_BYTES for key, value, _ in messages]
     if sum(sizes) <= _MAX_BATCH_BYTES - _RECORD_BYTES:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from stream.events.fields import MS_PER_DAY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
 
 #: Name of the one table; its changelog topic is named after it.
 HISTORY_TABLE: Final = "history"
-
-_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,17 @@ def changelog_topic(settings: Settings) -> str:
     return f"{settings.app_id}-{HISTORY_TABLE}-changelog"
 
 
-def questions_topic(settings: Settings) -> str:
-    """Return the name of the topic in which entities are asked and told of labels."""
-    return f"{settings.app_id}-entity-questions"
+def requests_topic(settings: Settings) -> str:
+    """Return the name of the topic of entity requests and label updates."""
+    return f"{settings.app_id}-entity-requests"
 
 
-def answers_topic(settings: Settings) -> str:
-    """Return the name of the topic of cases and of what entities answer."""
-    return f"{settings.app_id}-entity-answers"
+def responses_topic(settings: Settings) -> str:
+    """Return the name of the topic of pending transactions and entity responses."""
+    return f"{settings.app_id}-entity-responses"
 
 
-def writer_id(settings: Settings, partition: int) -> str:
+def transactional_id(settings: Settings, partition: int) -> str:
     """Return the transactional id under which a changelog partition is written; it fences former owners."""
     return f"{settings.app_id}-{HISTORY_TABLE}-{partition}"
 
@@ -60,7 +60,7 @@ def writer_id(settings: Settings, partition: int) -> str:
 def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
     """Return every topic that this deployment needs."""
     topics = settings.topics
-    retention = str(int(topics.retention_days * _DAY_MS))
+    retention = str(int(topics.retention_days * MS_PER_DAY))
 
     def deleted(name: str, retention_ms: str = retention) -> TopicSpec:
         config = {"cleanup.policy": "delete", "retention.ms": retention_ms}
@@ -74,10 +74,10 @@ def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
         deleted(topics.alerts),
         deleted(topics.decisions),
         deleted(topics.labels),
-        deleted(topics.dead_letters, str(int(topics.dead_letter_retention_days * _DAY_MS))),
+        deleted(topics.dead_letters, str(int(topics.dead_letter_retention_days * MS_PER_DAY))),
         # Used by models with profiles only; nothing in them is needed once it is worked off.
-        deleted(questions_topic(settings)),
-        deleted(answers_topic(settings)),
+        deleted(requests_topic(settings)),
+        deleted(responses_topic(settings)),
         compacted(topics.control, 1),
         compacted(changelog_topic(settings), topics.partitions),
     )

@@ -43,7 +43,7 @@ _LIBRARIES: Final = ("faust", "mode", "aiokafka", "kafka", "asyncio", "opentelem
 _FAUST_SERVICES: Final = "stream.runtime.faust_adapter"
 
 #: Messages of libraries that are remembered at most; forgetting one is harmless.
-_MOST_REMEMBERED: Final = 1000
+_MAX_REMEMBERED: Final = 1000
 
 
 def context_of(record: logging.LogRecord) -> dict[str, object]:
@@ -114,7 +114,7 @@ class LineBudget:
         self.suppressed += events - lines
         return lines
 
-    def told(self) -> int:
+    def take_suppressed(self) -> int:
         """Return how many events had no line, and begin to count anew."""
         suppressed, self.suppressed = self.suppressed, 0
         return suppressed
@@ -142,7 +142,7 @@ class Sparingly(logging.Filter):
         now = time.monotonic()
         if now - self._said.get(key, -self._SECONDS) < self._SECONDS:
             return False
-        if len(self._said) > _MOST_REMEMBERED:  # messages with figures in them
+        if len(self._said) > _MAX_REMEMBERED:  # messages with figures in them
             self._said.clear()
         self._said[key] = now
         return True

@@ -17,7 +17,7 @@ from prometheus_client.utils import floatToGoString
 
 from stream import __version__
 from stream.events.models import Outcome, RiskLevel
-from stream.pipeline.counters import HOP_EVENTS
+from stream.pipeline.counters import JOIN_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +70,7 @@ class Description(NamedTuple):
         return next((unit for unit in _UNITS if unit in words[-2:]), "")
 
 
-class Readings(NamedTuple):
+class StoreMetrics(NamedTuple):
     """What is asked for when Prometheus asks, and not counted as it happens.
 
     Attributes
@@ -174,7 +174,7 @@ class _Asked(Collector):
     }
 
     def __init__(self, catalog: _Catalog) -> None:
-        self.measure: Callable[[], Readings] | None = None
+        self.measure: Callable[[], StoreMetrics] | None = None
         for name, text in self._TEXTS.items():
             counted = name == "rebalances"
             catalog.note(
@@ -254,13 +254,15 @@ class Metrics:
             "other_source_users",
             "Users met whose state was written from another incarnation of the source topic.",
         )
-        hop = catalog.counter(
-            "hop_events",
-            "Of models with profiles: cases, questions to entities, labels and notes of labels, by outcome.",
+        entity_join = catalog.counter(
+            "entity_join_events",
+            "Entity-join events by kind (transaction, request, label, label update) and outcome.",
             ["kind", "outcome"],
         )
-        self.hop = {event: hop.labels(*event) for event in HOP_EVENTS}
-        self.cases = catalog.gauge("waiting_cases", "Transactions that wait for answers of entities.")
+        self.entity_join = {event: entity_join.labels(*event) for event in JOIN_EVENTS}
+        self.pending = catalog.gauge(
+            "pending_transactions", "Transactions that wait for responses of entities."
+        )
         self.batch_size = catalog.histogram("batch_records", "Records per batch.", _SIZES)
         stage = catalog.histogram("stage_seconds", "Duration of a batch's stages.", _SECONDS, ["stage"])
         self.stages = {name: stage.labels(name) for name in STAGES}
@@ -321,7 +323,7 @@ class Metrics:
         pairs = [] if drift is None else drift.alarms()
         self._alarms = {pair: self._alarm_counter.labels(*pair) for pair in pairs}
 
-    def measure_with(self, measure: Callable[[], Readings]) -> None:
+    def measure_with(self, measure: Callable[[], StoreMetrics]) -> None:
         """Ask ``measure`` for the readings from now on."""
         self._asked.measure = measure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from stream.monitoring.metrics import Readings
+from stream.monitoring.metrics import StoreMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,13 +25,13 @@ _INDEXES: Final = "rocksdb.estimate-table-readers-mem"
 
 def read(
     databases: Collection[Any], *, recovery_remaining: int, stalled_seconds: float, rebalances: int
-) -> Readings:
+) -> StoreMetrics:
     """Return the readings of now."""
 
     def values(name: str) -> list[int]:
         return [_property(database, name) for database in databases]
 
-    return Readings(
+    return StoreMetrics(
         state_records=sum(values(_RECORDS)),
         state_live_bytes=sum(values(_LIVE)),
         state_disk_bytes=sum(values(_FILES)),

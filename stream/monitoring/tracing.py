@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stream.events.records import Headers
-    from stream.pipeline.effects import Batch, Plan
+    from stream.pipeline.effects import Batch, BatchEffects
     from stream.settings import Settings
 
 
@@ -39,14 +39,14 @@ _TRACEPARENT: Final = re.compile(
 _SAMPLED: Final = 1
 
 #: Most transactions of a round that are traced: a trace of every one of thousands helps nobody.
-_MOST_IN_A_ROUND: Final = 100
+_MAX_PER_ROUND: Final = 100
 
 #: Longest wait for the last spans when a worker stops; the stop itself is cut off after four seconds.
 _FLUSH_MS: Final = 1_500
 
 
 @dataclass(frozen=True, slots=True)
-class RoundTimes:
+class MicroBatchTimes:
     """When a round's steps began and ended, in ns since 1970."""
 
     taken: int
@@ -90,10 +90,12 @@ class Tracer:
         self._tracer = provider.get_tracer("riskstream")
         self._group = group
 
-    def trace(self, batches: Sequence[Batch], plans: Sequence[Plan], times: RoundTimes) -> None:
+    def trace(
+        self, batches: Sequence[Batch], all_effects: Sequence[BatchEffects], times: MicroBatchTimes
+    ) -> None:
         """Make the spans of a round that is done."""
-        left = _MOST_IN_A_ROUND
-        for batch, plan in zip(batches, plans, strict=True):
+        left = _MAX_PER_ROUND
+        for batch, effects in zip(batches, all_effects, strict=True):
             traced = [
                 (record, parent)
                 for record in batch.records
@@ -102,8 +104,8 @@ class Tracer:
             if not traced:
                 continue
             left -= len(traced)
-            alerted = {one.offset: one for one in plan.alerted}
-            refused = {offset for _, offset in plan.rejected}
+            alerted = {one.offset: one for one in effects.alerted}
+            refused = {offset for _, offset in effects.rejected}
             for record, parent in traced:
                 attributes: dict[str, Any] = {
                     "messaging.system": "kafka",
@@ -113,7 +115,7 @@ class Tracer:
                     "messaging.consumer.group.name": self._group,
                     "messaging.kafka.offset": record.offset,
                 }
-                sent = "decision" if plan.decisions else None
+                sent = "decision" if effects.decisions else None
                 if record.offset in refused:
                     sent = "dead letter"
                 if (alert := alerted.get(record.offset)) is not None:
@@ -126,7 +128,7 @@ class Tracer:
         self,
         parent: tuple[int, int],
         timestamp: int,
-        times: RoundTimes,
+        times: MicroBatchTimes,
         sent: str | None,
         attributes: dict[str, Any],
     ) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aiokafka import errors
 from aiokafka.protocol.offset import OffsetRequest
@@ -19,7 +19,7 @@ from aiokafka.structs import TopicPartition
 from stream.errors import BrokerError, RiskStreamError, StalledError, TopicMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
     from aiokafka.client import AIOKafkaClient
 
@@ -90,48 +90,46 @@ class Liveness:
         return now - self.moved_at
 
 
+class WorkerProbe(Protocol):
+    """What the watchdog asks of the worker."""
+
+    @property
+    def client(self) -> AIOKafkaClient:
+        """The producer's client; the watchdog uses its connections."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker consumes transactions; while it does not, restoring must make progress."""
+
+    @property
+    def ends_are_exact(self) -> bool:
+        """Whether the broker reports exact ends of logs.
+
+        The embedded broker may report an end before records that it has delivered.
+        """
+
+    def positions(self) -> Mapping[int, int | None]:
+        """Return the offset up to which each assigned source partition is done, None before any commit."""
+
+    def progress(self) -> int:
+        """Return a number that changes with every record or restored change."""
+
+    async def source_topic_id(self) -> str:
+        """Return Kafka's current id of the source topic; empty on a broker without topic ids."""
+
+    def on_lag(self, partition: int, records: int) -> None:
+        """Take notice of how many records wait in a source partition."""
+
+
 class Watchdog:
-    """Watches a worker; ends it where it cannot go on and does not know.
+    """Watches a worker, and ends it if it cannot go on and does not notice."""
 
-    Parameters
-    ----------
-    positions
-        Returns the offset up to which each assigned source partition is done, None where none was ever
-        committed.
-    progress
-        Returns a number that changes whenever something was done.
-    ready
-        Says whether transactions are being taken; while they are not, something is expected to go on too.
-    topic_id
-        Returns Kafka's id of the source topic; empty where it has none.
-    ends_are_exact
-        Says whether the broker tells the ends of logs as they are: the embedded one tells an end from before
-        records that it has given.
-    """
-
-    def __init__(
-        self,
-        settings: WatchdogSettings,
-        topic: str,
-        client: Callable[[], AIOKafkaClient],
-        positions: Callable[[], Mapping[int, int | None]],
-        progress: Callable[[], int],
-        ready: Callable[[], bool],
-        topic_id: Callable[[], Awaitable[str]],
-        on_lag: Callable[[int, int], None],
-        ends_are_exact: Callable[[], bool],
-    ) -> None:
+    def __init__(self, settings: WatchdogSettings, topic: str, probe: WorkerProbe) -> None:
         self._settings = settings
         self._topic = topic
-        self._client = client
-        self._positions = positions
-        self._progress = progress
-        self._ready = ready
-        self._topic_id = topic_id
-        self._on_lag = on_lag
-        self._ends_are_exact = ends_are_exact
+        self._probe = probe
         self._first: dict[int, int] = {}
-        #: For how many seconds there has been work and no progress, and how much work, as of the last look.
+        #: For how many seconds work has waited without progress, and how much, as of the last look.
         self.stalled_seconds = 0.0
         self.lag: dict[int, int] = {}
 
@@ -175,8 +173,8 @@ class Watchdog:
                     f"the broker has not answered for {now - answered_at:.0f} s ({reason}); nothing is lost: "
                     "start the worker again when it is back"
                 )
-            waiting = lag > 0 or not self._ready()
-            self.stalled_seconds = live.see(now, self._progress(), waiting=waiting)
+            waiting = lag > 0 or not self._probe.ready
+            self.stalled_seconds = live.see(now, self._probe.progress(), waiting=waiting)
             if self.stalled_seconds > 2 * self._settings.stall_seconds:
                 raise StalledError(
                     f"{lag} records wait and none was taken for {self.stalled_seconds:.0f} s: it ends "
@@ -185,8 +183,8 @@ class Watchdog:
 
     async def _lag(self) -> int:
         """Return how many records wait in this worker's partitions, and report them by partition."""
-        positions = dict(self._positions())
-        client = self._client()
+        positions = dict(self._probe.positions())
+        client = self._probe.client
         if not positions:
             await client.fetch_all_metadata()  # only to hear from the broker
             return 0
@@ -199,18 +197,18 @@ class Watchdog:
         self.lag.clear()
         for partition, at in positions.items():
             start = self._first[partition] if at is None else at
-            if ends[partition] < start and self._ends_are_exact():
+            if ends[partition] < start and self._probe.ends_are_exact:
                 raise TopicMismatchError(
                     f"{self._topic} [{partition}] ends at {ends[partition]}, before offset {start} that it "
                     "has given: it was made again, or lost its end; start the worker again, it finds out"
                 )
             waiting = self.lag[partition] = max(0, ends[partition] - start)
-            self._on_lag(partition, waiting)
+            self._probe.on_lag(partition, waiting)
             total += waiting
         return total
 
     async def _compare(self, expected: str) -> None:
-        found = await self._topic_id()
+        found = await self._probe.source_topic_id()
         if found != expected:
             raise TopicMismatchError(
                 f"{self._topic} was deleted and made again while this worker ran: start it again, it takes "

@@ -9,19 +9,21 @@ import numpy as np
 from stream.features.spec import MISSING
 from stream.features.vector import Columns
 from stream.features.windows.events import HistoryEvents
-from stream.state.hashing import identities
+from stream.state.hashing import hash_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from stream.events.decode import Row
+    from stream.events.decode import TransactionRow
     from stream.features.spec import FeatureSpec
-    from stream.pipeline.effects import Decoded, Part
+    from stream.pipeline.effects import DecodedRecord, PartitionBatch
 
 
-def events_of(parts: list[Part], everything: list[Decoded]) -> tuple[HistoryEvents, list[int]]:
+def events_of(
+    parts: list[PartitionBatch], everything: list[DecodedRecord]
+) -> tuple[HistoryEvents, list[int]]:
     """Return the events of all partitions, and the place behind the last user of each."""
     users: list[bytes] = []
     user: list[int] = []
@@ -44,8 +46,8 @@ def events_of(parts: list[Part], everything: list[Decoded]) -> tuple[HistoryEven
         user=np.array(user, np.int64),
         time_ms=time_ms,
         amount_minor=amount_minor,
-        merchant=identities([row.merchant_id for _, row in everything]),
-        ident=identities([row.transaction_id for _, row in everything]),
+        merchant=hash_ids([row.merchant_id for _, row in everything]),
+        id_hash=hash_ids([row.transaction_id for _, row in everything]),
         minor_units=minor_units,
         offset=offset,
         source=np.array(sources, np.int64),
@@ -53,7 +55,7 @@ def events_of(parts: list[Part], everything: list[Decoded]) -> tuple[HistoryEven
     return events, ends
 
 
-def columns_of(rows: Sequence[Row], events: HistoryEvents, spec: FeatureSpec) -> Columns:
+def columns_of(rows: Sequence[TransactionRow], events: HistoryEvents, spec: FeatureSpec) -> Columns:
     """Return what transactions say of themselves; ``events`` are theirs."""
 
     def balances(values: list[int | None]) -> npt.NDArray[np.int64]:

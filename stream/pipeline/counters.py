@@ -1,41 +1,37 @@
-"""What is counted between the stages of a model with profiles: the kind of a record, and what came of it."""
+"""Counters of the entity join: the kind of a record, and its outcome."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: What a record is, and what came of it.
-HopEvent = tuple[str, str]
+#: Kind and outcome.
+JoinEvent = tuple[str, str]
 
-#: A transaction waits for answers; or it was decided, although it had been opened for another model.
-CASE_OPENED: Final = ("case", "opened")
+#: A transaction waits for responses; or the worker decided it although another model had left it pending.
+TRANSACTION_PENDING: Final = ("transaction", "pending")
+TRANSACTION_OF_OTHER_MODEL: Final = ("transaction", "other_model")
 
-CASE_OF_OTHER_MODEL: Final = ("case", "other_model")
+#: Outcome of a request to an entity; ``unusable_state`` counts unusable logs of users too.
+REQUEST_ANSWERED: Final = ("request", "answered")
+REQUEST_ALREADY_APPLIED: Final = ("request", "already_applied")
+REQUEST_LATE: Final = ("request", "late")
+REQUEST_UNUSABLE: Final = ("request", "unusable_state")
 
-#: What came of a question to an entity; ``unusable_state`` also where a user's own log cannot be used.
-ANSWERED: Final = ("question", "answered")
-
-REPEATED: Final = ("question", "repeated")
-LATE: Final = ("question", "late")
-UNUSABLE: Final = ("question", "unusable_state")
-
-#: Where a label went.
-LABEL_NOTED: Final = ("label", "noted")
-
+#: Outcome of a label.
+LABEL_ANNOUNCED: Final = ("label", "announced")
 LABEL_WAITING: Final = ("label", "waiting")
 LABEL_EXPIRED: Final = ("label", "expired")
 
-#: What came of telling a label to an entity.
-NOTE_SENT: Final = ("note", "sent")
+#: Outcome of a label update to an entity.
+UPDATE_SENT: Final = ("label_update", "sent")
+UPDATE_APPLIED: Final = ("label_update", "applied")
+UPDATE_ALREADY_APPLIED: Final = ("label_update", "already_applied")
+UPDATE_UNKNOWN: Final = ("label_update", "unknown")
+UPDATE_EXPIRED: Final = ("label_update", "expired")
 
-NOTE_LEARNT: Final = ("note", "learnt")
-NOTE_REPEATED: Final = ("note", "repeated")
-NOTE_UNKNOWN: Final = ("note", "unknown")
-NOTE_EXPIRED: Final = ("note", "expired")
-
-HOP_EVENTS: Final[tuple[HopEvent, ...]] = (
-    CASE_OPENED, CASE_OF_OTHER_MODEL,
-    ANSWERED, REPEATED, LATE, UNUSABLE,
-    LABEL_NOTED, LABEL_WAITING, LABEL_EXPIRED,
-    NOTE_SENT, NOTE_LEARNT, NOTE_REPEATED, NOTE_UNKNOWN, NOTE_EXPIRED,
+JOIN_EVENTS: Final[tuple[JoinEvent, ...]] = (
+    TRANSACTION_PENDING, TRANSACTION_OF_OTHER_MODEL,
+    REQUEST_ANSWERED, REQUEST_ALREADY_APPLIED, REQUEST_LATE, REQUEST_UNUSABLE,
+    LABEL_ANNOUNCED, LABEL_WAITING, LABEL_EXPIRED,
+    UPDATE_SENT, UPDATE_APPLIED, UPDATE_ALREADY_APPLIED, UPDATE_UNKNOWN, UPDATE_EXPIRED,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""effects."""
+"""The types between the pipeline and the runtime: a batch of records, and the effects that it must have."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from stream.events.decode import MAX_RECORD_BYTES, Row
+from stream.events.decode import MAX_RECORD_BYTES, TransactionRow
+from stream.events.fields import MS_PER_DAY
 from stream.events.models import Outcome, RiskLevel
-from stream.events.records import Message, Record
+from stream.events.records import ConsumerRecord, ProducerRecord
 from stream.pipeline.encode import dead_letter
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from stream.decisions.sentences import Language
-    from stream.errors import RiskStreamError, StateError
-    from stream.pipeline.counters import HopEvent
+    from stream.errors import InvalidRecordError, RiskStreamError, StateError
+    from stream.pipeline.counters import JoinEvent
 
 
 #: Records by topic and partition.
-Sends = dict[tuple[str, int], list[Message]]
+Sends = dict[tuple[str, int], list[ProducerRecord]]
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -43,26 +44,29 @@ class Batch:
     topic: str
     partition: int
     source: int
-    records: Sequence[Record]
+    records: Sequence[ConsumerRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """What the pipeline may be told.
+    """Settings of the pipeline.
 
     Attributes
     ----------
+    source_topic:
+        Name of the topic of transactions.
     max_future_ms:
         How far an event time may lie ahead of the processing time.
     language:
-        Of the reasons' sentences: ``en`` or ``zh``.
+        Language of the reasons' sentences: ``en`` or ``zh``.
     decisions, decision_features:
-        Whether to make decisions, and to put the features' values into them.
-    resident_bytes:
-        Memory for long histories that stay unpacked between rounds.
+        Whether to produce decisions, and whether they contain the features' values.
+    cache_bytes:
+        Memory for long histories that stay unpacked between micro-batches.
     """
 
-    lateness_ms: int = 3 * 86_400_000
+    source_topic: str = "transactions"
+    lateness_ms: int = 3 * MS_PER_DAY
     max_future_ms: int = 300_000
     max_record_bytes: int = MAX_RECORD_BYTES
     alert_level: RiskLevel = RiskLevel.MEDIUM
@@ -70,7 +74,7 @@ class PipelineConfig:
     language: Language = "en"
     decisions: bool = True
     decision_features: bool = False
-    resident_bytes: int = 128 << 20
+    cache_bytes: int = 128 << 20
 
 
 def gather(parts: Iterable[tuple[_K, list[_V]]]) -> dict[_K, list[_V]]:
@@ -93,8 +97,8 @@ class Alerted(NamedTuple):
 
 
 @dataclass(slots=True)
-class Plan:
-    """What must happen for one batch.
+class BatchEffects:
+    """The effects that one batch must have.
 
     Attributes
     ----------
@@ -105,23 +109,23 @@ class Plan:
     outcomes:
         How many records had each outcome; records that a replay skipped are in ``replayed``.
     alerted:
-        What the alerts are about, in their order.
+        The transactions of the alerts, in their order.
     rejected:
         The offending field and the source offset of each dead letter, in their order.
     scores, features:
         Of every scored transaction (float64[n] and float64[n, k]).
-    sends, asks:
-        Records for other stages of a model with profiles, by topic and partition; those of ``asks`` may be
-        sent only once all others are acknowledged.
-    hold:
-        Where the batch's partition has to be taken up again after a restart; None: behind the batch.
-    hop:
-        How often what happened between the stages.
+    outputs, requests:
+        Records for other stages of a model with entity profiles, by topic and partition. The runtime sends
+        ``requests`` only after the broker has acknowledged everything else.
+    resume_offset:
+        Offset from which the partition must be consumed after a restart; None: from behind the batch.
+    join_counts:
+        Counts of the entity join's events.
     """
 
-    alerts: list[Message] = field(default_factory=list)
-    decisions: list[Message] = field(default_factory=list)
-    dead_letters: list[Message] = field(default_factory=list)
+    alerts: list[ProducerRecord] = field(default_factory=list)
+    decisions: list[ProducerRecord] = field(default_factory=list)
+    dead_letters: list[ProducerRecord] = field(default_factory=list)
     writes: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     outcomes: dict[Outcome, int] = field(default_factory=dict)
     alerted: list[Alerted] = field(default_factory=list)
@@ -131,43 +135,48 @@ class Plan:
     unknown_fields: int = 0
     other_source: int = 0
     rejected: list[tuple[str, int]] = field(default_factory=list)
-    sends: Sends = field(default_factory=dict)
-    asks: Sends = field(default_factory=dict)
-    hold: int | None = None
-    hop: Counter[HopEvent] = field(default_factory=Counter)
+    outputs: Sends = field(default_factory=dict)
+    requests: Sends = field(default_factory=dict)
+    resume_offset: int | None = None
+    join_counts: Counter[JoinEvent] = field(default_factory=Counter)
+
+    def reject(
+        self,
+        batch: Batch,
+        record: ConsumerRecord,
+        error: RiskStreamError,
+        field_name: str,
+        reason: str,
+        now_ms: int,
+    ) -> None:
+        """Send a record to the dead letters, with the offending field and the reason."""
+        self.rejected.append((field_name, record.offset))
+        self.dead_letters.append(
+            dead_letter(batch.topic, batch.partition, record, error, field_name, reason, now_ms)
+        )
+
+    def reject_invalid(
+        self, batch: Batch, record: ConsumerRecord, error: InvalidRecordError, now_ms: int
+    ) -> None:
+        """Send a record that is not valid to the dead letters."""
+        self.reject(batch, record, error, error.field, error.reason, now_ms)
 
 
-class Decoded(NamedTuple):
+class DecodedRecord(NamedTuple):
     """A record and the valid transaction in it."""
 
-    record: Record
-    row: Row
+    record: ConsumerRecord
+    row: TransactionRow
 
 
 @dataclass(slots=True)
-class Part:
+class PartitionBatch:
     """One partition's batch on its way: its valid transactions, and their rows in the common matrix."""
 
     batch: Batch
-    decoded: list[Decoded]
-    plan: Plan
+    decoded: list[DecodedRecord]
+    effects: BatchEffects
     now_ms: int
     rows: slice = field(default_factory=lambda: slice(0, 0))
     outcome: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     errors: dict[str, StateError] = field(default_factory=dict)
-
-
-def refuse(
-    plan: Plan,
-    batch: Batch,
-    record: Record,
-    error: RiskStreamError,
-    field_and_reason: tuple[str, str],
-    now_ms: int,
-) -> None:
-    """Send a record to the dead letters."""
-    field_name, reason = field_and_reason
-    plan.rejected.append((field_name, record.offset))
-    plan.dead_letters.append(
-        dead_letter(batch.topic, batch.partition, record, error, field_name, reason, now_ms)
-    )

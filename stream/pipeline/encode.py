@@ -9,13 +9,13 @@ import orjson
 from stream.decisions.policy import Verdict, alert_id
 from stream.events.fields import format_event_time
 from stream.events.models import DeadLetterHeader, Outcome
-from stream.events.records import Message, Record, trace_context
+from stream.events.records import ConsumerRecord, ProducerRecord, trace_context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stream.errors import RiskStreamError
-    from stream.events.decode import Row
+    from stream.events.decode import TransactionRow
 
 
 #: Most bytes of a record that its dead letter carries. Brokers take 1 MiB unless told otherwise, measured
@@ -40,12 +40,12 @@ class Encoder:
 
     def decision(
         self,
-        record: Record,
-        row: Row,
+        record: ConsumerRecord,
+        row: TransactionRow,
         outcome: Outcome,
         verdict: Verdict | None = None,
         features: dict[str, float] | None = None,
-    ) -> Message:
+    ) -> ProducerRecord:
         """Return the decision on one transaction; ``features`` may hold NaN, which JSON says as null."""
         body = self._head(record, row) + _OUTCOMES[outcome]
         if verdict is not None:
@@ -54,9 +54,11 @@ class Encoder:
                 body += b',"alert_id":"%b"' % alert_id(row.user_id, row.transaction_id).encode()
         if features is not None:
             body += b',"features":' + orjson.dumps(features)
-        return Message(record.key, body + b"}", record.headers and trace_context(record.headers))
+        return ProducerRecord(record.key, body + b"}", record.headers and trace_context(record.headers))
 
-    def alert(self, record: Record, row: Row, verdict: Verdict, reasons: Sequence[dict[str, Any]]) -> Message:
+    def alert(
+        self, record: ConsumerRecord, row: TransactionRow, verdict: Verdict, reasons: Sequence[dict[str, Any]]
+    ) -> ProducerRecord:
         """Return the alert on one transaction."""
         body = b'%b,"alert_id":"%b",%b,"reasons":%b}' % (
             self._head(record, row),
@@ -64,9 +66,9 @@ class Encoder:
             verdict.members,
             orjson.dumps(reasons),
         )
-        return Message(record.key, body, record.headers and trace_context(record.headers))
+        return ProducerRecord(record.key, body, record.headers and trace_context(record.headers))
 
-    def _head(self, record: Record, row: Row) -> bytes:
+    def _head(self, record: ConsumerRecord, row: TransactionRow) -> bytes:
         """Return the JSON that alerts and decisions begin with; to dump it all costs thrice."""
         scored_at_ms = record.timestamp_ms if record.timestamp_ms >= 0 else row.event_time
         return b'{"transaction_id":%b,"user_id":%b,"event_time":"%b","scored_at":"%b%b%d' % (
@@ -86,12 +88,12 @@ _OUTCOMES: Final = {outcome: b',"outcome":"%b"' % outcome.value.encode() for out
 def dead_letter(
     topic: str,
     partition: int,
-    record: Record,
+    record: ConsumerRecord,
     error: RiskStreamError,
     field: str,
     reason: str,
     refused_at_ms: int,
-) -> Message:
+) -> ProducerRecord:
     """Return a record that could not be taken: its own key, bytes and headers, and why in more headers.
 
     One too large to be sent again is cut, without its own headers but the trace's, and the reason says so.
@@ -116,4 +118,4 @@ def dead_letter(
         (DeadLetterHeader.REASON.value, reason.encode()),
         (DeadLetterHeader.TIMESTAMP.value, format_event_time(refused_at_ms).encode()),
     )
-    return Message(key, value, headers)
+    return ProducerRecord(key, value, headers)

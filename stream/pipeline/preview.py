@@ -14,7 +14,7 @@ import numpy as np
 from stream.decisions.policy import Policy
 from stream.decisions.reasons import Explainer
 from stream.errors import InvalidRecordError
-from stream.events.decode import Row, row_of_object
+from stream.events.decode import TransactionRow, row_of_object
 from stream.events.models import Outcome
 from stream.features.vector import VectorBuilder
 from stream.features.windows.arrays import DUPLICATE, LATE, SCORED
@@ -23,7 +23,7 @@ from stream.features.windows.history import advance
 from stream.pipeline.columns import columns_of
 from stream.pipeline.entity_join.preview import ProfilePreview
 from stream.scoring.predictor import Predictor
-from stream.state.hashing import identities
+from stream.state.hashing import hash_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stream.features.windows.events import HistoryResult
     from stream.jit import Floats
     from stream.scoring.bundle import Bundle
-    from stream.state.store import RecordReader
+    from stream.state.store import StateReader
 
 
 #: Behind every offset that a history can hold, so that nothing is taken for a replay.
@@ -72,7 +72,7 @@ class Preview:
         self._policy = Policy(bundle.thresholds)
         self._explainer = Explainer(bundle.spec, max_reasons, language)
 
-    def row(self, parsed: dict[str, Any], now_ms: int) -> Row:
+    def row(self, parsed: dict[str, Any], now_ms: int) -> TransactionRow:
         """Return the transaction in a parsed JSON object.
 
         Raises
@@ -88,7 +88,10 @@ class Preview:
         return row
 
     def score(
-        self, rows: Sequence[Row], reader: RecordReader, answers: Sequence[Mapping[int, Floats]] = ()
+        self,
+        rows: Sequence[TransactionRow],
+        reader: StateReader,
+        answers: Sequence[Mapping[int, Floats]] = (),
     ) -> list[dict[str, Any]]:
         """Return for each transaction what an alert would say of it, as JSON values.
 
@@ -129,9 +132,9 @@ class Preview:
 
     def _vectors(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TransactionRow],
         users: Mapping[str, int],
-        reader: RecordReader,
+        reader: StateReader,
         answers: Sequence[Mapping[int, Floats]],
     ) -> tuple[Floats, HistoryResult]:
         """Return the vectors, float64[rows, features], and what the histories say of each transaction.
@@ -143,8 +146,8 @@ class Preview:
             user=np.array([users[row.user_id] for row in rows], np.int64),
             time_ms=np.array([row.event_time for row in rows], np.int64),
             amount_minor=np.array([row.amount_minor for row in rows], np.int64),
-            merchant=identities([row.merchant_id for row in rows]),
-            ident=identities([row.transaction_id for row in rows]),
+            merchant=hash_ids([row.merchant_id for row in rows]),
+            id_hash=hash_ids([row.transaction_id for row in rows]),
             minor_units=np.array([row.minor_units for row in rows], np.int64),
             offset=np.full(len(rows), _NEVER_APPLIED, np.int64),
             source=np.zeros(len(users), np.int64),

@@ -1,9 +1,9 @@
-"""The pipeline: one batch of records in, everything that must happen out. No I/O, no clock, no Kafka.
+"""The pipeline: batches of records in, effects out. No I/O, no clock, no Kafka.
 
-:meth:`Pipeline.process` decides a whole batch in memory: it decodes and validates, brings the users'
-histories forward, scores, explains what deserves an alert, and encodes alerts, decisions and dead
-letters. What it returns is a plan; the runtime carries it out in the order that the guarantees need.
-Given the same records, state, bundle and time, the plan is the same to the byte.
+:meth:`TransactionPipeline.process` decides a whole batch in memory. It decodes and validates records,
+advances the users' histories, scores, explains the alerts, and encodes alerts, decisions and dead letters. It
+returns the batch's effects; the runtime carries them out in the order that the guarantees need. The same
+records, state, bundle and time give the same effects to the byte.
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ from stream.events.decode import decode_row
 from stream.events.models import Outcome
 from stream.features.vector import VectorBuilder
 from stream.features.windows.arrays import DUPLICATE, LATE, REPLAYED
-from stream.features.windows.cache import Residents
+from stream.features.windows.cache import HistoryCache
 from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
 from stream.pipeline.columns import columns_of, events_of
-from stream.pipeline.effects import Alerted, Batch, Decoded, Part, PipelineConfig, Plan, refuse
+from stream.pipeline.effects import (
+    Alerted,
+    Batch,
+    BatchEffects,
+    DecodedRecord,
+    PartitionBatch,
+    PipelineConfig,
+)
 from stream.pipeline.encode import Encoder
 from stream.scoring.predictor import Predictor
-from stream.state.store import Partitioned, RecordReader
+from stream.state.store import PartitionedReader, StateReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from stream.events.records import Record
+    from stream.events.records import ConsumerRecord
     from stream.scoring.bundle import Bundle
 
 
@@ -41,30 +48,30 @@ if TYPE_CHECKING:
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
 
 
-class Pipeline:
+class TransactionPipeline:
     """Decides batches with one model bundle, which has no entity profiles."""
 
     def __init__(self, bundle: Bundle, config: PipelineConfig) -> None:
         self.bundle = bundle
         self.config = config
         self._history = HistoryConfig(config.lateness_ms)
-        self._residents = Residents(config.resident_bytes)
+        self._cache = HistoryCache(config.cache_bytes)
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
         self._policy = Policy(bundle.thresholds, config.alert_level)
         self._explainer = Explainer(bundle.spec, config.max_reasons, config.language)
         self._spec_hash = bundle.spec.hash
 
-    def process(self, batch: Batch, reader: RecordReader, now_ms: int) -> Plan:
-        """Return what must happen for one partition's batch; see :meth:`process_all`."""
+    def process(self, batch: Batch, reader: StateReader, now_ms: int) -> BatchEffects:
+        """Return the effects of one partition's batch; see :meth:`process_all`."""
         return self.process_all([batch], [reader], now_ms)[0]
 
     def process_all(
-        self, batches: Sequence[Batch], readers: Sequence[RecordReader], now_ms: int
-    ) -> list[Plan]:
-        """Return what must happen for each of several partitions' batches.
+        self, batches: Sequence[Batch], readers: Sequence[StateReader], now_ms: int
+    ) -> list[BatchEffects]:
+        """Return the effects of each of several partitions' batches.
 
-        Each partition has its own state; vectors, scores and explanations are made for all at once.
+        Each partition has its own state; vectors, scores and explanations are computed for all at once.
 
         Parameters
         ----------
@@ -76,18 +83,26 @@ class Pipeline:
         parts = [self._decode(batch, now_ms) for batch in batches]
         matrix = self._vectors(parts, readers)
         self._conclude(parts, matrix)
-        return [part.plan for part in parts]
+        return [part.effects for part in parts]
 
     @property
-    def waiting(self) -> int:
-        """How many transactions wait for what is known elsewhere."""
+    def consumed_topics(self) -> tuple[str, ...]:
+        """The topics that the pipeline decides batches of; the transactions come first, then any labels."""
+        return (self.config.source_topic,)
+
+    @property
+    def backlog(self) -> int:
+        """How many transactions wait for the state of other partitions."""
         return 0
 
-    def rebalanced(self) -> None:
-        """Forget what may have become another worker's; nothing is under way."""
+    def on_partition_owned(self, partition: int, epoch: int, marker_offset: int) -> None:
+        """Become the owner of a partition, with the epoch and the offset of its ownership marker."""
+
+    def on_rebalanced(self) -> None:
+        """Drop state that may belong to another worker now."""
 
     def _vectors(
-        self, parts: list[Part], readers: Sequence[RecordReader], more: int = 0
+        self, parts: list[PartitionBatch], readers: Sequence[StateReader], more: int = 0
     ) -> npt.NDArray[np.float64]:
         """Return the transactions' vectors, having taken them into the histories; then so many empty rows."""
         everything = [item for part in parts for item in part.decoded]
@@ -99,12 +114,12 @@ class Pipeline:
             start = part.rows.stop
         if everything:
             events, ends = events_of(parts, everything)
-            self._advance(parts, events, Partitioned(readers, ends), matrix[:count])
+            self._advance(parts, events, PartitionedReader(readers, ends), matrix[:count])
             rows = [row for _, row in everything]
             self._builder.fill(columns_of(rows, events, self.bundle.spec), matrix[:count])
         return matrix
 
-    def _conclude(self, parts: list[Part], matrix: npt.NDArray[np.float64]) -> None:
+    def _conclude(self, parts: list[PartitionBatch], matrix: npt.NDArray[np.float64]) -> None:
         """Score the vectors of transactions that have an outcome; the plans get what is said of them."""
         verdicts = self._judge(parts, matrix)
         for part in parts:
@@ -113,31 +128,31 @@ class Pipeline:
 
     def forget(self) -> None:
         """Forget the long histories that are kept unpacked; they are read anew when they are needed."""
-        self._residents.forget()
+        self._cache.forget()
 
     def _advance(
         self,
-        parts: list[Part],
+        parts: list[PartitionBatch],
         events: HistoryEvents,
-        reader: Partitioned,
+        reader: PartitionedReader,
         matrix: npt.NDArray[np.float64],
     ) -> None:
         """Bring the users' histories forward, those of all partitions at once."""
         features = self._builder.history(matrix)
-        result = advance(events, self._history, reader, features, residents=self._residents)
+        result = advance(events, self._history, reader, features, cache=self._cache)
         for part in parts:
             part.outcome = result.outcome[part.rows]
         for place, error in result.errors.items():
             [at] = reader.part_of(np.array([place])).tolist()
             parts[at].errors[events.users[place].decode()] = error
         for at in reader.part_of(np.flatnonzero(result.other_source)).tolist():
-            parts[at].plan.other_source += 1
+            parts[at].effects.other_source += 1
         for at, write in zip(
             reader.part_of(np.array(result.owners, np.int64)).tolist(), result.writes, strict=True
         ):
-            parts[at].plan.writes.append(write)
+            parts[at].effects.writes.append(write)
 
-    def _judge(self, parts: list[Part], matrix: npt.NDArray[np.float64]) -> dict[int, Verdict]:
+    def _judge(self, parts: list[PartitionBatch], matrix: npt.NDArray[np.float64]) -> dict[int, Verdict]:
         """Score every row that has features, and return the verdicts by row."""
         outcomes = np.concatenate([part.outcome for part in parts]) if parts else np.empty(0, np.uint8)
         scored = np.flatnonzero(outcomes <= LATE)
@@ -145,13 +160,13 @@ class Pipeline:
         scores = self._predictor.scores(rows)
         for part in parts:
             first, last = np.searchsorted(scored, [part.rows.start, part.rows.stop])
-            part.plan.scores = scores[first:last]
-            part.plan.features = rows[first:last]
+            part.effects.scores = scores[first:last]
+            part.effects.features = rows[first:last]
         return dict(zip(scored.tolist(), map(self._policy.judge, scores.tolist()), strict=True))
 
-    def _decode(self, batch: Batch, now_ms: int) -> Part:
+    def _decode(self, batch: Batch, now_ms: int) -> PartitionBatch:
         """Return the valid transactions; the others become dead letters, each on its own."""
-        part = Part(batch, [], Plan(), now_ms)
+        part = PartitionBatch(batch, [], BatchEffects(), now_ms)
         latest = now_ms + self.config.max_future_ms
         max_bytes = self.config.max_record_bytes
         for record in batch.records:
@@ -170,18 +185,20 @@ class Pipeline:
             except InvalidRecordError as error:
                 _reject(part, record, error, error.field, error.reason)
                 continue
-            part.plan.unknown_fields += unknown
-            part.decoded.append(Decoded(record, row))
+            part.effects.unknown_fields += unknown
+            part.decoded.append(DecodedRecord(record, row))
         return part
 
-    def _decide(self, part: Part, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]) -> None:
+    def _decide(
+        self, part: PartitionBatch, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]
+    ) -> None:
         """Count every transaction's outcome, and make its decision."""
-        plan = part.plan
+        effects = part.effects
         names = self.bundle.spec.names if self.config.decision_features else ()
         decide = self._encoder(part.batch).decision if self.config.decisions else None
         counts = np.bincount(part.outcome, minlength=FAILED + 1).tolist()
-        plan.replayed = counts[REPLAYED]
-        plan.outcomes |= {outcome: counts[code] for code, outcome in enumerate(_OUTCOMES) if counts[code]}
+        effects.replayed = counts[REPLAYED]
+        effects.outcomes |= {outcome: counts[code] for code, outcome in enumerate(_OUTCOMES) if counts[code]}
         places = range(part.rows.start, part.rows.stop)
         for place, (record, row), code in zip(places, part.decoded, part.outcome.tolist(), strict=True):
             if code <= DUPLICATE:
@@ -189,13 +206,13 @@ class Pipeline:
                     verdict, features = verdicts.get(place), None
                     if names and verdict is not None:
                         features = dict(zip(names, matrix[place].tolist(), strict=True))
-                    plan.decisions.append(decide(record, row, _OUTCOMES[code], verdict, features))
+                    effects.decisions.append(decide(record, row, _OUTCOMES[code], verdict, features))
             elif code == FAILED:
                 error = part.errors[row.user_id]
                 _reject(part, record, error, "$", f"{error}, at offset {record.offset}")
 
     def _alert(
-        self, parts: list[Part], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]
+        self, parts: list[PartitionBatch], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]
     ) -> None:
         """Explain and encode the alerts."""
         chosen = [place for place, verdict in verdicts.items() if verdict.alert]
@@ -203,13 +220,13 @@ class Pipeline:
         place, moved = next(explained, (-1, None))
         for part in parts:
             encoder = self._encoder(part.batch)
-            plan = part.plan
+            effects = part.effects
             while moved is not None and part.rows.start <= place < part.rows.stop:
                 record, row = part.decoded[place - part.rows.start]
                 verdict = verdicts[place]
                 reasons = self._explainer.reasons(matrix[place], moved)
-                plan.alerts.append(encoder.alert(record, row, verdict, reasons))
-                plan.alerted.append(
+                effects.alerts.append(encoder.alert(record, row, verdict, reasons))
+                effects.alerted.append(
                     Alerted(
                         verdict.level, record.timestamp_ms, row.event_time, record.offset, row.transaction_id
                     )
@@ -220,7 +237,9 @@ class Pipeline:
         return Encoder(self.bundle.model_version, self._spec_hash, batch.topic, batch.partition)
 
 
-def _reject(part: Part, record: Record, error: RiskStreamError, field_name: str, reason: str) -> None:
-    outcomes = part.plan.outcomes
+def _reject(
+    part: PartitionBatch, record: ConsumerRecord, error: RiskStreamError, field_name: str, reason: str
+) -> None:
+    outcomes = part.effects.outcomes
     outcomes[Outcome.REJECTED] = outcomes.get(Outcome.REJECTED, 0) + 1
-    refuse(part.plan, part.batch, record, error, (field_name, reason), part.now_ms)
+    part.effects.reject(part.batch, record, error, field_name, reason, part.now_ms)

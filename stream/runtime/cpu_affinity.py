@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _everywhere: set[int] = set()
 
 
-def stay_on(core: int) -> None:
+def pin_to_core(core: int) -> None:
     """Keep the process to a core.
 
     Raises
@@ -36,10 +36,10 @@ def stay_on(core: int) -> None:
     if core not in allowed:
         there = ", ".join(map(str, sorted(allowed))) or "none, as this system does not let choose"
         raise ConfigError(f"RISKSTREAM_CORE: {core} is none of the cores that this process may use: {there}")
-    keep_to({core})
+    pin_to_cores({core})
 
 
-def keep_to(cores: AbstractSet[int]) -> None:
+def pin_to_cores(cores: AbstractSet[int]) -> None:
     """Keep the process's threads, and what they start from now on, to some of its cores."""
     _everywhere.update(os.sched_getaffinity(0))
     for thread in Path("/proc/self/task").iterdir():  # libraries have started some when they were imported
@@ -47,7 +47,7 @@ def keep_to(cores: AbstractSet[int]) -> None:
 
 
 @contextmanager
-def anywhere() -> Iterator[None]:
+def unpinned() -> Iterator[None]:
     """Let threads and processes that are started meanwhile run wherever the process may."""
     if not _everywhere:
         yield

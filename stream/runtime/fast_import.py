@@ -9,7 +9,7 @@ from typing import Final
 _BESIDE: Final = ("sklearn", "pandas")
 
 
-def import_lean(*, drift: bool) -> None:
+def import_without_optional(*, drift: bool) -> None:
     """Import LightGBM, and for drift river, as they are where scikit-learn and pandas are not installed.
 
     A worker asks the one for scores and the other for changes, and what they import beside is half of the

@@ -23,11 +23,11 @@ FAULT_VARIABLE: Final = "RISKSTREAM_TEST_FAULT"
 
 #: The steps of a round, in their order. ``*_sent`` is after the broker was asked and before it answered;
 #: ``part_stored`` is after the first partition's write, where a round has several; ``committed`` is after a
-#: commit of source offsets, which may cover several rounds. Only models with profiles have ``asks_sent``.
+#: commit of source offsets, which may cover several rounds. Only models with profiles have ``requests_sent``.
 STEPS: Final = (
     "decided",
     "outputs_sent",
-    "asks_sent",
+    "requests_sent",
     "outputs_acked",
     "changelog_sent",
     "changelog_acked",

@@ -1,129 +1,179 @@
-"""lifecycle."""
+"""The life of a worker: prepare, take partitions over, fail, stop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from stream.errors import TopicMismatchError
 from stream.kafka.admin import create_topics, records_behind, require_topics, topic_ids
-from stream.kafka.topics import HISTORY_TABLE, answers_topic, changelog_topic
+from stream.kafka.fencing import PartitionFencing
+from stream.kafka.topics import HISTORY_TABLE, changelog_topic, responses_topic
+from stream.monitoring import store_metrics
 from stream.monitoring.watchdog import Watchdog
-from stream.pipeline.entity_join.messages import owner_mark
-from stream.pipeline.entity_join.topology import ProfiledPipeline
+from stream.pipeline.entity_join.messages import ownership_marker
+from stream.pipeline.preview import Preview
+from stream.runtime.commit import Commit
+from stream.runtime.fault_injection import no_fault
+from stream.runtime.faust_adapter.config import build_faust_app
+from stream.runtime.faust_adapter.hooks import WorkerHooks
+from stream.runtime.micro_batch import Fetched
+from stream.runtime.processor import Processor
+from stream.runtime.uncommitted import UncommittedState
 from stream.runtime.warmup import warm_up
+from stream.serving.forwarding import PredictForwarder
 from stream.serving.health import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from stream.kafka.fencing import Ownership
-    from stream.kafka.producer import Delivery
+    from aiokafka.client import AIOKafkaClient
+
+    from stream.kafka.producer import BatchProducer
     from stream.monitoring.metrics import Metrics
     from stream.monitoring.tracing import Tracer
-    from stream.pipeline.transactions import Pipeline
-    from stream.runtime.faust_adapter.app import StreamApp
-    from stream.runtime.processor import Processor
-    from stream.serving.forwarding import LiveScoring
+    from stream.pipeline.transactions import TransactionPipeline
     from stream.settings import Settings
-    from stream.state.store import RecordReader
+    from stream.state.store import StateReader
 
+__all__ = ["Runtime", "prepare"]
 
 logger = logging.getLogger(__name__)
 
-#: Transactions that may wait for answers before no more are fetched: memory does not grow with a slow entity.
-_MOST_WAITING = 20_000
+#: The worker fetches no more transactions while this many are pending: memory does not grow with a slow
+#: entity.
+_MAX_PENDING: Final = 20_000
 
-#: How long a stop waits for answers; what is undecided then is decided after the next start.
-_LAST_ANSWERS_SECONDS = 1.5
+#: How long a stop waits for pending transactions; the next start decides the rest.
+_LAST_RESPONSES_SECONDS: Final = 1.5
 
 
-@dataclass(slots=True)
-class Runtime:
-    """A worker's parts.
+class Runtime(WorkerHooks):
+    """A worker's parts, wired to one another; the Faust app calls it through :class:`.WorkerHooks`.
 
     Attributes
     ----------
     fatal:
         The error that ended processing, once there is one.
-    on_fatal:
-        Called when that happens; without it, the Faust app crashes with the error.
+    on_fatal_error:
+        Called when that happens. Without it, the Faust app crashes with the error.
     prepared:
         Whether the topics have been checked.
     stopping:
-        Whether no more transactions are to be taken.
+        Whether the worker consumes no more transactions.
     """
 
-    settings: Settings
-    app: StreamApp
-    pipeline: Pipeline
-    processor: Processor
-    delivery: Delivery
-    metrics: Metrics
-    ownership: Ownership
-    tracer: Tracer | None = None
-    scoring: LiveScoring | None = None
-    endpoint: Endpoint = field(init=False)
-    watchdog: Watchdog = field(init=False)
-    recovered: int = 0
-    fatal: BaseException | None = None
-    on_fatal: Callable[[], None] | None = None
-    prepared: bool = False
-    stopping: bool = False
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.endpoint = Endpoint(
-            self.settings.metrics, self.metrics.render, lambda: self.healthy, lambda: self.ready
+    def __init__(
+        self,
+        settings: Settings,
+        pipeline: TransactionPipeline,
+        producer: BatchProducer,
+        metrics: Metrics,
+        tracer: Tracer | None = None,
+        step: Callable[[str], None] = no_fault,
+    ) -> None:
+        self.settings = settings
+        self.pipeline = pipeline
+        self.producer = producer
+        self.metrics = metrics
+        self.tracer = tracer
+        self._step = step
+        self.recovered = 0
+        self.fatal: BaseException | None = None
+        self.on_fatal_error: Callable[[], None] | None = None
+        self.prepared = False
+        self.stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self.app, source, self._table = build_faust_app(settings, pipeline.consumed_topics, self)
+        self.app.agent(source, name="score")(self._consume)
+        self.fencing = PartitionFencing(settings, producer, lambda: self._table.data)
+        uncommitted = UncommittedState()
+        self.commit = Commit(
+            producer.deliver, lambda: self._table.data, uncommitted, settings, metrics, step, tracer
         )
-        topics = self.settings.topics
-
-        def on_lag(partition: int, records: int) -> None:
-            self.metrics.lag.labels(str(partition)).set(records)
-
-        async def topic_id() -> str:
-            found = await asyncio.to_thread(topic_ids, self.settings, [topics.transactions])
-            return found[topics.transactions]
-
-        self.watchdog = Watchdog(
-            self.settings.watchdog,
-            topics.transactions,
-            lambda: self.delivery.client,
-            self.positions,
-            lambda: self.processor.progress + self.recovered + int(self.app.rebalancing_count),
-            lambda: self.ready,
-            topic_id,
-            on_lag,
-            lambda: self.delivery.idempotent,
+        self.processor = Processor(
+            pipeline, self.commit, lambda: self._table.data, uncommitted, settings, metrics, step
         )
+        self.watchdog = Watchdog(settings.watchdog, settings.topics.transactions, self)
+        self.endpoint = Endpoint(settings.metrics, metrics.render, lambda: self.healthy, lambda: self.ready)
+        self.scoring = self._forwarder() if settings.scoring.enabled else None
+        metrics.measure_with(self._store_metrics)
+
+    def _forwarder(self) -> PredictForwarder:
+        config = self.pipeline.config
+        preview = Preview(
+            self.pipeline.bundle,
+            lateness_ms=config.lateness_ms,
+            max_future_ms=config.max_future_ms,
+            max_reasons=config.max_reasons,
+            language=config.language,
+        )
+        partitions = self.settings.topics.partitions
+        return PredictForwarder(
+            self.settings.scoring, partitions, preview, self.histories, self.owners, self._count_prediction
+        )
+
+    # --- what the endpoints read -------------------------------------------------------------------
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing fatal has happened and waiting work makes progress."""
+        return self.fatal is None and self.watchdog.healthy
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tables are restored and the worker consumes transactions."""
+        return self.fatal is None and bool(self.app.tables.actives_ready) and not self.app.rebalancing
 
     def assigned(self) -> dict[int, Any]:
-        """Return the source partitions that are this worker's, with Faust's names of them."""
+        """Return the assigned partitions of the source, with Faust's names of them."""
         topic = self.settings.topics.transactions
         return {tp.partition: tp for tp in self.app.consumer.assignment() if tp.topic == topic}
 
-    def histories(self, partition: int) -> RecordReader | None:
-        """Return what reads a partition's histories, None where they are not here or not restored."""
+    def histories(self, partition: int) -> StateReader | None:
+        """Return a reader of a partition's state, None if it is not assigned here or not restored."""
         # A read would open databases again that a stop has closed.
         if not self.ready or self.app.should_stop or partition not in self.assigned():
             return None
         return self.processor.reader(partition)
 
     def owners(self) -> dict[int, str]:
-        """Return the address of each partition's worker, as the last rebalance left them."""
+        """Return the address of each partition's worker, as of the last rebalance."""
         changelog = changelog_topic(self.settings)
         workers = self.app.router.table_metadata(HISTORY_TABLE)
         return {
             partition: address for address, held in workers.items() for partition in held.get(changelog, ())
         }
 
-    def count_prediction(self, end: str, seconds: float) -> None:
+    def _count_prediction(self, end: str, seconds: float) -> None:
         """Count a request to the scoring endpoint."""
         self.metrics.predictions[end].inc()
         self.metrics.prediction_seconds.observe(seconds)
+
+    def _store_metrics(self) -> Any:
+        recovery = self.app.tables.recovery
+        remaining = int(recovery.active_remaining_total()) if recovery.in_recovery else 0
+        return store_metrics.read(
+            self._table.data.databases(),
+            recovery_remaining=max(0, remaining),
+            stalled_seconds=self.watchdog.stalled_seconds,
+            rebalances=int(self.app.rebalancing_count),
+        )
+
+    # --- what the watchdog reads -------------------------------------------------------------------
+
+    @property
+    def client(self) -> AIOKafkaClient:
+        """The producer's client."""
+        return self.producer.client
+
+    @property
+    def ends_are_exact(self) -> bool:
+        """Whether the broker reports exact ends of logs: brokers with producer ids do."""
+        return self.producer.idempotent
 
     def positions(self) -> dict[int, int | None]:
         """Return the offset up to which each assigned partition of the source is done."""
@@ -131,50 +181,82 @@ class Runtime:
             return {}
         return {partition: self.app.consumer.position_of(tp) for partition, tp in self.assigned().items()}
 
-    def fail(self, error: BaseException) -> None:
-        """End processing for good: nothing is acknowledged any more, and the process stops."""
-        if self.fatal is None:
-            self.fatal = error
-        if self.on_fatal is not None:
-            self.on_fatal()
-        else:
-            self.app.on_fatal = None  # a worker of Faust's own ends as Faust does
-            self.tasks.append(asyncio.ensure_future(self.app.crash(error)))
+    def progress(self) -> int:
+        """Return a number that changes with every committed record, restored change and rebalance."""
+        return self.commit.progress + self.recovered + int(self.app.rebalancing_count)
 
-    async def begin(self) -> None:
-        """Start what must be there before Faust's parts."""
+    async def source_topic_id(self) -> str:
+        """Return Kafka's current id of the source topic."""
+        topic = self.settings.topics.transactions
+        ids = await asyncio.to_thread(topic_ids, self.settings, [topic])
+        return ids[topic]
+
+    def on_lag(self, partition: int, records: int) -> None:
+        """Set the lag metric of a partition."""
+        self.metrics.lag.labels(str(partition)).set(records)
+
+    # --- start and stop ----------------------------------------------------------------------------
+
+    async def on_starting(self) -> None:
+        """Start the producer, the processor, the watchdog and the endpoints before Faust's parts."""
         if not self.prepared:
             await asyncio.to_thread(prepare, self)
         topics = self.settings.topics
         outputs = (topics.alerts, topics.decisions, topics.dead_letters)
-        consumed = consumed_topics(self.settings, self.pipeline)
-        await self.delivery.start([*consumed, *outputs, changelog_topic(self.settings)])
+        await self.producer.start([*self.pipeline.consumed_topics, *outputs, changelog_topic(self.settings)])
         for work in (self.processor.run(), self.watchdog.run(self.processor.topic_id)):
-            self.tasks.append(asyncio.ensure_future(self._guard(work)))
+            self._tasks.append(asyncio.ensure_future(self._guard(work)))
         if self.settings.metrics.enabled:
             await self.endpoint.start()
         if self.scoring is not None:
             await self.scoring.start()
-            # Before the consumer joins its group: it tells the others.
+            # Before the consumer joins its group: the group's metadata carries the address.
             self.app.conf.canonical_url = self.scoring.address
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run the processor or the watchdog; whatever goes wrong in it ends the worker, never a batch."""
+        """Run the processor or the watchdog; an error in it ends the worker and skips no batch."""
         try:
             await work
         except Exception as error:  # noqa: BLE001 - nothing may be skipped
-            self.fail(error)
+            self.app.report(error)
 
-    async def end(self) -> None:
-        """Stop it."""
-        for task in self.tasks:
+    async def on_stopped(self) -> None:
+        """Stop them."""
+        for task in self._tasks:
             task.cancel()
         if self.scoring is not None:
             await self.scoring.stop()
         await self.endpoint.stop()
-        await self.delivery.stop()
+        await self.producer.stop()
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
+
+    def on_fatal(self, error: BaseException) -> bool:
+        """End processing for good: the worker acknowledges nothing more, and the process stops."""
+        if self.fatal is None:
+            self.fatal = error
+        if self.on_fatal_error is None:
+            return False  # a worker that Faust runs ends as Faust does
+        self.on_fatal_error()
+        return True
+
+    async def decide_pending(self) -> None:
+        """Consume no more transactions, and give the pending ones a moment to be decided."""
+        self.stopping = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_RESPONSES_SECONDS):
+                while self.pipeline.backlog:  # noqa: ASYNC110 - the pipeline has no event loop
+                    await asyncio.sleep(_LAST_RESPONSES_SECONDS / 100)
+
+    # --- rebalances and fetches --------------------------------------------------------------------
+
+    async def wait_for_capacity(self) -> None:
+        """Wait until the processor's queue has room."""
+        await self.processor.wait_for_capacity()
+
+    async def drain(self) -> None:
+        """Wait for the micro-batches in progress."""
+        await self.processor.drain()
 
     async def take_over(self, assigned: set[Any]) -> None:
         """Become the one writer of the assigned changelog partitions.
@@ -182,7 +264,7 @@ class Runtime:
         Raises
         ------
         TopicMismatchError
-            The source has more partitions by now than there may be.
+            The source has more partitions than the settings, or the group mixes two kinds of models.
         """
         partitions = self.settings.topics.partitions
         for tp in assigned:
@@ -192,103 +274,97 @@ class Runtime:
                     "with their keys: restore the number, or start a new deployment with another app_id"
                 )
         own = {tp.partition for tp in assigned if tp.topic == self.settings.topics.transactions}
-        for topic in consumed_topics(self.settings, self.pipeline):
+        for topic in self.pipeline.consumed_topics:
             if {tp.partition for tp in assigned if tp.topic == topic} != own:
                 raise TopicMismatchError(
                     "workers of this group serve models with and without profiles, so that topics are shared "
                     "out differently: stop all of them, and start them with one kind of model"
                 )
-        changelog = changelog_topic(self.settings)
+        changelog, responses = changelog_topic(self.settings), responses_topic(self.settings)
         taken = [tp.partition for tp in assigned if tp.topic == changelog]
-        await self.ownership.take(taken)
-        if isinstance(self.pipeline, ProfiledPipeline) and self.delivery.idempotent:
-            # Behind the fence: what a former owner writes from here on was not safe, and is taken again.
-            answers = answers_topic(self.settings)
-            marks = await self.delivery.deliver((answers, partition, [owner_mark()]) for partition in taken)
+        await self.fencing.take(taken)
+        if responses in self.pipeline.consumed_topics and self.producer.idempotent:
+            # Behind the fence: a record that a former owner writes after it is consumed again.
+            markers = await self.producer.deliver(
+                (responses, partition, [ownership_marker()]) for partition in taken
+            )
             for partition in taken:
-                epoch = self.delivery.epoch(changelog, partition)
-                self.pipeline.own(partition, epoch, marks[answers, partition])
+                epoch = self.producer.epoch(changelog, partition)
+                self.pipeline.on_partition_owned(partition, epoch, markers[responses, partition])
 
     def resume(self, assigned: set[Any]) -> None:
-        """Let rounds begin again after a rebalance."""
-        mine = [tp for tp in assigned if tp.topic == self.settings.topics.transactions]
-        self.metrics.assigned.set(len(mine))
-        self.metrics.lag.clear()  # what is left of partitions that have gone
-        logger.info(
-            "partitions assigned",
-            extra={
-                "topic": self.settings.topics.transactions,
-                "partitions": sorted(tp.partition for tp in mine),
-            },
-        )
-        self.pipeline.rebalanced()
+        """Let micro-batches begin again after a rebalance."""
+        topic = self.settings.topics.transactions
+        partitions = sorted(tp.partition for tp in assigned if tp.topic == topic)
+        self.metrics.assigned.set(len(partitions))
+        self.metrics.lag.clear()  # partitions that went to other workers
+        logger.info("partitions assigned", extra={"topic": topic, "partitions": partitions})
+        self.pipeline.on_rebalanced()
         self.processor.resume()
 
-    def held_up(self) -> str | None:
-        """Return the transactions' topic while too many of them wait for answers, and before a stop."""
-        crowded = self.stopping or self.pipeline.waiting >= _MOST_WAITING
-        return self.settings.topics.transactions if crowded else None
+    def paused_topic(self) -> str | None:
+        """Return the transactions' topic while too many of them are pending, and before a stop."""
+        paused = self.stopping or self.pipeline.backlog >= _MAX_PENDING
+        return self.settings.topics.transactions if paused else None
 
-    async def decide_waiting(self) -> None:
-        """Take no more transactions, and give those that wait for answers a moment to be decided."""
-        self.stopping = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_ANSWERS_SECONDS):
-                while self.pipeline.waiting:  # noqa: ASYNC110 - the stages know of no event loop
-                    await asyncio.sleep(_LAST_ANSWERS_SECONDS / 100)
+    def on_committed(self) -> None:
+        """Reach the step ``committed`` of the fault injection."""
+        self._step("committed")
 
-    def recovery_remaining(self) -> int:
-        """Return how many changelog records are to be restored; 0 outside of recovery."""
-        recovery = self.app.tables.recovery
-        return max(0, int(recovery.active_remaining_total())) if recovery.in_recovery else 0
-
-    def count_recovered(self, records: int) -> None:
+    def on_recovered(self, records: int) -> None:
         """Count restored changelog records."""
         self.recovered += records
         self.metrics.recovered.inc(records)
 
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing fatal has happened and work, where there is some, goes on."""
-        return self.fatal is None and self.watchdog.healthy
+    async def _consume(self, stream: Any) -> None:
+        """Hand fetched batches to the processor."""
+        app, consumer, scoring = self.app, self.app.consumer, self.scoring
+        async for event in stream.events():
+            if scoring is not None:
+                for tp, records in event.value.items():
+                    scoring.notice(tp.partition, (record.key for record in records))
+            generation = event.message.generation_id
 
-    @property
-    def ready(self) -> bool:
-        """Whether the tables are recovered and transactions are being taken."""
-        return self.fatal is None and bool(self.app.tables.actives_ready) and not self.app.rebalancing
+            def still_ours(generation: int = generation) -> bool:
+                return bool(generation == app.consumer_generation_id)
 
-
-def consumed_topics(settings: Settings, pipeline: Pipeline) -> tuple[str, ...]:
-    """Return the topics that a worker consumes, the transactions first."""
-    if isinstance(pipeline, ProfiledPipeline):
-        return pipeline.topics.names
-    return (settings.topics.transactions,)
+            self.processor.put(
+                Fetched(
+                    tp.topic,
+                    tp.partition,
+                    records,
+                    still_ours,
+                    partial(consumer.done, tp, generation=generation),
+                )
+                for tp, records in event.value.items()
+            )
 
 
 def prepare(runtime: Runtime) -> None:
-    """Make and check the topics, learn which incarnation of the source this is, and compile everything.
+    """Create and check the topics, read the ids of this incarnation of them, and compile everything.
 
     Raises
     ------
     BrokerError
         The broker cannot be reached, or a topic is not what the settings ask for.
     """
-    settings = runtime.settings
+    settings, consumed = runtime.settings, runtime.pipeline.consumed_topics
     if settings.topics.create:
         create_topics(settings)
     require_topics(settings)
-    if not isinstance(runtime.pipeline, ProfiledPipeline):
-        undecided = records_behind(settings, answers_topic(settings))
+    responses = responses_topic(settings)
+    if responses not in consumed:
+        undecided = records_behind(settings, responses)
         if undecided:
             raise TopicMismatchError(
-                f"{answers_topic(settings)} holds {undecided} records of transactions that a model with "
-                "profiles has not decided yet, and this model has none: start a worker with the former model "
-                "until riskstream_waiting_cases is 0, or delete the topic to give them up"
+                f"{responses} holds {undecided} records of transactions that a model with profiles has not "
+                "decided yet, and this model has none: start a worker with the former model until "
+                "riskstream_pending_transactions is 0, or delete the topic to give them up"
             )
     source, changelog = settings.topics.transactions, changelog_topic(settings)
-    ids = topic_ids(settings, [*consumed_topics(settings, runtime.pipeline), changelog])
-    runtime.processor.topic_id = runtime.ownership.source_id = ids[source]
-    runtime.app.topic_ids = ids
-    runtime.app.changelog_id = ids[changelog]
+    ids = topic_ids(settings, [*consumed, changelog])
+    runtime.processor.topic_id = runtime.fencing.source_id = ids[source]
+    runtime.topic_ids = ids
+    runtime.changelog_id = ids[changelog]
     warm_up(runtime.pipeline)
     runtime.prepared = True

@@ -1,4 +1,4 @@
-"""micro_batch."""
+"""The unit of work: fetched batches that wait, and a micro-batch on its way through the commit protocol."""
 
 from __future__ import annotations
 
@@ -9,48 +9,58 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stream.events.records import Record
-    from stream.pipeline.effects import Batch, Plan
+    from stream.events.records import ConsumerRecord
+    from stream.pipeline.effects import Batch, BatchEffects
 
+__all__ = ["INLINE_RECORDS", "Fetched", "MicroBatch"]
 
-#: Rounds of at most so many records are decided on the event loop: a thread's handover costs more than
-#: they do.
-_INLINE_RECORDS: Final = 64
+#: The event loop itself decides and stores up to this many records: a thread's handover costs more.
+INLINE_RECORDS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A fetched batch of one partition, as it waits for its turn.
+    """A fetched batch of one partition that waits for the next micro-batch.
 
     Attributes
     ----------
     still_ours
-        Says whether the partition is assigned as it was when the batch was fetched.
+        Returns whether the partition is assigned as it was when the batch was fetched.
     done
-        Called once all effects of the batch are safe, with the last offset that need not be taken again.
+        Called once all effects of the batch are durable, with the last offset that need not be consumed
+        again.
     """
 
     topic: str
     partition: int
-    records: Sequence[Record]
+    records: Sequence[ConsumerRecord]
     still_ours: Callable[[], bool]
     done: Callable[[int], None]
 
 
 @dataclass(slots=True)
-class _Round:
-    """One round on its way through the order of effects."""
+class MicroBatch:
+    """A decided micro-batch whose effects are being carried out.
+
+    Attributes
+    ----------
+    effects:
+        The effects of each of ``batches``.
+    writes:
+        State records by partition, of all topics together.
+    taken_ns, decided_ns:
+        When its records left the queue and when they were decided, in ns since 1970.
+    logged, finished:
+        Set once the changelog, and once everything, is durable; the next micro-batch waits for both.
+    """
 
     number: int
     fetched: list[Fetched]
     batches: list[Batch]
-    plans: list[Plan]
-    #: State records by partition, of all topics together.
+    effects: list[BatchEffects]
     writes: dict[int, list[tuple[bytes, bytes | None]]]
     records: int
-    #: When it was taken and when it was decided, in ns since 1970.
     taken_ns: int
     decided_ns: int
-    #: Set once the changelog, and once everything, is safe; the next round's wait for them.
     logged: asyncio.Event = field(default_factory=asyncio.Event)
     finished: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,4 +1,4 @@
-"""uncommitted."""
+"""State that is decided and not stored yet: the next micro-batch must see it."""
 
 from __future__ import annotations
 
@@ -7,61 +7,65 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+__all__ = ["Store", "UncommittedReader", "UncommittedState"]
+
 
 class Store(Protocol):
-    """What the processor needs of the table's store."""
+    """The table's store: key-value records of each partition."""
 
     def read(self, partition: int, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the values of keys, None where there is none."""
+        """Return the value of each key, None for a missing key."""
 
     def write(
         self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
     ) -> None:
-        """Write changes, None to delete, and the changelog's offset, all or nothing."""
+        """Write values, None to delete, and the changelog offset that they reach, in one atomic batch."""
 
 
-class _Unstored:
-    """State that rounds under way have decided and RocksDB does not have yet; the next round must see it."""
+class UncommittedState:
+    """The writes of the micro-batches in progress, by partition and number."""
 
     def __init__(self) -> None:
-        self._rounds: dict[int, dict[int, dict[bytes, bytes | None]]] = {}
+        self._writes: dict[int, dict[int, dict[bytes, bytes | None]]] = {}
 
-    def add(self, round_number: int, partition: int, writes: list[tuple[bytes, bytes | None]]) -> None:
-        self._rounds.setdefault(partition, {})[round_number] = dict(writes)
+    def add(self, number: int, partition: int, writes: list[tuple[bytes, bytes | None]]) -> None:
+        """Keep a micro-batch's writes until they are stored."""
+        self._writes.setdefault(partition, {})[number] = dict(writes)
 
-    def drop(self, round_number: int, partition: int) -> None:
-        """Forget what a round has stored."""
-        del self._rounds[partition][round_number]
+    def drop(self, number: int, partition: int) -> None:
+        """Drop a micro-batch's writes: they are stored."""
+        del self._writes[partition][number]
 
     def of(self, partition: int) -> list[dict[bytes, bytes | None]]:
-        """Return what each round has decided, the newest first."""
-        return list(self._rounds.get(partition, {}).values())[::-1]
+        """Return the writes of each micro-batch in progress, the newest first."""
+        return list(self._writes.get(partition, {}).values())[::-1]
 
 
-class _PartitionReader:
-    """Reads the records of one partition: what is not stored yet first, then RocksDB.
+class UncommittedReader:
+    """Reads the records of one partition: from the uncommitted writes first, then from the store.
 
-    What a round decided stays here when it is stored meanwhile: it is the same.
+    A write that is stored meanwhile stays visible here: both have the same value.
     """
 
-    def __init__(self, store: Store, partition: int, unstored: _Unstored) -> None:
+    def __init__(self, store: Store, partition: int, state: UncommittedState) -> None:
         self._store = store
         self._partition = partition
-        self._unstored = unstored.of(partition)
+        self._uncommitted = state.of(partition)
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Return the value of each key, None for a missing key."""
         if not keys:
             return []
-        if not self._unstored:
+        if not self._uncommitted:
             return self._store.read(self._partition, keys)
-        found: list[bytes | None] = [None] * len(keys)
+        values: list[bytes | None] = [None] * len(keys)
         missing = list(range(len(keys)))
-        for held in self._unstored:
-            for place in missing:
-                found[place] = held.get(keys[place])
-            missing = [place for place in missing if found[place] is None and keys[place] not in held]
+        for writes in self._uncommitted:
+            for index in missing:
+                values[index] = writes.get(keys[index])
+            missing = [index for index in missing if values[index] is None and keys[index] not in writes]
         if missing:
-            stored = self._store.read(self._partition, [keys[place] for place in missing])
-            for place, value in zip(missing, stored, strict=True):
-                found[place] = value
-        return found
+            stored = self._store.read(self._partition, [keys[index] for index in missing])
+            for index, value in zip(missing, stored, strict=True):
+                values[index] = value
+        return values

@@ -7,46 +7,45 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from stream.events.records import Message
+from stream.events.fields import MS_PER_DAY
+from stream.events.records import ProducerRecord
 from stream.features.profiles.log import CHUNK as LOG_CHUNK
 from stream.features.windows.arrays import CHUNK, HEAD
-from stream.pipeline.entity_join.topology import ProfiledPipeline
-from stream.pipeline.in_memory import Loopback
-from stream.state.store import MemoryRecords
+from stream.pipeline.in_memory import InMemoryTopology
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stream.pipeline.transactions import Pipeline
+    from stream.pipeline.transactions import TransactionPipeline
 
 
-_DAY_MS: Final = 86_400_000
 _MINUTE_MS: Final = 60_000
 _START_MS: Final = 1_700_000_000_000
-_NOW_MS: Final = _START_MS + 100 * _DAY_MS
+_NOW_MS: Final = _START_MS + 100 * MS_PER_DAY
 
 #: More than a resident may keep loaded.
 _LONG: Final = 48 * CHUNK
 
 
-def warm_up(pipeline: Pipeline) -> None:
+def warm_up(pipeline: TransactionPipeline) -> None:
     """Send made-up transactions of one user through every path of the pipeline, into memory."""
-    loop = Loopback(pipeline, MemoryRecords(), _NOW_MS)
+    loop = InMemoryTopology(pipeline, MemoryStore(), _NOW_MS)
     numbers = itertools.count()
 
     def send(times_ms: Iterable[int]) -> None:
-        messages = [Message(b"warm-up", _value(next(numbers), time_ms)) for time_ms in times_ms]
+        messages = [ProducerRecord(b"warm-up", _value(next(numbers), time_ms)) for time_ms in times_ms]
         next(loop.send({("warm-up", 0): messages}))  # what other stages make of it comes below
 
     # From a user's first event to sealed chunks that are forgotten again; then one that is late. Singly and
     # in pairs, since an array of one row has another layout for the compiler.
     for number in range(0, 2 * HEAD, 3):
-        times_ms = [_START_MS + (number + later) * _DAY_MS // 2 for later in range(3)]
+        times_ms = [_START_MS + (number + later) * MS_PER_DAY // 2 for later in range(3)]
         send(times_ms[:1])
         send(times_ms[1:])
     send([_START_MS])
     # A long history, of which some is unloaded when the next event comes.
-    newest_ms = _START_MS + HEAD * _DAY_MS
+    newest_ms = _START_MS + HEAD * MS_PER_DAY
     send(newest_ms + number * _MINUTE_MS for number in range(1, _LONG + 1))
     newest_ms += _LONG * _MINUTE_MS
     send([newest_ms + _MINUTE_MS])
@@ -54,18 +53,18 @@ def warm_up(pipeline: Pipeline) -> None:
     pipeline.forget()
     send([newest_ms])
     pipeline.forget()
-    if isinstance(pipeline, ProfiledPipeline):
+    if len(pipeline.consumed_topics) > 1:
         _warm_up_stages(pipeline)
 
 
-def _warm_up_stages(pipeline: ProfiledPipeline) -> None:
+def _warm_up_stages(pipeline: TransactionPipeline) -> None:
     """Send made-up transactions and labels through all stages, until chunks are sealed, and read those."""
-    loop = Loopback(pipeline, MemoryRecords(), _NOW_MS)
-    topics = pipeline.topics
+    loop = InMemoryTopology(pipeline, MemoryStore(), _NOW_MS)
+    transactions, labels, *_ = pipeline.consumed_topics
     for number in range(LOG_CHUNK + 2):
-        time_ms = _START_MS + number * _DAY_MS
-        for topic, value in ((topics.transactions, _value), (topics.labels, _label)):
-            for _ in loop.send({(topic, 0): [Message(b"warm-up", value(number, time_ms))]}):
+        time_ms = _START_MS + number * MS_PER_DAY
+        for topic, value in ((transactions, _value), (labels, _label)):
+            for _ in loop.send({(topic, 0): [ProducerRecord(b"warm-up", value(number, time_ms))]}):
                 pass
         if number == LOG_CHUNK:
             pipeline.forget()

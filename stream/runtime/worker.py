@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 #: A stop that takes longer is cut off. Everything acknowledged is safe by then: the batch under way
 #: was waited for first, and what was not committed is recognised when it comes again.
-_STOP_SECONDS: Final = 4.0
+STOP_SECONDS: Final = 4.0
 
 
 def run_worker(settings: Settings) -> int:
@@ -53,7 +53,7 @@ def run_worker(settings: Settings) -> int:
 async def _run(runtime: Runtime) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    runtime.on_fatal = stop.set
+    runtime.on_fatal_error = stop.set
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, _tell, runtime)
@@ -75,7 +75,7 @@ async def _run(runtime: Runtime) -> int:
         starting.cancel()
     logger.info("stopping")
     if status == 0:
-        await runtime.decide_waiting()
+        await runtime.decide_pending()
     with contextlib.suppress(Exception):
         await app.stop()
     logger.info("stopped")
@@ -129,7 +129,7 @@ def _exit_status(runtime: Runtime) -> int:
 
 def _force_exit_later(status: int) -> None:
     """End the process even where a library's thread hangs (a Faust worker may ignore SIGTERM for ever)."""
-    timer = threading.Timer(_STOP_SECONDS, _leave, [status])
+    timer = threading.Timer(STOP_SECONDS, _leave, [status])
     timer.daemon = True
     timer.start()
 

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 
 #: Bits of the word that says which way a row goes at each node of a tree.
-_MOST_NODES: Final = 64
+_MAX_NODES: Final = 64
 
-_MOST_POINTS: Final = 16
+_MAX_POINTS: Final = 16
 
 #: Rows explained together; what is kept of them fits the first level of a processor's cache.
 _ROWS: Final = 64
@@ -116,7 +116,7 @@ class CompiledTrees:
     def _build_paths(self, trees: list[_Tree]) -> None:
         """Work out what SHAP needs of every leaf; leaves nothing where a tree is too large for it."""
         self.explains = all(
-            len(tree.feature) <= _MOST_NODES and tree.depth() <= 2 * _MOST_POINTS for tree in trees
+            len(tree.feature) <= _MAX_NODES and tree.depth() <= 2 * _MAX_POINTS for tree in trees
         ) and all(min(tree.leaf_count, default=1) > 0 for tree in trees if tree.feature)
         self._expectation = 0.0
         if not self.explains:
@@ -150,9 +150,9 @@ class CompiledTrees:
         self._slot_share = np.array(share)
         self._slot_left = np.array(left, np.uint64)
         self._slot_right = np.array(right, np.uint64)
-        self._points = np.zeros((_MOST_POINTS + 1, _MOST_POINTS))
-        self._weights = np.zeros((_MOST_POINTS + 1, _MOST_POINTS))
-        for points in range(1, _MOST_POINTS + 1):
+        self._points = np.zeros((_MAX_POINTS + 1, _MAX_POINTS))
+        self._weights = np.zeros((_MAX_POINTS + 1, _MAX_POINTS))
+        for points in range(1, _MAX_POINTS + 1):
             self._points[points, :points], self._weights[points, :points] = _gauss(points)
 
     def _wide(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -205,8 +205,8 @@ class CompiledTrees:
                 part, count, self._column, self._threshold, self._nan_left, self._start, self._tree_leaves,
                 self._leaf_value, self._leaf_points, self._slots, self._slot_feature, self._slot_share,
                 self._slot_left, self._slot_right, self._points, self._weights, np.empty(count, np.uint64),
-                np.empty((2 * _MOST_POINTS, count), np.bool_), np.empty(count),
-                np.empty((2 * _MOST_POINTS, count)), moved,
+                np.empty((2 * _MAX_POINTS, count), np.bool_), np.empty(count),
+                np.empty((2 * _MAX_POINTS, count)), moved,
             )  # fmt: skip
             found[begin : begin + _ROWS] = moved.T
         return found

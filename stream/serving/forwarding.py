@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from stream.jit import Floats
-    from stream.pipeline.entity_join.messages import Question
+    from stream.pipeline.entity_join.messages import EntityRequest
     from stream.pipeline.entity_join.preview import ProfilePreview
     from stream.pipeline.preview import Preview
     from stream.serving.predict import Asked
     from stream.settings import ScoringSettings
-    from stream.state.store import RecordReader
+    from stream.state.store import StateReader
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ _NOTICED: Final = 64
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound
 
 
-class LiveScoring:
+class PredictForwarder:
     """A worker's scoring endpoint.
 
     Parameters
@@ -96,16 +96,18 @@ class LiveScoring:
         settings: ScoringSettings,
         partitions: int,
         preview: Preview,
-        reader: Callable[[int], RecordReader | None],
+        reader: Callable[[int], StateReader | None],
         owners: Callable[[], dict[int, str]],
-        told: Callable[[str, float], None],
+        on_request: Callable[[str, float], None],
     ) -> None:
         self._settings = settings
         self._partitions = partitions
         self._preview = preview
         self._reader = reader
         self._owners = owners
-        self._service = ScoringService(preview, self._score, max_batch=settings.max_batch, told=told)
+        self._service = ScoringService(
+            preview, self._score, max_batch=settings.max_batch, on_request=on_request
+        )
         self._runner: web.AppRunner | None = None
         self._client: aiohttp.ClientSession | None = None
         #: Of the keys seen last, whether they lie elsewhere than the settings say.
@@ -125,8 +127,8 @@ class LiveScoring:
         self._client = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._settings.forward_timeout_seconds)
         )
-        told = self._settings.advertised_host or (socket.gethostname() if host in _ANY_ADDRESS else host)
-        self.address = f"http://{f'[{told}]' if ':' in told else told}:{port}"
+        host_name = self._settings.advertised_host or (socket.gethostname() if host in _ANY_ADDRESS else host)
+        self.address = f"http://{f'[{host_name}]' if ':' in host_name else host_name}:{port}"
         logger.info("scores on %s/predict", self.address)
 
     async def stop(self) -> None:
@@ -199,7 +201,7 @@ class LiveScoring:
         return owner
 
     @contextmanager
-    def _reading(self, partition: int, place: int, what: str) -> Iterator[RecordReader]:
+    def _reading(self, partition: int, place: int, what: str) -> Iterator[StateReader]:
         """Give what reads a partition, until the event loop goes on."""
         reader = self._reader(partition)
         if reader is None:
@@ -221,7 +223,7 @@ class LiveScoring:
                 if found:
                     await asyncio.sleep(0)
                 for one, features in self._look([one for place in some for one in mine.get(place, ())]):
-                    answers[one.case][one.entity] = features
+                    answers[one.pending_id][one.entity] = features
                 with self._reading(partition, some[0], "histories") as reader:
                     rows = [asked.rows[place] for place in some]
                     scored = self._preview.score(rows, reader, [answers[place] for place in some])
@@ -230,42 +232,42 @@ class LiveScoring:
 
     async def _ask_entities(
         self, places: list[int], asked: Asked
-    ) -> tuple[dict[int, list[Question]], defaultdict[int, dict[int, Floats]]]:
+    ) -> tuple[dict[int, list[EntityRequest]], defaultdict[int, dict[int, Floats]]]:
         """Ask other workers about their entities, all at once.
 
         Returns the questions that are for this worker by their transactions' places, and what the others
         answer, by place and the entity's code.
         """
-        mine: dict[int, list[Question]] = {}
+        mine: dict[int, list[EntityRequest]] = {}
         answers: defaultdict[int, dict[int, Floats]] = defaultdict(dict)
         profiles = self._preview.profiles
         if profiles is None:
             return mine, answers
-        away: dict[str, list[Question]] = {}
+        away: dict[str, list[EntityRequest]] = {}
         questions = [one for place in places for one in profiles.questions(asked.rows[place], place)]
         for partition, some in self._by_partition(questions).items():
             if self._reader(partition) is None:
-                owner = self._owner(partition, some[0].case, "profiles")
+                owner = self._owner(partition, some[0].pending_id, "profiles")
                 away.setdefault(owner, []).extend(some)
                 continue
             for one in some:
-                mine.setdefault(one.case, []).append(one)
+                mine.setdefault(one.pending_id, []).append(one)
         asking = [self._ask_about(profiles, owner, wanted, asked) for owner, wanted in away.items()]
         for wanted, found in zip(away.values(), await asyncio.gather(*asking), strict=True):
             for one, features in zip(wanted, found, strict=True):
-                answers[one.case][one.entity] = features
+                answers[one.pending_id][one.entity] = features
         return mine, answers
 
-    def _by_partition(self, questions: Iterable[Question]) -> dict[int, list[Question]]:
+    def _by_partition(self, questions: Iterable[EntityRequest]) -> dict[int, list[EntityRequest]]:
         return gather((entity_partition(one.name, self._partitions), [one]) for one in questions)
 
-    def _look(self, questions: Sequence[Question]) -> Iterator[tuple[Question, Floats]]:
+    def _look(self, questions: Sequence[EntityRequest]) -> Iterator[tuple[EntityRequest, Floats]]:
         """Yield questions about this worker's entities, by partition, each with its features."""
         profiles = self._preview.profiles
         for partition, some in self._by_partition(questions).items():
             assert profiles is not None  # who asks?
-            with self._reading(partition, some[0].case, "profiles") as reader:
-                yield from zip(some, profiles.look(some, reader), strict=True)
+            with self._reading(partition, some[0].pending_id, "profiles") as reader:
+                yield from zip(some, profiles.read_profile(some, reader), strict=True)
 
     async def _tell(self, profiles: ProfilePreview, request: web.Request) -> web.Response:
         """Answer another worker's questions; nobody else is asked."""
@@ -276,7 +278,7 @@ class LiveScoring:
             most = len(CODES) * self._settings.max_batch
             if len(questions) > most:
                 raise InvalidRecordError("$", f"must hold up to {most} questions, not {len(questions)}")
-            found: dict[Question, Floats] = {}
+            found: dict[EntityRequest, Floats] = {}
             for start in range(0, len(questions), _SLICE):
                 if start:
                     await asyncio.sleep(0)
@@ -289,12 +291,12 @@ class LiveScoring:
         return web.Response(body=features.tobytes(), content_type="application/octet-stream")
 
     async def _ask_about(
-        self, profiles: ProfilePreview, owner: str, questions: list[Question], asked: Asked
+        self, profiles: ProfilePreview, owner: str, questions: list[EntityRequest], asked: Asked
     ) -> list[Floats]:
         """Return what another worker says of its entities."""
         return await self._hand_on(
             f"{owner}/profiles",
-            (questions[0].case, "profiles"),
+            (questions[0].pending_id, "profiles"),
             b"".join(one.encode().value or b"" for one in questions),
             {SPEC_HEADER: profiles.spec_hash, "Content-Type": "application/octet-stream"},
             asked,

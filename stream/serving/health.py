@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Paths that want no token.
-_OPEN: Final = frozenset({"/healthz", "/readyz"})
+METRICS_PATH: Final = "/metrics"
+HEALTH_PATH: Final = "/healthz"
+READY_PATH: Final = "/readyz"
+
+#: Paths that need no token.
+_OPEN: Final = frozenset({HEALTH_PATH, READY_PATH})
 
 
 class Endpoint:
@@ -48,9 +52,9 @@ class Endpoint:
     async def start(self) -> None:
         """Bind and serve."""
         app = web.Application(middlewares=[guard(self._settings.wanted_token, _OPEN)])
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/healthz", self._health)
-        app.router.add_get("/readyz", self._readiness)
+        app.router.add_get(METRICS_PATH, self._metrics)
+        app.router.add_get(HEALTH_PATH, self._health)
+        app.router.add_get(READY_PATH, self._readiness)
         host = self._settings.host
         self._runner, self.port = await listen(
             app, host, self._settings.port, option="RISKSTREAM_METRICS__PORT"

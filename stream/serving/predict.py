@@ -20,7 +20,7 @@ from stream.events.models import Transaction
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from stream.events.decode import Row
+    from stream.events.decode import TransactionRow
     from stream.pipeline.preview import Preview
 
 
@@ -48,7 +48,7 @@ class Asked(NamedTuple):
         As they came.
     """
 
-    rows: list[Row]
+    rows: list[TransactionRow]
     body: bytes
     headers: Mapping[str, str]
 
@@ -81,12 +81,12 @@ class ScoringService:
         score: Callable[[Asked], Awaitable[list[dict[str, Any]]]],
         *,
         max_batch: int = MAX_BATCH,
-        told: Callable[[str, float], None] | None = None,
+        on_request: Callable[[str, float], None] | None = None,
     ) -> None:
         self._preview = preview
         self._score = score
         self._max_batch = max_batch
-        self._told = told
+        self._on_request = on_request
         self._document = orjson.dumps(openapi(max_batch))
 
     def application(self, *middlewares: Any) -> web.Application:
@@ -106,8 +106,8 @@ class ScoringService:
         except Exception:
             logger.exception("a request to /predict failed")
             response = refuse([{"loc": [], "msg": "failed; the log says why"}], 500)
-        if self._told is not None:
-            self._told(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
+        if self._on_request is not None:
+            self._on_request(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
         return response
 
     async def _answer(self, request: web.Request) -> web.Response:
@@ -122,7 +122,7 @@ class ScoringService:
         except InvalidRecordError as error:
             return refuse([problem(error)], 422)
         now_ms = time.time_ns() // 1_000_000
-        rows: list[Row] = []
+        rows: list[TransactionRow] = []
         problems = []
         for place, item in enumerate(parsed):
             try:

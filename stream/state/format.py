@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stream.errors import StateError
-from stream.jit import Ints, compiled
+from stream.jit import Ints, jit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +78,7 @@ def describe_record(key: bytes) -> str:
     return f"state of user {user.decode(errors='replace')!r} ({kinds.get(kind, kind)})"
 
 
-@compiled
+@jit
 def checksum(words: Ints, start: int, stop: int) -> int:
     """Return a 64-bit checksum: damage is noticed, forgery is not its business."""
     total = np.int64(0x243F6A8885A308D3)

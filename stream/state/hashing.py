@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 _UNKNOWN = bytes(8)
 
 
-def identity(text: str) -> int:
+def hash_id(text: str) -> int:
     """Return the signed 64-bit identity of an id; never 0, which stands for an unknown one."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1
 
 
-def identities(texts: Iterable[str | None]) -> npt.NDArray[np.int64]:
+def hash_ids(texts: Iterable[str | None]) -> npt.NDArray[np.int64]:
     """Return the identities of many ids, 0 for None: int64[n]."""
     digests = b"".join(
         [_UNKNOWN if text is None else blake2b(text.encode(), digest_size=8).digest() for text in texts]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-class RecordReader(Protocol):
+class StateReader(Protocol):
     """Where records are read from; all keys of one call belong to the same partition."""
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
@@ -20,7 +20,7 @@ class RecordReader(Protocol):
         ...
 
 
-class MemoryRecords(dict[bytes, bytes]):
+class MemoryStore(dict[bytes, bytes]):
     """Records in a dictionary, where there is no database."""
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -36,7 +36,7 @@ class MemoryRecords(dict[bytes, bytes]):
                 self[key] = value
 
 
-class Partitioned:
+class PartitionedReader:
     """The records of several partitions, each with its own reader.
 
     Parameters
@@ -45,7 +45,7 @@ class Partitioned:
         For each partition, the place behind its last user: a batch's users come partition by partition.
     """
 
-    def __init__(self, readers: Sequence[RecordReader], ends: Sequence[int]) -> None:
+    def __init__(self, readers: Sequence[StateReader], ends: Sequence[int]) -> None:
         self._readers = readers
         self._ends = np.array(ends, np.int64)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stream.kafka.local.base import Broker
 
 KINDS: dict[str, type[EmbeddedBroker | KafkaBroker]] = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
-Record = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes]]]
+ConsumerRecord = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes]]]
 
 
 @pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
@@ -57,13 +57,13 @@ def produce(settings: Settings, topic: str, records: list[tuple[bytes | None, by
         producer.close()
 
 
-def consume(settings: Settings, topic: str, count: int) -> list[Record]:
+def consume(settings: Settings, topic: str, count: int) -> list[ConsumerRecord]:
     consumer = KafkaConsumer(
         **client_config(settings.kafka), enable_auto_commit=False, auto_offset_reset="earliest"
     )
     try:
         consumer.assign([TopicPartition(topic, at) for at in sorted(consumer.partitions_for_topic(topic))])
-        found: list[Record] = []
+        found: list[ConsumerRecord] = []
         deadline = time.monotonic() + PATIENCE_SECONDS
         while len(found) < count and time.monotonic() < deadline:
             for batch in consumer.poll(timeout_ms=200).values():

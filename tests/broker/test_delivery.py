@@ -10,11 +10,11 @@ from helpers import settings_for
 from kafka import KafkaConsumer, TopicPartition
 
 from stream.errors import BrokerError, FencedError, TopicMismatchError
-from stream.events.records import Message
+from stream.events.records import ProducerRecord
 from stream.kafka import admin
 from stream.kafka.clients import aiokafka_config, client_config
-from stream.kafka.fencing import OWNER_KEY, Ownership
-from stream.kafka.producer import Delivery
+from stream.kafka.fencing import OWNER_KEY, PartitionFencing
+from stream.kafka.producer import BatchProducer
 from stream.kafka.topics import changelog_topic
 from stream.monitoring.watchdog import log_ends
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 def connected(
     settings: Settings,
-    work: Callable[[Delivery, Delivery], Awaitable[Any]],
+    work: Callable[[BatchProducer, BatchProducer], Awaitable[Any]],
     timeout_seconds: float = 10.0,
 ) -> Any:
     """Run ``work`` with two connected producers of the same deployment."""
 
     async def run() -> Any:
-        pair = [Delivery(aiokafka_config(settings.kafka), 10.0, timeout_seconds) for _ in range(2)]
+        pair = [BatchProducer(aiokafka_config(settings.kafka), 10.0, timeout_seconds) for _ in range(2)]
         try:
-            for delivery in pair:
-                await delivery.start([settings.topics.alerts, changelog_topic(settings)])
+            for producer in pair:
+                await producer.start([settings.topics.alerts, changelog_topic(settings)])
             return await work(*pair)
         finally:
-            for delivery in pair:
-                await delivery.stop()
+            for producer in pair:
+                await producer.stop()
 
     return asyncio.run(run())
 
@@ -79,14 +79,14 @@ def test_lists_arrive_whole_and_in_order(broker: Broker) -> None:
     admin.create_topics(settings)
     topic = settings.topics.alerts
     # Three record batches for one partition, one for another, none for a third.
-    large = [Message(b"k%d" % at, bytes([at]) * 300_000, (("h", b"v"),)) for at in range(8)]
-    small = [Message(None, b"x"), Message(b"k", None)]
+    large = [ProducerRecord(b"k%d" % at, bytes([at]) * 300_000, (("h", b"v"),)) for at in range(8)]
+    small = [ProducerRecord(None, b"x"), ProducerRecord(b"k", None)]
 
-    async def work(delivery: Delivery, _: Delivery) -> None:
-        first = await delivery.deliver([(topic, 0, large), (topic, 1, small), (topic, 2, [])])
+    async def work(producer: BatchProducer, _: BatchProducer) -> None:
+        first = await producer.deliver([(topic, 0, large), (topic, 1, small), (topic, 2, [])])
         assert first == {(topic, 0): 7, (topic, 1): 1}
-        assert await delivery.deliver([(topic, 0, small)]) == {(topic, 0): 9}
-        assert await delivery.deliver([]) == {}
+        assert await producer.deliver([(topic, 0, small)]) == {(topic, 0): 9}
+        assert await producer.deliver([]) == {}
 
     connected(settings, work)
     assert values(settings, topic, 0) == [(one.key, one.value) for one in [*large, *small]]
@@ -96,9 +96,9 @@ def test_a_topic_that_is_not_there_is_one_readable_error(broker: Broker) -> None
     settings = settings_for(broker)
     admin.create_topics(settings)
 
-    async def work(delivery: Delivery, _: Delivery) -> None:
+    async def work(producer: BatchProducer, _: BatchProducer) -> None:
         with pytest.raises(BrokerError, match="records were not delivered"):
-            await delivery.deliver([("no-such-topic", 0, [Message(b"k", b"v")])])
+            await producer.deliver([("no-such-topic", 0, [ProducerRecord(b"k", b"v")])])
 
     connected(settings, work, timeout_seconds=1.0)
 
@@ -108,20 +108,22 @@ def test_a_former_owner_is_refused(kafka_broker: Broker) -> None:
     admin.create_topics(settings)
     topic = changelog_topic(settings)
 
-    async def work(old: Delivery, new: Delivery) -> None:
+    async def work(old: BatchProducer, new: BatchProducer) -> None:
         stores = Store(None), Store(None)
-        await Ownership(settings, old, lambda: stores[0]).take([0, 1])
-        await old.deliver([(topic, 0, [Message(b"a", b"1")]), (topic, 1, [Message(b"b", b"1")])])
-        await Ownership(settings, new, lambda: stores[1]).take([0])
+        await PartitionFencing(settings, old, lambda: stores[0]).take([0, 1])
+        await old.deliver(
+            [(topic, 0, [ProducerRecord(b"a", b"1")]), (topic, 1, [ProducerRecord(b"b", b"1")])]
+        )
+        await PartitionFencing(settings, new, lambda: stores[1]).take([0])
         with pytest.raises(FencedError, match="another worker has taken"):
-            await old.deliver([(topic, 0, [Message(b"a", b"stale")])])
-        await old.deliver([(topic, 1, [Message(b"b", b"2")])])  # still its own
-        await new.deliver([(topic, 0, [Message(b"a", b"2")])])
+            await old.deliver([(topic, 0, [ProducerRecord(b"a", b"stale")])])
+        await old.deliver([(topic, 1, [ProducerRecord(b"b", b"2")])])  # still its own
+        await new.deliver([(topic, 0, [ProducerRecord(b"a", b"2")])])
         # Back again: the epoch rises once more, and the first one writes.
-        await Ownership(settings, old, lambda: stores[0]).take([0])
-        await old.deliver([(topic, 0, [Message(b"a", b"3")])])
+        await PartitionFencing(settings, old, lambda: stores[0]).take([0])
+        await old.deliver([(topic, 0, [ProducerRecord(b"a", b"3")])])
         with pytest.raises(FencedError):
-            await new.deliver([(topic, 0, [Message(b"a", b"stale")])])
+            await new.deliver([(topic, 0, [ProducerRecord(b"a", b"stale")])])
 
     connected(settings, work)
     kept = [(key, value) for key, value in values(settings, topic, 0) if key != OWNER_KEY]
@@ -134,19 +136,19 @@ def test_the_owner_record_is_stored_where_nothing_else_is_missing(kafka_broker: 
     admin.create_topics(settings)
     topic = changelog_topic(settings)
 
-    async def work(delivery: Delivery, _: Delivery) -> None:
+    async def work(producer: BatchProducer, _: BatchProducer) -> None:
         fresh = Store(None)
-        await Ownership(settings, delivery, lambda: fresh).take([0])
+        await PartitionFencing(settings, producer, lambda: fresh).take([0])
         assert fresh.written == []  # it must restore from the beginning
-        last = (await delivery.deliver([(topic, 0, [Message(b"a", b"1")])]))[topic, 0]
+        last = (await producer.deliver([(topic, 0, [ProducerRecord(b"a", b"1")])]))[topic, 0]
         up_to_date, behind, ahead = Store(last), Store(last), Store(last + 100)
-        await Ownership(settings, delivery, lambda: up_to_date).take([0])
+        await PartitionFencing(settings, producer, lambda: up_to_date).take([0])
         [(partition, [(key, _value)], offset)] = up_to_date.written
         assert (partition, key, offset) == (0, OWNER_KEY, last + 1)
-        await Ownership(settings, delivery, lambda: behind).take([0])
+        await PartitionFencing(settings, producer, lambda: behind).take([0])
         assert behind.written == []
         with pytest.raises(TopicMismatchError, match="the broker has lost records"):
-            await Ownership(settings, delivery, lambda: ahead).take([0])
+            await PartitionFencing(settings, producer, lambda: ahead).take([0])
 
     connected(settings, work)
 
@@ -156,10 +158,12 @@ def test_ends_are_those_of_the_log(kafka_broker: Broker) -> None:
     admin.create_topics(settings)
     topic = settings.topics.alerts
 
-    async def work(delivery: Delivery, _: Delivery) -> None:
+    async def work(producer: BatchProducer, _: BatchProducer) -> None:
         # Also that both leaders are there: a topic just made has none for a moment.
-        await delivery.deliver([(topic, 0, [Message(b"a", b"1")]), (topic, 1, [Message(b"a", b"1")] * 3)])
-        assert await log_ends(delivery.client, topic, [0, 1]) == {0: 1, 1: 3}
-        assert await log_ends(delivery.client, topic, [0, 1], earliest=True) == {0: 0, 1: 0}
+        await producer.deliver(
+            [(topic, 0, [ProducerRecord(b"a", b"1")]), (topic, 1, [ProducerRecord(b"a", b"1")] * 3)]
+        )
+        assert await log_ends(producer.client, topic, [0, 1]) == {0: 1, 1: 3}
+        assert await log_ends(producer.client, topic, [0, 1], earliest=True) == {0: 0, 1: 0}
 
     connected(settings, work)

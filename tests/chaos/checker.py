@@ -18,7 +18,7 @@ import rocksdict
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from oracle import DAY, Event, User, same
 
-from chaos.hop import Hop, identity_of
+from chaos.entity_join import EntityJoinChecker, identity_of
 from chaos.traffic import BAD_FIELD, event_of
 from stream.events.models import DeadLetterHeader
 from stream.features.windows import records as layout
@@ -38,7 +38,7 @@ from stream.features.windows.arrays import (
     new_header,
 )
 from stream.kafka.clients import client_config
-from stream.kafka.topics import answers_topic, changelog_topic, questions_topic
+from stream.kafka.topics import changelog_topic, requests_topic, responses_topic
 from stream.state.format import user_of_key
 
 if TYPE_CHECKING:
@@ -223,13 +223,13 @@ class Checker:
             "dead_letters": topics.dead_letters,
             "changelog": changelog_topic(settings),
         }
-        self.hop: Hop | None = None
+        self.entity_join: EntityJoinChecker | None = None
         if profiles:
-            self.hop = Hop(settings, profiles)
+            self.entity_join = EntityJoinChecker(settings, profiles)
             self._names |= {
                 "labels": topics.labels,
-                "questions": questions_topic(settings),
-                "answers": answers_topic(settings),
+                "requests": requests_topic(settings),
+                "responses": responses_topic(settings),
             }
         self._readers = {name: Reader(settings, topic) for name, topic in self._names.items()}
         self._expected: dict[Position, _Expected] = {}
@@ -292,8 +292,8 @@ class Checker:
         outcome, features = history.user.take(event)
         if outcome != "duplicate":
             history.applied.append(found.offset)
-            if self.hop is not None:
-                self.hop.take_source(found, body, event, outcome)
+            if self.entity_join is not None:
+                self.entity_join.take_source(found, body, event, outcome)
         self.late += outcome == "late"
         self._expected[position] = _Expected(found, name, outcome, features, event.transaction_id)
 
@@ -349,16 +349,16 @@ class Checker:
                 self._pending.add(f"{position}: two different dead letters: {one} and {two}")
 
     def _take_labels(self, found: Found) -> None:
-        assert self.hop is not None
-        self.hop.take_label(found)
+        assert self.entity_join is not None
+        self.entity_join.take_label(found)
 
-    def _take_questions(self, found: Found) -> None:
-        assert self.hop is not None
-        self.hop.take_question(found)
+    def _take_requests(self, found: Found) -> None:
+        assert self.entity_join is not None
+        self.entity_join.take_request(found)
 
-    def _take_answers(self, found: Found) -> None:
-        assert self.hop is not None
-        self.hop.take_answer(found)
+    def _take_responses(self, found: Found) -> None:
+        assert self.entity_join is not None
+        self.entity_join.take_response(found)
 
     def _take_changelog(self, found: Found) -> None:
         self.changelog_records += 1
@@ -382,8 +382,8 @@ class Checker:
         """Compare every answer and alert; everything that was sent must have had its time."""
         findings, self._pending = self._pending, Findings()
         unanswered = self.unanswered()
-        if self.hop is not None:
-            self.hop.catch_up(findings)
+        if self.entity_join is not None:
+            self.entity_join.catch_up(findings)
         for position in unanswered:
             findings.add(f"{position}: no decision and no dead letter", lost=1)
             self._unchecked.discard(position)
@@ -406,13 +406,13 @@ class Checker:
         bounds = self.committed()
         committed = bounds["source"]
         self.follow()
-        if self.hop is not None:
-            self.hop.catch_up(findings)
-            self.hop.check_commits(self._state, bounds, findings)
+        if self.entity_join is not None:
+            self.entity_join.catch_up(findings)
+            self.entity_join.check_commits(self._state, bounds, findings)
         for position in self._unchecked:
             if position[1] >= committed.get(position[0], 0) or self.is_answered(position):
                 continue
-            if self.hop is None or not self.hop.waits(position, bounds["answers"]):
+            if self.entity_join is None or not self.entity_join.waits(position, bounds["responses"]):
                 findings.add(f"{position}: committed {committed[position[0]]}, and not answered", lost=1)
         for name, history in self._histories.items():
             bound = committed.get(history.partition, 0)
@@ -448,12 +448,12 @@ class Checker:
 
         Without any, nothing is under way: every label is where it belongs, and no case is open.
         """
-        if self.hop is None:
+        if self.entity_join is None:
             return []
         committed = self.committed()
         return [
             f"{name} of partition {partition}: committed {committed[name].get(partition, 0)} of {end}"
-            for name in ("labels", "questions", "answers")
+            for name in ("labels", "requests", "responses")
             for partition, end in self._readers[name].ends().items()
             if committed[name].get(partition, 0) < end
         ]
@@ -497,14 +497,14 @@ class Checker:
         if not added.get(DeadLetterHeader.REASON.value):
             findings.add(f"{position}: its dead letter has no reason")
 
-    def _check_label_letters(self, hop: Hop, findings: Findings) -> None:
-        for position, (record, name) in hop.bad_labels.items():
+    def _check_label_letters(self, entity_join: EntityJoinChecker, findings: Findings) -> None:
+        for position, (record, name) in entity_join.bad_labels.items():
             letter = self._label_letters.get(position)
             if letter is None:
                 findings.add(f"label at {position}: is not valid ({name}), and has no dead letter", lost=1)
             else:
                 self._check_letter("labels", record, letter, name, findings)
-        for position in self._label_letters.keys() - hop.bad_labels.keys():
+        for position in self._label_letters.keys() - entity_join.bad_labels.keys():
             findings.add(f"label at {position}: is valid, and has a dead letter")
 
     def _check_answer(self, position: Position, findings: Findings) -> None:
@@ -527,8 +527,8 @@ class Checker:
             return
         if expected.features is not None:
             values, wanted = decision["features"], expected.features
-            if self.hop is not None:
-                wanted = wanted | self.hop.features(position, findings)
+            if self.entity_join is not None:
+                wanted = wanted | self.entity_join.features(position, findings)
             found = {name: math.nan if values[name] is None else values[name] for name in wanted}
             differ = {
                 name: (found[name], value) for name, value in wanted.items() if not same(found[name], value)
@@ -573,9 +573,9 @@ class Checker:
         With profiles entity by entity as well; nothing may be under way.
         """
         findings, state = Findings(), self._state
-        if self.hop is not None:
-            self.hop.check_state(state, findings)
-            self._check_label_letters(self.hop, findings)
+        if self.entity_join is not None:
+            self.entity_join.check_state(state, findings)
+            self._check_label_letters(self.entity_join, findings)
         by_user: dict[tuple[int, bytes], dict[bytes, bytes]] = {}
         for partition, records in state.items():
             for key, value in records.items():

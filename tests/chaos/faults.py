@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["FAULTS", "KNOWN", "Fault", "Round"]
 
 #: Steps at which a worker falls asleep and is given up.
-_SLEEPS = ("decided", "asks_sent", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
+_SLEEPS = ("decided", "requests_sent", "outputs_acked", "changelog_sent", "changelog_acked", "stored")
 
 #: Steps that only come where the model has profiles.
-_PROFILED = ("asks_sent",)
+_PROFILED = ("requests_sent",)
 
 #: Faults that the product does not survive yet, by name, and why. They run, and do not fail the suite.
 KNOWN: dict[str, str] = {}

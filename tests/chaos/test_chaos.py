@@ -19,7 +19,7 @@ from stream.kafka.local.apache import KafkaBroker
 from stream.kafka.topics import changelog_topic
 from stream.runtime.fault_injection import STEPS
 from stream.state.format import user_of_key
-from stream.state.store import MemoryRecords
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ SUBSET = [
         "SIGKILL at part_stored",
         "SIGTERM at changelog_sent",
         "SIGSTOP at changelog_sent",
-        "SIGKILL at asks_sent",
+        "SIGKILL at requests_sent",
     }
 ]
 
@@ -51,7 +51,7 @@ SUBSET = [
 PROFILED = frozenset(
     {
         "SIGSTOP at changelog_sent",
-        "SIGKILL at asks_sent",
+        "SIGKILL at requests_sent",
         "SIGKILL of one of several",
         "a worker joins",
         "broker SIGKILL",
@@ -193,13 +193,13 @@ def _other_head(state: dict[bytes, bytes], head: bytes) -> bytes:
 
 
 def _log(records: dict[bytes, bytes], prefix: bytes) -> EntityLog:
-    return EntityLogs(0).of(0, [prefix], MemoryRecords(records))[prefix]
+    return EntityLogs(0).of(0, [prefix], MemoryStore(records))[prefix]
 
 
 def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     """What may go wrong with a model that has profiles; the state is spoiled in what the checker has read."""
-    checker, hop = stream.checker, stream.checker.hop
-    assert hop is not None
+    checker, entity_join = stream.checker, stream.checker.entity_join
+    assert entity_join is not None
     stream.arrange(1)
     for record in stream.traffic.take(1_500):
         stream.send(record)
@@ -211,7 +211,12 @@ def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     assert checker.check_state().wrong == []
     assert checker.check_commits().wrong == []
     # Every path of questions and labels was taken.
-    assert {"question answered", "question late", "note learnt", "note unknown"} <= hop.outcomes.keys()
+    assert {
+        "request answered",
+        "request late",
+        "label_update applied",
+        "label_update unknown",
+    } <= entity_join.outcomes.keys()
     # An entity's log has an event twice: one of a log whose last event and last label are not sealed.
     place, head, log = next(
         (partition, key, log)
@@ -241,17 +246,17 @@ def _spoil_profiles(stream: Deployment, tmp_path: Path) -> None:
     checker._state[place][head] = whole
     assert checker.check_state().wrong == []
     # A note never came.
-    note = next(note for note, (_, outcome) in hop._notes.items() if outcome == "learnt")
-    taken = hop._notes.pop(note)
+    note = next(note for note, (_, outcome) in entity_join._notes.items() if outcome == "applied")
+    taken = entity_join._notes.pop(note)
     assert ["neither told to entities nor waits" in line for line in checker.check_state().wrong] == [True]
-    hop._notes[note] = taken
+    entity_join._notes[note] = taken
     # A question was never asked, an answer never given, and a profile feature is another one.
     position, decision = next(
         (position, body)
         for position, body in checker._decisions.items()
         if body.get("features", {}).get("merchant_count_2d") is not None
     )
-    case = hop._by_position[position]
+    case = entity_join._by_position[position]
     asked, case.questions = case.questions, {}
     checker._unchecked = {position}
     assert ["was never asked" in line for line in checker.check().wrong] == [True, True][: len(asked)]

@@ -297,10 +297,12 @@ def labels_arrived(workers: Iterable[Worker], labels: int) -> bool:
     """Say whether so many labels are known to these workers, and none on its way from one stage to the next."""
     counted: Counter[tuple[str, str]] = Counter()
     for worker in workers:
-        for name, value in worker.metrics("riskstream_hop_events_total").items():
+        for name, value in worker.metrics("riskstream_entity_join_events_total").items():
             kind, outcome = re.findall('"(.*?)"', name)
             counted[kind, outcome] += int(value)
-    notes = sum(count for (kind, outcome), count in counted.items() if kind == "note" and outcome != "sent")
-    return notes == counted["note", "sent"] and labels == sum(
+    notes = sum(
+        count for (kind, outcome), count in counted.items() if kind == "label_update" and outcome != "sent"
+    )
+    return notes == counted["label_update", "sent"] and labels == sum(
         count for (kind, _), count in counted.items() if kind == "label"
     )

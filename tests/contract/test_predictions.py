@@ -21,7 +21,7 @@ from stream.kafka.clients import client_config
 from stream.kafka.partitioner import partition_of
 from stream.kafka.topics import changelog_topic
 from stream.pipeline.entity_join.messages import partition_of as entity_partition
-from stream.state.hashing import identity
+from stream.state.hashing import hash_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -203,7 +203,7 @@ def test_a_prediction_asks_entities_of_both_workers(
                 assert {name: answer[name] for name in DECIDED} == {name: decision[name] for name in DECIDED}
                 assert answer["reasons"] == alerted[answer["transaction_id"]]["reasons"]
                 user = partition_of(row["user_id"].encode(), 4, "murmur2")
-                merchant = entity_partition(identity(row.get("merchant_id", "")), 4)
+                merchant = entity_partition(hash_id(row.get("merchant_id", "")), 4)
                 crossed += "merchant_id" in row and not any({user, merchant} <= share for share in shares)
         assert crossed > 5
     finally:

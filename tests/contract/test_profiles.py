@@ -14,9 +14,9 @@ from profiles import PROFILES, START_MS, labels_of, table_of, transactions
 from streams import COMMAND, Sent, labels_arrived, readable_line, sent, until
 
 from offline.features.build import build_features
-from stream.events.records import Record
-from stream.kafka.topics import answers_topic
-from stream.pipeline.entity_join.messages import CODES, Case
+from stream.events.records import ConsumerRecord
+from stream.kafka.topics import responses_topic
+from stream.pipeline.entity_join.messages import CODES, PendingTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def test_features_with_labels_are_those_of_the_file(make_stream: MakeStream, pro
             np.testing.assert_array_equal(values, expected.matrix[row])
         else:
             assert decision["outcome"] == "duplicate"
-    assert worker.metric("riskstream_waiting_cases") == 0
+    assert worker.metric("riskstream_pending_transactions") == 0
     assert worker.stop() == 0
 
 
@@ -120,9 +120,9 @@ def test_a_model_without_profiles_is_refused_while_cases_wait(
     stream.wait_answered()
     assert worker.stop() == 0
     plain = stream.settings.model_copy(update={"bundle": bundle_folder})
-    record = Record(0, START_MS, records[0].key, records[0].value)
-    case = Case(1, record, "00" * 8, 1 << CODES["merchant"], np.zeros(3))
-    stream.send(answers_topic(stream.settings), case.encode().value)
+    record = ConsumerRecord(0, START_MS, records[0].key, records[0].value)
+    case = PendingTransaction(1, record, "00" * 8, 1 << CODES["merchant"], np.zeros(3))
+    stream.send(responses_topic(stream.settings), case.encode().value)
     refused = stream.start(plain, ready=False)
     assert refused.wait_end() != 0
     assert "has not decided yet" in readable_line(refused)

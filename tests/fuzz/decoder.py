@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stream.errors import InvalidRecordError
 from stream.events.currencies import MINOR_UNIT_DECIMALS
-from stream.events.decode import Row, decode_row
+from stream.events.decode import TransactionRow, decode_row
 from stream.events.fields import MAX_AMOUNT_MINOR
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def check(raw: bytes | None, max_bytes: int = 65_536) -> bool:
     return True
 
 
-def _check_row(row: Row) -> None:
+def _check_row(row: TransactionRow) -> None:
     assert 1 <= len(row.transaction_id) <= 128, row
     assert 1 <= len(row.user_id) <= 128, row
     row.user_id.encode()

@@ -9,7 +9,7 @@ import numpy as np
 from histories import HOUR, Engine, Event, Memory
 
 from stream.features.windows.arrays import DUPLICATE, LATE, OUT_SIZE, REPLAYED, SCORED
-from stream.features.windows.cache import Residents
+from stream.features.windows.cache import HistoryCache
 from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
 from stream.state.format import checksum, user_of_key
@@ -116,7 +116,7 @@ class Reader:
     """Takes batches of hostile users among healthy ones, and holds the latter to what they always are."""
 
     def __init__(self, *, resident: bool) -> None:
-        self._residents = Residents(32 << 20) if resident else None
+        self._cache = HistoryCache(32 << 20) if resident else None
         self._expected: dict[str, np.ndarray] = {}
         self._batch = 0
 
@@ -155,20 +155,20 @@ class Reader:
         first: bool,
     ) -> int:
         count = len(events)
-        place, time_ms, ident = np.ascontiguousarray(np.array(events, np.int64).T)
+        place, time_ms, id_hash = np.ascontiguousarray(np.array(events, np.int64).T)
         batch = HistoryEvents(
             users=[name.encode() for name in names],
             user=place,
             time_ms=time_ms,
             amount_minor=np.full(count, 500, np.int64),
-            merchant=ident % 7,
-            ident=ident + 1,
+            merchant=id_hash % 7,
+            id_hash=id_hash + 1,
             minor_units=np.full(count, 100, np.int64),
             offset=np.arange(offset, offset + count, dtype=np.int64),
             source=np.full(len(names), _SOURCE),
         )
         features = np.zeros((count, OUT_SIZE))
-        result = advance(batch, _CONFIG, memory, features, residents=self._residents)
+        result = advance(batch, _CONFIG, memory, features, cache=self._cache)
         known = {SCORED, LATE, DUPLICATE, REPLAYED, FAILED}
         assert set(result.outcome.tolist()) <= known
         for user in result.errors:

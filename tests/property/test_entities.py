@@ -38,7 +38,7 @@ def to_usual_of(amount, user):
 def oracle(profile, rows, lateness):
     """Return every row's features; its labels arrive at once and count in their time."""
     entities, found = {}, []
-    for ident, (name, sixths, amount, user, given_labels) in enumerate(rows):
+    for id_hash, (name, sixths, amount, user, given_labels) in enumerate(rows):
         entity = entities.setdefault(name, Entity([profile], lateness * SIXTH_MS))
         time = sixths * SIXTH_MS
         if entity.is_late(time):
@@ -46,9 +46,9 @@ def oracle(profile, rows, lateness):
             continue
         features = entity.features(time, amount, user)
         found.append([features[feature] for feature in profile.names])
-        entity.take(time, amount, user, ident, to_usual_of(amount, user), ident)
+        entity.take(time, amount, user, id_hash, to_usual_of(amount, user), id_hash)
         for arrival, (says, delay) in enumerate(given_labels):
-            entity.tell(ident, says, time + delay * SIXTH_MS, arrival)
+            entity.tell(id_hash, says, time + delay * SIXTH_MS, arrival)
     return found
 
 

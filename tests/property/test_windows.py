@@ -32,7 +32,7 @@ from stream.features.windows.arrays import (
     SEGMENT,
     new_header,
 )
-from stream.features.windows.cache import Residents
+from stream.features.windows.cache import HistoryCache
 from stream.features.windows.sums import ACC_SIZE, _add_amount
 from stream.state.format import OK, user_of_key
 
@@ -71,7 +71,7 @@ def small_histories(draw: st.DrawFn) -> list[Taken]:
     """Few events, each drawn by itself: edges of windows, ties, ids and merchants that come again."""
     times = {"a": START, "b": START}
     taken: list[Taken] = []
-    for user, step, amount, merchant, ident, units in draw(
+    for user, step, amount, merchant, id_hash, units in draw(
         st.lists(
             st.tuples(
                 st.sampled_from("aab"),
@@ -86,7 +86,7 @@ def small_histories(draw: st.DrawFn) -> list[Taken]:
     ):
         time = max(0, times[user] + step)
         times[user] = max(times[user], time)
-        taken.append((user, Event(f"t{ident}", time, amount, merchant, units)))
+        taken.append((user, Event(f"t{id_hash}", time, amount, merchant, units)))
     return taken
 
 
@@ -105,12 +105,14 @@ def long_history(seed: int, phases: Sequence[tuple[int, int]], users: int = 1) -
                 time -= rng.randrange(2 * DAY)
             elif kind < 0.08:
                 time -= rng.choice(EDGES)
-            ident = f"t{len(taken)}"
+            id_hash = f"t{len(taken)}"
             if rng.random() < 0.03 and taken:
-                ident = rng.choice(taken[-200:])[1].transaction_id
+                id_hash = rng.choice(taken[-200:])[1].transaction_id
             amount = rng.choice([rng.randrange(10_000), rng.randrange(MOST + 1), MOST, 0, 500])
             merchant = rng.choice([None, f"m{rng.randrange(merchants)}", f"m{rng.randrange(merchants)}"])
-            taken.append((f"user-{user}", Event(ident, max(0, time), amount, merchant, rng.choice([100, 1]))))
+            taken.append(
+                (f"user-{user}", Event(id_hash, max(0, time), amount, merchant, rng.choice([100, 1])))
+            )
     return taken
 
 
@@ -129,8 +131,8 @@ def check_against_oracle(
     taken: Sequence[Taken], lateness: int, batches: Sequence[Sequence[Taken]]
 ) -> tuple[Engine, set[str]]:
     # A workspace that long histories outgrow, so that residents come, stay and go.
-    residents = Residents(1 << 18) if len(batches) % 2 else None
-    engine, users = Engine(lateness, residents=residents), {}
+    cache = HistoryCache(1 << 18) if len(batches) % 2 else None
+    engine, users = Engine(lateness, cache=cache), {}
     seen: set[str] = set()
     place = 0
     for batch in batches:
@@ -467,7 +469,7 @@ SPEC = FeatureSpec({"channel": ("web",), "transaction_type": ("purchase",)})
 
 
 def check_offline(taken: Sequence[Taken], lateness: int, most: int) -> None:
-    engine = Engine(lateness, residents=Residents())
+    engine = Engine(lateness, cache=HistoryCache())
     outcomes: list[str] = []
     rows: list[npt.NDArray[np.float64]] = []
     for batch in split(taken, len(taken), most):
@@ -603,7 +605,7 @@ def test_every_history_feature_has_its_column() -> None:
 
 def test_a_resident_is_not_believed_once_another_has_written_the_user_s_state() -> None:
     """As after a rebalance there and back: what this worker still has in memory is out of date."""
-    here, there = Engine(residents=Residents()), Engine(residents=Residents())
+    here, there = Engine(cache=HistoryCache()), Engine(cache=HistoryCache())
     there.memory = here.memory
     first = [("u", Event(f"a{number}", START + number * HOUR, 100, "m")) for number in range(80)]
     second = [("u", Event(f"b{number}", START + (80 + number) * HOUR, 100, "m")) for number in range(50)]

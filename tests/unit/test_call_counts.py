@@ -23,9 +23,9 @@ from bundles import made_bundle
 from histories import DAY, Memory
 
 from stream.events.fields import format_event_time
-from stream.events.records import Record
-from stream.pipeline.effects import Batch, PipelineConfig, Plan
-from stream.pipeline.transactions import Pipeline
+from stream.events.records import ConsumerRecord
+from stream.pipeline.effects import Batch, BatchEffects, PipelineConfig
+from stream.pipeline.transactions import TransactionPipeline
 from stream.scoring.bundle import Thresholds
 
 if TYPE_CHECKING:
@@ -73,24 +73,24 @@ def rounds(count: int) -> list[Batch]:
                 "pre_balance": "1000.00",
                 "post_balance": "900.5",
             }
-            records.append(Record(offset, 0, value["user_id"].encode(), orjson.dumps(value)))
+            records.append(ConsumerRecord(offset, 0, value["user_id"].encode(), orjson.dumps(value)))
         made.append(Batch("transactions", 0, 7, records))
     return made
 
 
-def decide(pipeline: Pipeline, memory: Memory, batch: Batch) -> Plan:
-    plan = pipeline.process(batch, memory, START_MS + 400 * DAY)
-    memory.write(plan.writes)
-    return plan
+def decide(pipeline: TransactionPipeline, memory: Memory, batch: Batch) -> BatchEffects:
+    effects = pipeline.process(batch, memory, START_MS + 400 * DAY)
+    memory.write(effects.writes)
+    return effects
 
 
 def measured() -> dict[str, float]:
     """Return the counts a transaction over two rounds, after the histories have grown."""
     *before, first, second = rounds(24)
-    pipeline, memory = Pipeline(made_bundle(), PipelineConfig()), Counted()
+    pipeline, memory = TransactionPipeline(made_bundle(), PipelineConfig()), Counted()
     scores = np.concatenate([decide(pipeline, memory, batch).scores for batch in before])
     share = float(np.quantile(scores, 0.98))
-    pipeline = Pipeline(
+    pipeline = TransactionPipeline(
         made_bundle(thresholds=Thresholds(high=share, medium=share, prediction=share)), PipelineConfig()
     )
     decide(pipeline, memory, first)  # what is done once is done
@@ -106,18 +106,18 @@ def measured() -> dict[str, float]:
     gc.disable()
     sys.setprofile(count)
     try:
-        plan = pipeline.process(batch, memory, START_MS + 400 * DAY)
+        effects = pipeline.process(batch, memory, START_MS + 400 * DAY)
     finally:
         sys.setprofile(None)
         gc.enable()
-    sent = [*plan.alerts, *plan.decisions]
+    sent = [*effects.alerts, *effects.decisions]
     counts = {
         "calls_python": calls["call"],
         "calls_native": calls["c_call"],
         "records_read": memory.records,
         "bytes_read": memory.read_bytes,
-        "records_written": len(plan.writes),
-        "bytes_written": sum(len(key) + len(value or b"") for key, value in plan.writes),
+        "records_written": len(effects.writes),
+        "bytes_written": sum(len(key) + len(value or b"") for key, value in effects.writes),
         "records_sent": len(sent),
         "bytes_sent": sum(len(message.key or b"") + len(message.value or b"") for message in sent),
     }

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 from bundles import made_bundle
-from hops import TOPICS, Bus, Worker
+from entity_joins import TOPICS, Bus, Worker
 from profiles import PROFILES, START_MS, transactions
 
 from stream.features.profiles.cache import EntityLogs
@@ -15,14 +15,14 @@ from stream.features.profiles.log import CHUNK, HEAD_KIND, MAX_WAITING, Horizon,
 from stream.features.profiles.online import E_SIZE, L_SIZE, L_UNTIL, L_WHEN
 from stream.pipeline.effects import PipelineConfig
 from stream.state.format import describe_record, entity_prefix, record_key
-from stream.state.store import MemoryRecords
+from stream.state.store import MemoryStore
 
 DAY_MS = 86_400_000
 NAME = entity_prefix(2, -5)
 HORIZON = Horizon(10 * DAY_MS, 5 * DAY_MS)
 
 
-def grow(logs: EntityLogs, memory: MemoryRecords, rng: random.Random, count: int, begin: int = 0):
+def grow(logs: EntityLogs, memory: MemoryStore, rng: random.Random, count: int, begin: int = 0):
     """Add transactions and labels, a few at a time; returns the log."""
     for number in range(begin, begin + count):
         log = logs.of(0, [NAME], memory)[NAME]
@@ -53,7 +53,7 @@ def rows(log):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_log_is_read_back_as_it_was(seed: int) -> None:
     rng = random.Random(seed)
-    logs, memory = EntityLogs(1 << 20), MemoryRecords()
+    logs, memory = EntityLogs(1 << 20), MemoryStore()
     for begin in range(0, 200, 25):
         log = grow(logs, memory, rng, 25, begin)
         log.waiting = [Waiting(begin, 1, 2, 3)] if begin % 50 else []
@@ -70,7 +70,7 @@ def test_a_log_is_read_back_as_it_was(seed: int) -> None:
 
 
 def test_labels_of_one_transaction_end_where_the_next_is_known() -> None:
-    log = EntityLogs(1 << 20).of(0, [NAME], MemoryRecords())[NAME]
+    log = EntityLogs(1 << 20).of(0, [NAME], MemoryStore())[NAME]
     for when, offset in ((50, 4), (20, 9), (50, 2), (30, 1)):
         assert log.label((when, 1, offset, 0, 1, 0, 77, 0))
     assert not log.label((20, 1, 9, 0, 1, 0, 77, 0))  # it is there
@@ -90,7 +90,7 @@ def test_labels_of_one_transaction_end_where_the_next_is_known() -> None:
 
 @pytest.mark.parametrize("place", range(0, 400, 37))
 def test_a_damaged_record_is_not_used_and_says_whose_it_is(place: int) -> None:
-    memory = MemoryRecords()
+    memory = MemoryStore()
     grow(EntityLogs(1 << 20), memory, random.Random(1), 60)
     for key in list(memory):
         whole = memory[key]
@@ -107,17 +107,17 @@ def test_a_damaged_record_is_not_used_and_says_whose_it_is(place: int) -> None:
 
 
 def test_a_record_of_other_columns_is_not_used() -> None:
-    memory = MemoryRecords()
+    memory = MemoryStore()
     grow(EntityLogs(1 << 20), memory, random.Random(1), 5)
     log = EntityLogs(1 << 20, E_SIZE + 1).of(0, [NAME], memory)[NAME]
     assert "other columns" in str(log.error)
 
 
 def test_memory_is_bounded_and_what_is_forgotten_is_read_anew() -> None:
-    rng, memory = random.Random(2), MemoryRecords()
+    rng, memory = random.Random(2), MemoryStore()
     logs = EntityLogs(1)  # nothing can stay
     assert rows(grow(logs, memory, rng, 100)) == rows(
-        grow(EntityLogs(1 << 20), MemoryRecords(), random.Random(2), 100)
+        grow(EntityLogs(1 << 20), MemoryStore(), random.Random(2), 100)
     )
     assert logs.nbytes == 0
 
@@ -139,9 +139,9 @@ def test_an_entity_whose_state_is_damaged_stops_nobody() -> None:
     worker = Worker(bus, bundle, config, START_MS + 100 * DAY_MS)
     while waiting := worker.waiting():
         worker.round(waiting, 50)
-    assert bus.hop["question", "unusable_state"] > 0
+    assert bus.join_counts["request", "unusable_state"] > 0
     assert {key: bus.stores[0][key] for key in damaged} == before
-    assert worker.pipeline.waiting == 0
+    assert worker.pipeline.backlog == 0
     assert len({message.value for _, message in bus.decisions}) == 60
 
 
@@ -153,7 +153,7 @@ def test_only_so_many_labels_wait_for_a_user() -> None:
     worker = Worker(bus, made_bundle(entities=PROFILES), PipelineConfig(), START_MS + DAY_MS)
     while waiting := worker.waiting():
         worker.round(waiting, 100)
-    assert bus.hop["label", "waiting"] == MAX_WAITING + 10
-    assert bus.hop["label", "expired"] == 10
+    assert bus.join_counts["label", "waiting"] == MAX_WAITING + 10
+    assert bus.join_counts["label", "expired"] == 10
     head = bus.stores[0][record_key(b"u", HEAD_KIND)]
     assert len(np.frombuffer(head, np.int64)) == 2 + 9 + 4 * MAX_WAITING

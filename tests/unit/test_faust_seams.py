@@ -29,7 +29,7 @@ from rocksdict import DbClosedError
 from stream.runtime.faust_adapter.app import PassThroughSchema, StreamApp
 from stream.runtime.faust_adapter.assignor import Assignor
 from stream.runtime.faust_adapter.consumer import BatchConsumer, BatchTransport
-from stream.runtime.faust_adapter.store import HistoryStore, HistoryTable
+from stream.runtime.faust_adapter.store import HistoryTable, RocksDBStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -390,11 +390,11 @@ def upstream_store(folder: Path) -> Any:
     return table.data
 
 
-def our_store(folder: Path) -> HistoryStore:
+def our_store(folder: Path) -> RocksDBStore:
     app = make_app(folder, StreamApp, Table=HistoryTable)
     table = app.Table("history", key_type=bytes, value_type=bytes, partitions=2)
     app.conf.tabledir.mkdir(parents=True, exist_ok=True)
-    assert isinstance(table.data, HistoryStore)
+    assert isinstance(table.data, RocksDBStore)
     return table.data
 
 
@@ -538,16 +538,16 @@ def test_ours_waits_for_the_batch_under_way_and_commits(run: Any, tmp_path: Path
             consumer.track_message(message)
         steps: list[str] = []
 
-        async def settle() -> None:
-            steps.append("settle")
+        async def drain() -> None:
+            steps.append("drain")
 
         async def commit(*_: Any, **__: Any) -> bool:
             steps.append("commit")
             return True
 
-        app.settle, consumer.commit = settle, commit
+        app.hooks.drain, consumer.commit = drain, commit
         await app._consumer_wait_empty(consumer, app.log)
-        assert steps == ["settle", "commit"]
+        assert steps == ["drain", "commit"]
 
     run(main())
 
@@ -558,9 +558,12 @@ def test_ours_waits_for_the_batch_under_way_and_commits(run: Any, tmp_path: Path
 def test_upstream_lets_an_empty_fetch_wait_and_ours_as_long_as_the_app_says(run: Any, tmp_path: Path) -> None:
     async def main() -> None:
         waits = []
-        for kind, transport in ((faust.App, driver.Transport), (StreamApp, BatchTransport)):
-            app = make_app(tmp_path, kind)
-            app.fetch_max_wait_ms = 7
+        ours = {"fetch_max_wait_ms": 7}
+        for kind, transport, options in (
+            (faust.App, driver.Transport, {}),
+            (StreamApp, BatchTransport, ours),
+        ):
+            app = make_app(tmp_path, kind, **options)
             consumer = make_consumer(app, transport, {})
             client = consumer._thread._create_worker_consumer(app.transport)
             waits.append(client._fetch_max_wait_ms)
@@ -575,7 +578,7 @@ def test_upstream_lets_an_empty_fetch_wait_and_ours_as_long_as_the_app_says(run:
 def test_upstream_chooses_a_store_by_its_url_alone(run: Any, tmp_path: Path) -> None:
     async def main() -> None:
         assert type(upstream_store(tmp_path)) is rocksdb.Store
-        assert type(our_store(tmp_path)) is HistoryStore
+        assert type(our_store(tmp_path)) is RocksDBStore
 
     run(main())
 
@@ -608,7 +611,7 @@ def test_ours_restores_fetched_batches(run: Any, tmp_path: Path) -> None:
         store = our_store(tmp_path)
         app = store.table.app
         told: list[int] = []
-        app.on_recovered = told.append
+        app.hooks.on_recovered = told.append
         consumer = make_consumer(app, BatchTransport, {})
         batches = [restored(range(5)), restored(range(2), None)]
         for at, one in enumerate(batches[1]):
@@ -681,14 +684,14 @@ def test_ours_fetches_nothing_until_there_is_room(run: Any, tmp_path: Path, reba
 
     async def main() -> None:
         app = make_app(tmp_path, StreamApp)
-        room = asyncio.Event()
-        app.room = room.wait
+        capacity = asyncio.Event()
+        app.hooks.wait_for_capacity = capacity.wait
         app.rebalancing = rebalancing
         consumer = make_consumer(app, BatchTransport, FETCHED)
         fetching = asyncio.ensure_future(messages(consumer))
         await a_while()
         assert fetching.done() == rebalancing
-        room.set()
+        capacity.set()
         await fetching
 
     run(main())
@@ -719,7 +722,8 @@ def test_a_partition_without_a_commit_begins_at_its_beginning(
     async def positions(kind: type, transport: type) -> None:
         consumer = make_consumer(make_app(tmp_path, kind), transport, {})
         monkeypatch.setattr(consumer, "_thread", Thread())
-        consumer.app.topic_ids = {tp.topic: "this-topic" for tp in TPS}
+        if isinstance(consumer.app, StreamApp):
+            consumer.app.hooks.topic_ids = {tp.topic: "this-topic" for tp in TPS}
         sought.clear()
         await consumer.perform_seek()
 

@@ -18,6 +18,8 @@ from cloudcoil.models import prometheus_operator
 from prometheus_tools import tool
 from pydantic import ValidationError
 
+from stream.runtime.worker import STOP_SECONDS
+from stream.serving.health import HEALTH_PATH, READY_PATH
 from stream.settings import _known_variables, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -221,13 +223,12 @@ def test_pods_have_no_rights() -> None:
 
 
 def test_probes_ask_what_the_endpoint_answers() -> None:
-    source = (ROOT / "stream/runtime/endpoint.py").read_text()
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = WORKER[probe]["httpGet"]
-        assert f'"{asked["path"]}"' in source
+        assert asked["path"] in {HEALTH_PATH, READY_PATH}
         assert asked["port"] == WORKER["ports"][0]["name"]
-    assert WORKER["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    assert WORKER["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert WORKER["livenessProbe"]["httpGet"]["path"] == HEALTH_PATH
+    assert WORKER["readinessProbe"]["httpGet"]["path"] == READY_PATH
 
 
 def test_selectors_meet_the_pods() -> None:
@@ -253,7 +254,4 @@ def test_prometheus_calls_the_job_as_the_rules_do() -> None:
 
 
 def test_a_stop_is_longer_than_the_drain() -> None:
-    text = (ROOT / "stream/runtime/worker.py").read_text()
-    drain = re.search(r"_STOP_SECONDS: Final = ([\d.]+)", text)
-    assert drain is not None
-    assert POD["terminationGracePeriodSeconds"] > 2 * float(drain[1])
+    assert POD["terminationGracePeriodSeconds"] > 2 * STOP_SECONDS

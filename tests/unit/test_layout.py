@@ -16,9 +16,9 @@ from stream.features.windows.arrays import (
     H_BASE,
     H_COUNT,
     H_FIRST_CHUNK,
-    H_GONE,
     H_HEAD,
     H_LIVE,
+    H_NEWEST_EXPIRED,
     H_NEXT_CHUNK,
     H_PENDING,
     HDR_SIZE,
@@ -69,12 +69,12 @@ def stored_head(record: bytes) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]
     st.integers(0, HEAD - 1),
     st.integers(0, CHUNK - 1),
     st.integers(-(2**63), 2**63 - 1),
-    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=H_GONE + 1, max_size=H_GONE + 1),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=H_NEWEST_EXPIRED + 1, max_size=H_NEWEST_EXPIRED + 1),
     words_of,
 )
 def test_a_head_comes_back(count: int, lost: int, live: int, fields: list[int], events: list[int]) -> None:
     hdr = np.zeros(HDR_SIZE, np.int64)
-    hdr[: H_GONE + 1] = fields
+    hdr[: H_NEWEST_EXPIRED + 1] = fields
     hdr[H_FIRST_CHUNK] = 70
     hdr[H_NEXT_CHUNK] = 70 + fields[H_NEXT_CHUNK] % layout.MAX_CHUNKS
     hdr[H_COUNT] = 2**40 + fields[H_COUNT] % 2**40
@@ -95,7 +95,14 @@ def some_chunks(seed: int, count: int) -> Sealed:
     """Return chunks of random bits, every one loaded."""
     rng = np.random.default_rng(seed)
     sealed = new_sealed(SEGMENT * (count // SEGMENT + 1), count + 1)
-    for part in (sealed.times, sealed.sums, sealed.live, sealed.merchants, sealed.marks, sealed.store):
+    for part in (
+        sealed.times,
+        sealed.sums,
+        sealed.live,
+        sealed.merchants,
+        sealed.id_fingerprints,
+        sealed.store,
+    ):
         part.view(np.uint8)[:] = rng.integers(0, 256, part.view(np.uint8).shape)
     sealed.slot[:count] = rng.permutation(count)
     return sealed
@@ -121,7 +128,7 @@ def test_a_segment_comes_back(chunks: int) -> None:
     sealed = some_chunks(chunks, SEGMENT + chunks)
     [_, record] = packed(sealed, (layout.CHUNK_KIND, 0, 1, 0), (layout.SEGMENT_KIND, SEGMENT, chunks, 0))
     found = layout.unpack_segment(record, b"")
-    for name, part in zip(("times", "sums", "merchants", "marks"), found, strict=True):
+    for name, part in zip(("times", "sums", "merchants", "id_fingerprints"), found, strict=True):
         expected = getattr(sealed, name)[SEGMENT : SEGMENT + chunks]
         np.testing.assert_array_equal(part, expected)
 
@@ -300,7 +307,7 @@ def older(record: bytes, kind: str) -> bytes:
     words = np.frombuffer(record, np.int64).copy()
     words[0] -= 1
     if kind == "H":
-        counts, live = 2 + H_GONE + 1, 2 + H_GONE + 2
+        counts, live = 2 + H_NEWEST_EXPIRED + 1, 2 + H_NEWEST_EXPIRED + 2
         assert 0 <= words[live] < 2**32
         words[counts] |= words[live] << 16
         words = np.delete(words, live)

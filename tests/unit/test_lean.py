@@ -7,8 +7,8 @@ import sys
 
 PROGRAM = """
 import sys
-from stream.runtime.lean import import_lean
-import_lean(drift=True)
+from stream.runtime.fast_import import import_without_optional
+import_without_optional(drift=True)
 import stream.monitoring.drift, stream.runtime.worker
 print(*sorted({"lightgbm", "river", "sklearn", "pandas"} & sys.modules.keys()))
 import numpy as np, lightgbm

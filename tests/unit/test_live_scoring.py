@@ -27,17 +27,17 @@ from offline.features.histories import load_histories
 from stream.errors import StateError
 from stream.kafka.local.base import free_port
 from stream.kafka.partitioner import partition_of
-from stream.pipeline.entity_join.messages import Note, Question
+from stream.pipeline.entity_join.messages import EntityRequest, LabelUpdate
 from stream.pipeline.entity_join.messages import partition_of as entity_partition
 from stream.pipeline.preview import Preview
-from stream.serving.forwarding import ONLY_HEADER, SPEC_HEADER, LiveScoring
+from stream.serving.forwarding import ONLY_HEADER, SPEC_HEADER, PredictForwarder
 from stream.settings import ScoringSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from stream.features.profiles.spec import EntityProfile
-    from stream.state.store import MemoryRecords
+    from stream.state.store import MemoryStore
 
 LATENESS_MS = 3 * 86_400_000
 PARTITIONS = 4
@@ -46,7 +46,7 @@ RECORDS = list(simulated().to_records())
 
 
 @pytest.fixture(scope="module")
-def store() -> MemoryRecords:
+def store() -> MemoryStore:
     return load_histories(simulated().slice(0, 5_000), lateness_ms=LATENESS_MS)
 
 
@@ -72,16 +72,16 @@ Start = "Callable[..., tuple[LiveScoring, Counter[str]]]"
 @pytest.fixture
 def start(loop: asyncio.AbstractEventLoop, preview: Preview) -> Iterator[Start]:
     """Serve with the given histories and owners; everything ends with the test."""
-    made: list[LiveScoring] = []
+    made: list[PredictForwarder] = []
 
     def begin(
         reader: Callable[[int], Any],
         owners: dict[int, str] | None = None,
         model: Preview | None = None,
         **chosen: Any,
-    ) -> tuple[LiveScoring, Counter[str]]:
+    ) -> tuple[PredictForwarder, Counter[str]]:
         told: Counter[str] = Counter()
-        scoring = LiveScoring(
+        scoring = PredictForwarder(
             ScoringSettings.model_validate({"enabled": True, "port": 0, **chosen}),
             PARTITIONS,
             model or preview,
@@ -122,7 +122,7 @@ def reason(body: Any) -> str:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_whatever_comes_gets_an_answer_that_is_described(
-    start: Start, store: MemoryRecords, mode: GenerationMode
+    start: Start, store: MemoryStore, mode: GenerationMode
 ) -> None:
     """One transaction or several, as the document says or not; bad ones are refused, none is an error."""
     scoring, told = start(lambda _: store)
@@ -130,12 +130,12 @@ def test_whatever_comes_gets_an_answer_that_is_described(
     answers: Counter[tuple[int, type]] = Counter()
 
     @settings(max_examples=150)
-    @given(case=document["/predict"]["POST"].as_strategy(generation_mode=mode))
-    def fuzz(case: Any) -> None:
-        response = case.call()
+    @given(pending_id=document["/predict"]["POST"].as_strategy(generation_mode=mode))
+    def fuzz(pending_id: Any) -> None:
+        response = pending_id.call()
         # What no schema can say is refused too: more decimals than the currency has, a time to come.
-        case.validate_response(response, excluded_checks=[positive_data_acceptance])
-        answers[response.status_code, type(case.body)] += 1
+        pending_id.validate_response(response, excluded_checks=[positive_data_acceptance])
+        answers[response.status_code, type(pending_id.body)] += 1
 
     fuzz()
     assert told["failed"] == told["unavailable"] == 0
@@ -169,7 +169,7 @@ def test_a_request_is_handed_on_once(start: Start) -> None:
     assert (told_one, told_other) == ({"unavailable": 1}, {"unavailable": 1})
 
 
-def test_parts_come_from_each_owner_in_the_requests_order(start: Start, store: MemoryRecords) -> None:
+def test_parts_come_from_each_owner_in_the_requests_order(start: Start, store: MemoryStore) -> None:
     mine = {0, 2}
     other, _ = start(lambda partition: None if partition in mine else store)
     whole, _ = start(lambda _: store)
@@ -194,7 +194,7 @@ def test_a_worker_that_is_away_is_named(start: Start) -> None:
     assert reason(body).startswith(f"the worker at {gone}, which has the history, says: ")
 
 
-def test_a_partition_that_goes_while_its_users_are_scored(start: Start, store: MemoryRecords) -> None:
+def test_a_partition_that_goes_while_its_users_are_scored(start: Start, store: MemoryStore) -> None:
     """The rest of a large request must not be answered from what another worker has by now."""
     asked = iter([store, store])
     scoring, _ = start(lambda _: next(asked, None))
@@ -226,7 +226,7 @@ def test_a_history_that_cannot_be_read(start: Start, error: Exception, status: i
     assert str(error) not in reason(body)
 
 
-def test_other_partitioners_are_noticed(start: Start, store: MemoryRecords) -> None:
+def test_other_partitioners_are_noticed(start: Start, store: MemoryStore) -> None:
     scoring, _ = start(lambda _: store)
     keys = [f"u{number}".encode() for number in range(20)]
     for key in keys:
@@ -241,7 +241,7 @@ def test_other_partitioners_are_noticed(start: Start, store: MemoryRecords) -> N
 
 
 @pytest.mark.parametrize("text", ["", "x", "1", "-1", "0,1", "0,,0"])
-def test_places_that_are_none_are_refused(start: Start, store: MemoryRecords, text: str) -> None:
+def test_places_that_are_none_are_refused(start: Start, store: MemoryStore, text: str) -> None:
     scoring, _ = start(lambda _: store)
     status, body, _ = ask(scoring.address, RECORDS[0][1], **{ONLY_HEADER: text})
     assert status == 422
@@ -250,7 +250,7 @@ def test_places_that_are_none_are_refused(start: Start, store: MemoryRecords, te
 
 @pytest.mark.parametrize("given_token", [None, b"Bearer wrong", b"Bearer \xff\xfe", b"correct horse battery"])
 def test_without_the_token_nothing_is_told(
-    start: Start, store: MemoryRecords, given_token: bytes | None
+    start: Start, store: MemoryStore, given_token: bytes | None
 ) -> None:
     scoring, _ = start(lambda _: store, token="correct horse battery")
     headers: dict[str, bytes | str] = {} if given_token is None else {"Authorization": given_token}
@@ -258,7 +258,7 @@ def test_without_the_token_nothing_is_told(
     assert ask(scoring.address, RECORDS[0][1], Authorization="Bearer correct horse battery")[0] == 200
 
 
-def test_a_body_that_is_too_large(start: Start, store: MemoryRecords) -> None:
+def test_a_body_that_is_too_large(start: Start, store: MemoryStore) -> None:
     scoring, _ = start(lambda _: store)
     status, body, _ = ask(scoring.address, b" " * ((4 << 20) + 1))
     assert status == 413
@@ -281,7 +281,7 @@ def profiled_preview(profiles: tuple[EntityProfile, ...]) -> Preview:
 
 
 @pytest.fixture(scope="module")
-def state(rows: list[dict[str, Any]]) -> MemoryRecords:
+def state(rows: list[dict[str, Any]]) -> MemoryStore:
     """Of all but the last rows."""
     table = table_of(rows[:200], labels_of(random.Random(4), rows[:200]))
     outcome = np.zeros(len(table), np.uint8)
@@ -291,7 +291,7 @@ def state(rows: list[dict[str, Any]]) -> MemoryRecords:
 
 
 def test_entities_are_asked_wherever_they_are(
-    start: Start, profiled: Preview, state: MemoryRecords, rows: list[dict[str, Any]]
+    start: Start, profiled: Preview, state: MemoryStore, rows: list[dict[str, Any]]
 ) -> None:
     """Three workers: users, merchants and devices of one request lie on all of them; asked of any."""
     token = "correct horse battery"
@@ -316,13 +316,13 @@ def test_entities_are_asked_wherever_they_are(
         assert post(one.address, "/profiles", b"", {})[0] == 401
 
 
-def sent_by(profiled: Preview, row: dict[str, Any]) -> list[Question]:
+def sent_by(profiled: Preview, row: dict[str, Any]) -> list[EntityRequest]:
     assert profiled.profiles is not None
     return profiled.profiles.questions(profiled.row(row, NOW_MS), 0)
 
 
 def test_profiles_that_are_nowhere_are_not_unknown(
-    start: Start, profiled: Preview, state: MemoryRecords, rows: list[dict[str, Any]]
+    start: Start, profiled: Preview, state: MemoryStore, rows: list[dict[str, Any]]
 ) -> None:
     """A client is told so, by a worker that should have them and by one that asks another in vain."""
     row = next(
@@ -355,7 +355,7 @@ def test_profiles_that_are_nowhere_are_not_unknown(
 def test_workers_with_other_models_do_not_answer_for_each_other(
     start: Start,
     profiled: Preview,
-    state: MemoryRecords,
+    state: MemoryStore,
     rows: list[dict[str, Any]],
     profiles: tuple[EntityProfile, ...],
     said: str,
@@ -384,15 +384,15 @@ def test_workers_with_other_models_do_not_answer_for_each_other(
         (lambda body: body[:-1], "$"),
         (lambda body: body + b"N", "$"),
         (lambda body: body * 1_000, "$"),
-        (lambda _: Note(2, 1, 1, 1, 1, 1).encode().value, "$"),
-        (lambda _: Question(9, 1, 0, 0, 0, 1, 100, 1, 0, 0.0).encode().value, "entity"),
-        (lambda _: Question(2, 1, 0, 0, 0, 1, 0, 1, 0, 0.0).encode().value, "minor_units"),
+        (lambda _: LabelUpdate(2, 1, 1, 1, 1, 1).encode().value, "$"),
+        (lambda _: EntityRequest(9, 1, 0, 0, 0, 1, 100, 1, 0, 0.0).encode().value, "entity"),
+        (lambda _: EntityRequest(2, 1, 0, 0, 0, 1, 0, 1, 0, 0.0).encode().value, "minor_units"),
     ],
 )
 def test_questions_that_are_none_are_refused(
     start: Start,
     profiled: Preview,
-    state: MemoryRecords,
+    state: MemoryStore,
     rows: list[dict[str, Any]],
     change: Callable[[bytes], bytes],
     field: str,

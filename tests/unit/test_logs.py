@@ -134,7 +134,7 @@ def test_a_budget_lets_some_through_at_once_and_then_one_a_second() -> None:
     budget = LineBudget(burst=10, per_second=1.0)
     took: list[Any] = [budget.take(8, 100.0), budget.take(8, 100.0), budget.take(8, 100.5), budget.suppressed]
     assert took == [8, 2, 0, 14]
-    assert (budget.take(8, 102.0), budget.told(), budget.told()) == (2, 20, 0)
+    assert (budget.take(8, 102.0), budget.take_suppressed(), budget.take_suppressed()) == (2, 20, 0)
     assert budget.take(1_000, 1_000.0) == 10
 
 

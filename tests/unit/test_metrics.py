@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.cli.commands.metrics import table
-from stream.monitoring.metrics import Distribution, Metrics, Readings
+from stream.monitoring.metrics import Distribution, Metrics, StoreMetrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def metrics() -> Metrics:
     made.lag.labels("0")
     made._psi.labels("amount")
     made._alarm_counter.labels("amount", "psi")
-    made.measure_with(lambda: Readings(10, 20, 30, 40, 50, 60, 70, 0.5, 3))
+    made.measure_with(lambda: StoreMetrics(10, 20, 30, 40, 50, 60, 70, 0.5, 3))
     return made
 
 
@@ -60,9 +60,9 @@ def test_readings_are_asked_for_when_prometheus_asks() -> None:
     metrics = Metrics("model", "spec")
     asked = []
 
-    def measure() -> Readings:
+    def measure() -> StoreMetrics:
         asked.append(1)
-        return Readings(10, 20, 30, 40, 50, 60, 70, 0.5, 3)
+        return StoreMetrics(10, 20, 30, 40, 50, 60, 70, 0.5, 3)
 
     metrics.measure_with(measure)
     assert not asked

@@ -23,11 +23,11 @@ from stream.decisions.reasons import Explainer
 from stream.events.decode import MAX_RECORD_BYTES
 from stream.events.fields import parse_event_time
 from stream.events.models import Alert, DeadLetterHeader, Decision, Outcome, RiskLevel
-from stream.events.records import Message, Record
+from stream.events.records import ConsumerRecord, ProducerRecord
 from stream.features.spec import HISTORY_FEATURES, FeatureSpec
 from stream.features.windows import records as layout
-from stream.pipeline.effects import Batch, PipelineConfig, Plan
-from stream.pipeline.transactions import Pipeline
+from stream.pipeline.effects import Batch, BatchEffects, PipelineConfig
+from stream.pipeline.transactions import TransactionPipeline
 from stream.scoring.bundle import Bundle, Thresholds
 from stream.state.format import user_of_key
 
@@ -53,39 +53,39 @@ def transaction(number: int = 0, user: str = "u1", **changes: Any) -> dict[str, 
     return {name: value for name, value in body.items() if value is not None}
 
 
-def record(offset: int, value: object, key: bytes | None = b"u1", headers: Any = ()) -> Record:
+def record(offset: int, value: object, key: bytes | None = b"u1", headers: Any = ()) -> ConsumerRecord:
     raw = value if isinstance(value, bytes) or value is None else json.dumps(value).encode()
-    return Record(offset, NOW - 1_000 + offset, key, raw, headers)
+    return ConsumerRecord(offset, NOW - 1_000 + offset, key, raw, headers)
 
 
-def simulated_records(rows: range) -> list[Record]:
+def simulated_records(rows: range) -> list[ConsumerRecord]:
     pairs = simulated().to_records(list(rows))
-    return [Record(at, NOW, key, value) for at, (key, value) in enumerate(pairs)]
+    return [ConsumerRecord(at, NOW, key, value) for at, (key, value) in enumerate(pairs)]
 
 
-def batch(records: list[Record]) -> Batch:
+def batch(records: list[ConsumerRecord]) -> Batch:
     return Batch("transactions", 3, 99, records)
 
 
 def run(
-    records: list[Record],
+    records: list[ConsumerRecord],
     bundle: Bundle,
     config: PipelineConfig = FEATURES,
     memory: Memory | None = None,
     now_ms: int = NOW,
-) -> Plan:
+) -> BatchEffects:
     """Process one batch and store what it writes."""
     memory = Memory() if memory is None else memory
-    plan = Pipeline(bundle, config).process(batch(records), memory, now_ms)
-    memory.write(plan.writes)
-    return plan
+    effects = TransactionPipeline(bundle, config).process(batch(records), memory, now_ms)
+    memory.write(effects.writes)
+    return effects
 
 
-def parsed(messages: list[Message]) -> list[dict[str, Any]]:
+def parsed(messages: list[ProducerRecord]) -> list[dict[str, Any]]:
     return [json.loads(message.value or b"") for message in messages]
 
 
-def reason_of(message: Message) -> dict[str, str]:
+def reason_of(message: ProducerRecord) -> dict[str, str]:
     names = {header.value for header in DeadLetterHeader}
     return {name: value.decode() for name, value in message.headers if name in names}
 
@@ -103,12 +103,15 @@ def validator(name: str) -> Draft202012Validator:
 def test_everything_that_goes_out_is_what_the_schemas_promise(bundle: Bundle) -> None:
     records = simulated_records(range(2_000))
     records += [record(2_000, transaction()), record(2_001, transaction())]
-    plan = run(records, bundle)
-    assert len(plan.decisions) == 2_002
-    assert plan.outcomes == {Outcome.SCORED: 2_001, Outcome.DUPLICATE: 1}
-    assert len(plan.scores) == 2_001
-    assert len(plan.alerts) == len(plan.alerted) == 2_001
-    for name, model, messages in (("decision", Decision, plan.decisions), ("alert", Alert, plan.alerts)):
+    effects = run(records, bundle)
+    assert len(effects.decisions) == 2_002
+    assert effects.outcomes == {Outcome.SCORED: 2_001, Outcome.DUPLICATE: 1}
+    assert len(effects.scores) == 2_001
+    assert len(effects.alerts) == len(effects.alerted) == 2_001
+    for name, model, messages in (
+        ("decision", Decision, effects.decisions),
+        ("alert", Alert, effects.alerts),
+    ):
         check = validator(name)
         for message, source in zip(messages, records, strict=False):
             check.validate(json.loads(message.value or b""))
@@ -122,16 +125,16 @@ def test_everything_that_goes_out_is_what_the_schemas_promise(bundle: Bundle) ->
 
 
 def test_an_alert_and_its_decision_say_the_same(bundle: Bundle) -> None:
-    plan = run(simulated_records(range(3_000)), bundle, PipelineConfig())
-    decisions = parsed(plan.decisions)
+    effects = run(simulated_records(range(3_000)), bundle, PipelineConfig())
+    decisions = parsed(effects.decisions)
     limits = bundle.thresholds
     alerted = [decision for decision in decisions if "alert_id" in decision]
     assert 0 < len(alerted) < len(decisions) / 2
-    for decision, alert in zip(alerted, parsed(plan.alerts), strict=True):
+    for decision, alert in zip(alerted, parsed(effects.alerts), strict=True):
         assert {name: alert[name] for name in decision if name != "outcome"} == {
             name: value for name, value in decision.items() if name != "outcome"
         }
-    for decision, score in zip(decisions, plan.scores.tolist(), strict=True):
+    for decision, score in zip(decisions, effects.scores.tolist(), strict=True):
         assert decision["risk_score"] == round(score, 4)
         level = "HIGH" if decision["risk_score"] > limits.high else "MEDIUM"
         level = level if decision["risk_score"] > limits.medium else "LOW"
@@ -217,9 +220,9 @@ def test_a_bad_record_is_a_dead_letter_and_harms_nobody(name: str, bundle: Bundl
     bad = record(11, value, key, headers)
     neighbours = [record(10, transaction(1)), record(12, transaction(2))]
     memory, twin = Memory(), Memory()
-    plan = run([neighbours[0], bad, neighbours[1]], bundle, memory=memory)
+    effects = run([neighbours[0], bad, neighbours[1]], bundle, memory=memory)
     alone = run(neighbours, bundle, memory=twin)
-    (letter,) = plan.dead_letters
+    (letter,) = effects.dead_letters
     assert (letter.key, letter.value) == (bad.key, bad.value)
     assert letter.headers[: len(headers)] == headers
     assert [key for key, _ in letter.headers[len(headers) :]] == [header.value for header in DeadLetterHeader]
@@ -232,18 +235,18 @@ def test_a_bad_record_is_a_dead_letter_and_harms_nobody(name: str, bundle: Bundl
     assert all("\n" not in text and len(text) < 500 for text in told.values())
     documented = json.loads((SCHEMAS / "dead-letter-headers.json").read_text(encoding="utf-8"))["headers"]
     assert set(told) == set(documented)
-    assert plan.decisions == alone.decisions
-    assert plan.alerts == alone.alerts
+    assert effects.decisions == alone.decisions
+    assert effects.alerts == alone.alerts
     assert memory == twin
-    assert plan.outcomes == {Outcome.SCORED: 2, Outcome.REJECTED: 1}
-    assert [name for name, _ in plan.rejected] == [field]
+    assert effects.outcomes == {Outcome.SCORED: 2, Outcome.REJECTED: 1}
+    assert [name for name, _ in effects.rejected] == [field]
 
 
 @pytest.mark.parametrize("part", ["key", "value", "header"])
 def test_a_record_too_large_to_be_sent_again_is_cut(part: str, bundle: Bundle) -> None:
     """A broker measures records after compression, so that what came in may not go out again."""
     large = b"x" * 5_000_000
-    received = Record(
+    received = ConsumerRecord(
         7,
         NOW,
         large if part == "key" else b"u1",
@@ -317,13 +320,13 @@ junk = st.recursive(
 def test_whatever_comes_is_scored_or_a_dead_letter(values: list[bytes]) -> None:
     """One of a kind for every record, never an exception: an exception would stop the worker for good."""
     records = [record(at, value) for at, value in enumerate(values)]
-    plan = run(records, made_bundle(("age",), {"device": ("ios",)}))
-    letters = [reason_of(message) for message in plan.dead_letters]
-    offsets = [json.loads(message.value or b"")["source_offset"] for message in plan.decisions]
+    effects = run(records, made_bundle(("age",), {"device": ("ios",)}))
+    letters = [reason_of(message) for message in effects.dead_letters]
+    offsets = [json.loads(message.value or b"")["source_offset"] for message in effects.decisions]
     offsets += [int(told[DeadLetterHeader.OFFSET]) for told in letters]
     assert sorted(offsets) == list(range(len(records)))
     assert all("\n" not in text for told in letters for text in told.values())
-    assert sum(plan.outcomes.values()) == len(records)
+    assert sum(effects.outcomes.values()) == len(records)
 
 
 # --- state ---------------------------------------------------------------------------------------------
@@ -344,10 +347,10 @@ def test_state_that_cannot_be_used_is_the_user_s_dead_letters(bundle: Bundle) ->
         record(10 + at, transaction(10 + at, user), user.encode())
         for at, user in enumerate([*users, "victim"])
     ]
-    plan = run(more, bundle, memory=memory)
-    assert plan.outcomes == {Outcome.SCORED: 2, Outcome.REJECTED: 2}
-    assert [body["user_id"] for body in parsed(plan.decisions)] == ["good", "other"]
-    for letter, offset in zip(plan.dead_letters, (11, 13), strict=True):
+    effects = run(more, bundle, memory=memory)
+    assert effects.outcomes == {Outcome.SCORED: 2, Outcome.REJECTED: 2}
+    assert [body["user_id"] for body in parsed(effects.decisions)] == ["good", "other"]
+    for letter, offset in zip(effects.dead_letters, (11, 13), strict=True):
         assert (letter.key, letter.value) == (b"victim", more[offset - 10].value)
         told = reason_of(letter)
         assert told[DeadLetterHeader.EXCEPTION] == "StateError"
@@ -364,12 +367,12 @@ def test_a_duplicate_is_decided_without_a_score(bundle: Bundle) -> None:
     memory = Memory()
     run([record(0, transaction(1))], bundle, memory=memory)
     stored = dict(memory)
-    plan = run([record(1, transaction(1, amount="99999"))], bundle, memory=memory)
-    (decision,) = parsed(plan.decisions)
+    effects = run([record(1, transaction(1, amount="99999"))], bundle, memory=memory)
+    (decision,) = parsed(effects.decisions)
     assert decision["outcome"] == "duplicate"
     assert decision.keys().isdisjoint({"risk_score", "risk_level", "prediction", "alert_id", "features"})
-    Decision.model_validate_json(plan.decisions[0].value or b"")
-    assert (plan.alerts, plan.writes, len(plan.scores)) == ([], [], 0)
+    Decision.model_validate_json(effects.decisions[0].value or b"")
+    assert (effects.alerts, effects.writes, len(effects.scores)) == ([], [], 0)
     assert memory == stored
 
 
@@ -396,8 +399,8 @@ def test_a_late_transaction_is_scored_and_called_late(bundle: Bundle) -> None:
 # --- the same in, the same out -------------------------------------------------------------------------
 
 
-def sent(plan: Plan) -> tuple[object, ...]:
-    return plan.alerts, plan.decisions, plan.dead_letters, plan.outcomes
+def sent(effects: BatchEffects) -> tuple[object, ...]:
+    return effects.alerts, effects.decisions, effects.dead_letters, effects.outcomes
 
 
 def test_a_plan_is_the_same_to_the_byte(bundle: Bundle, tmp_path: Path) -> None:
@@ -417,9 +420,9 @@ def test_batches_of_any_size_send_the_same(bundle: Bundle) -> None:
     rng, begin = random.Random(5), 0
     while begin < len(records):
         end = begin + rng.randint(1, 60)
-        plan = run(records[begin:end], bundle, memory=memory)
-        alerts += plan.alerts
-        decisions += plan.decisions
+        effects = run(records[begin:end], bundle, memory=memory)
+        alerts += effects.alerts
+        decisions += effects.decisions
         begin = end
     assert decisions == whole.decisions
     assert alerts == whole.alerts
@@ -495,9 +498,9 @@ SPEC = FeatureSpec(
 
 def rows_of_a_file() -> list[dict[str, float]]:
     """Return real rows: first transactions, busy users and everything between, and doctored ones."""
-    plan = run(simulated_records(range(1_500)), trained_bundle())
+    effects = run(simulated_records(range(1_500)), trained_bundle())
     rows = []
-    for body in parsed(plan.decisions)[::37]:
+    for body in parsed(effects.decisions)[::37]:
         features = {name: math.nan if value is None else value for name, value in body["features"].items()}
         rows.append({name: features.get(name, 1.5) for name in SPEC.names})
     for value in (math.nan, 0.0, 1.0, 1e13, 0.004):
@@ -574,8 +577,8 @@ def test_an_attribute_named_like_a_window_is_not_taken_for_one(
 
 def test_an_amount_of_nothing_does_not_hide_the_others(bundle: Bundle) -> None:
     """The mean is 0 and no ratio to it is defined; there are other transactions all the same."""
-    plan = run([record(at, transaction(at, amount=0)) for at in range(3)], bundle)
-    features = parsed(plan.decisions)[-1]["features"]
+    effects = run([record(at, transaction(at, amount=0)) for at in range(3)], bundle)
+    features = parsed(effects.decisions)[-1]["features"]
     row = {name: math.nan if features.get(name) is None else features[name] for name in SPEC.names}
     assert row["transaction_count_30d"] == 3.0
     for name in ("amount", "amount_to_mean_7d", "amount_to_mean_30d"):
@@ -595,11 +598,11 @@ def test_attributes_become_features_by_their_kind() -> None:
         (None, (None, None, -1.0)),
     ]
     records = [record(at, transaction(at, attributes=attributes)) for at, (attributes, _) in enumerate(cases)]
-    plan = run(records, made)
-    for body, (_, expected) in zip(parsed(plan.decisions), cases, strict=True):
+    effects = run(records, made)
+    for body, (_, expected) in zip(parsed(effects.decisions), cases, strict=True):
         names = ("attributes.age", "attributes.merchant_code", "attributes.device_code")
         assert tuple(body["features"][name] for name in names) == expected
-    assert len(plan.alerts) == len(cases)
+    assert len(effects.alerts) == len(cases)
 
 
 def test_a_model_that_looks_at_a_number_named_like_a_code_explains_it() -> None:
@@ -613,8 +616,8 @@ def test_a_model_that_looks_at_a_number_named_like_a_code_explains_it() -> None:
     params = {"objective": "binary", "verbose": -1, "num_threads": 1}
     looking = dataclasses.replace(made, model_text=lightgbm.train(params, data, 20).model_to_string())
     assert looking.model_text != model_text(len(made.spec.names))
-    plan = run([record(0, transaction(attributes={"merchant_code": 3}))], looking)
-    (alert,) = parsed(plan.alerts)
+    effects = run([record(0, transaction(attributes={"merchant_code": 3}))], looking)
+    (alert,) = parsed(effects.alerts)
     assert alert["reasons"][0]["sentence"] == "merchant code is 3"
 
 
@@ -623,24 +626,24 @@ def test_partitions_taken_together_are_as_if_each_was_taken_alone(bundle: Bundle
     everything = simulated_records(range(3_000))
     spread = [[record for at, record in enumerate(everything) if at % 3 == part] for part in range(3)]
     spread.insert(1, [record(0, b"{"), record(1, None)])
-    alone, together = Pipeline(bundle, FEATURES), Pipeline(bundle, FEATURES)
+    alone, together = TransactionPipeline(bundle, FEATURES), TransactionPipeline(bundle, FEATURES)
     apart_memory, joint_memory = [Memory() for _ in spread], [Memory() for _ in spread]
     for begin in range(0, 1_000, 170):
         batches = [
             Batch("transactions", number, 99 + number, part[begin : begin + 170])
             for number, part in enumerate(spread)
         ]
-        plans = together.process_all(batches, joint_memory, NOW)
-        for one, apart, joint, plan in zip(batches, apart_memory, joint_memory, plans, strict=True):
+        all_effects = together.process_all(batches, joint_memory, NOW)
+        for one, apart, joint, effects in zip(batches, apart_memory, joint_memory, all_effects, strict=True):
             expected = alone.process(one, apart, NOW)
             apart.write(expected.writes)
-            joint.write(plan.writes)
-            assert plan.alerts == expected.alerts
-            assert plan.decisions == expected.decisions
-            assert plan.dead_letters == expected.dead_letters
-            assert dict(plan.writes) == dict(expected.writes)
-            assert plan.outcomes == expected.outcomes
-            np.testing.assert_array_equal(plan.scores, expected.scores)
+            joint.write(effects.writes)
+            assert effects.alerts == expected.alerts
+            assert effects.decisions == expected.decisions
+            assert effects.dead_letters == expected.dead_letters
+            assert dict(effects.writes) == dict(expected.writes)
+            assert effects.outcomes == expected.outcomes
+            np.testing.assert_array_equal(effects.scores, expected.scores)
         if begin == 340:
             head = next(key for key in apart_memory[2] if user_of_key(key)[1] == "H")
             for memory in (apart_memory[2], joint_memory[2]):
@@ -658,8 +661,10 @@ def trace_of(headers: Any) -> Any:
     """Return the headers of the decision and the alert on a transaction with these headers."""
     bundle = made_bundle(thresholds=Thresholds(high=0.0, medium=0.0, prediction=0.0))
     made = record(1, transaction(1), headers=headers)
-    plan = Pipeline(bundle, FEATURES).process(Batch("transactions", 0, 1, [made]), Memory(), NOW)
-    [alert], [decision] = plan.alerts, plan.decisions
+    effects = TransactionPipeline(bundle, FEATURES).process(
+        Batch("transactions", 0, 1, [made]), Memory(), NOW
+    )
+    [alert], [decision] = effects.alerts, effects.decisions
     assert alert.headers == decision.headers
     return alert.headers
 
@@ -690,7 +695,9 @@ def test_of_two_traces_the_first_goes_on() -> None:
 def test_a_cut_dead_letter_keeps_its_trace() -> None:
     bundle = made_bundle()
     huge = record(1, b"x" * 2_000_000, headers=(("mine", b"x"), TRACE))
-    plan = Pipeline(bundle, FEATURES).process(Batch("transactions", 0, 1, [huge]), Memory(), NOW)
-    [letter] = plan.dead_letters
+    effects = TransactionPipeline(bundle, FEATURES).process(
+        Batch("transactions", 0, 1, [huge]), Memory(), NOW
+    )
+    [letter] = effects.dead_letters
     assert letter.headers[0] == TRACE
     assert "mine" not in dict(letter.headers)

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 from bundles import made_bundle
-from hops import TOPICS, Bus, Worker
+from entity_joins import TOPICS, Bus, Worker
 from profiles import (
     DAY_MS,
     OTHER_PROFILES,
@@ -32,8 +32,8 @@ from stream.pipeline.effects import PipelineConfig
 from stream.pipeline.entity_join.messages import CODES, partition_of
 from stream.pipeline.preview import Preview
 from stream.state.format import entity_prefix, record_key
-from stream.state.hashing import identity
-from stream.state.store import MemoryRecords
+from stream.state.hashing import hash_id
+from stream.state.store import MemoryStore
 
 CONFIG = PipelineConfig(decision_features=True)
 NOW_MS = START_MS + 1000 * DAY_MS
@@ -41,7 +41,7 @@ NAMES = {SCORED: "scored", LATE: "late", 2: "duplicate"}
 
 
 def new_bus(partitions):
-    return Bus(partitions, stores={at: MemoryRecords() for at in range(partitions)})
+    return Bus(partitions, stores={at: MemoryStore() for at in range(partitions)})
 
 
 def work(worker):
@@ -67,7 +67,7 @@ class Asking:
         answers = {}
         for one in self.preview.profiles.questions(row, 0):
             store = self.bus.stores[partition_of(one.name, self.bus.partitions)]
-            [answers[one.entity]] = self.preview.profiles.look([one], store)
+            [answers[one.entity]] = self.preview.profiles.read_profile([one], store)
         store = self.bus.stores[sum(value["user_id"].encode()) % self.bus.partitions]
         [answer] = self.preview.score([row], store, [answers])
         matrix, _ = self.preview._vectors([row], {row.user_id: 0}, store, [answers])
@@ -118,7 +118,7 @@ def test_a_request_gets_what_the_stream_decides_next(seed, profiles):
         for label in about[early:]:
             bus.produce(TOPICS.labels, label["user_id"], label)
     assert min(outcomes[name] for name in NAMES.values()) > 0, outcomes
-    assert bus.hop["question", "late"] > 0
+    assert bus.join_counts["request", "late"] > 0
     profile_names = [name for one in profiles for name in one.names]
     assert min(told[name] for name in profile_names) > 0, told
 
@@ -136,7 +136,7 @@ def test_logs_that_cannot_be_used_leave_their_features_unknown():
     work(worker)
     user = rows[-1]["user_id"].encode()
     for prefix, name in (
-        (entity_prefix(CODES["merchant"], identity("m0")), "merchant_count_2d"),
+        (entity_prefix(CODES["merchant"], hash_id("m0")), "merchant_count_2d"),
         (user, "user_count_1d"),
     ):
         key = record_key(prefix, HEAD_KIND)
@@ -147,7 +147,7 @@ def test_logs_that_cannot_be_used_leave_their_features_unknown():
     worker.pipeline.forget()
     work(worker)
     compare(vector, answer, orjson.loads(bus.decisions[-1][1].value))
-    assert bus.hop["question", "unusable_state"] == 2
+    assert bus.join_counts["request", "unusable_state"] == 2
 
 
 @pytest.mark.parametrize(("seed", "profiles"), [(2, PROFILES), (3, OTHER_PROFILES)])

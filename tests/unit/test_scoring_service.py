@@ -26,10 +26,10 @@ from offline.simulation.simulator import Simulation, simulate
 from offline.training.train import TrainingOptions, train
 from stream.cli.commands.serve import serve as serve_command
 from stream.decisions.policy import Policy
-from stream.events.records import Record
+from stream.events.records import ConsumerRecord
 from stream.pipeline.effects import Batch, PipelineConfig
 from stream.pipeline.preview import Preview
-from stream.pipeline.transactions import Pipeline
+from stream.pipeline.transactions import TransactionPipeline
 from stream.scoring.predictor import Predictor
 from stream.serving.http import listen
 from stream.serving.predict import MAX_BATCH, ScoringService, openapi
@@ -55,7 +55,7 @@ def preview(bundle):
 
 def records(table, rows):
     return [
-        Record(int(row), NOW_MS, key, value)
+        ConsumerRecord(int(row), NOW_MS, key, value)
         for row, (key, value) in zip(rows, table.to_records(rows), strict=True)
     ]
 
@@ -63,18 +63,18 @@ def records(table, rows):
 def test_a_request_gets_what_the_stream_would_decide_and_leaves_no_trace(table, bundle, preview):
     """The last rows asked for one by one, against the stream fed with the same history."""
     store = load_histories(table.slice(0, 5_900), lateness_ms=LATENESS_MS)
-    pipeline = Pipeline(bundle, PipelineConfig(lateness_ms=LATENESS_MS))
+    pipeline = TransactionPipeline(bundle, PipelineConfig(lateness_ms=LATENESS_MS))
     for record in records(table, np.arange(5_900, 5_930)):
         row = preview.row(json.loads(record.value), NOW_MS)
         [answer] = preview.score([row], store)
         assert preview.score([row], store) == [answer]
-        plan = pipeline.process(Batch("transactions", 0, 0, [record]), store, NOW_MS)
-        decision = json.loads(plan.decisions[0].value)
+        effects = pipeline.process(Batch("transactions", 0, 0, [record]), store, NOW_MS)
+        decision = json.loads(effects.decisions[0].value)
         for name in ("risk_score", "risk_level", "prediction", "outcome", "model_version"):
             assert answer[name] == decision[name]
-        if plan.alerts:
-            assert answer["reasons"] == json.loads(plan.alerts[0].value)["reasons"]
-        store.write(plan.writes)
+        if effects.alerts:
+            assert answer["reasons"] == json.loads(effects.alerts[0].value)["reasons"]
+        store.write(effects.writes)
         [again] = preview.score([row], store)
         assert again["outcome"] == "duplicate"
         assert "risk_score" not in again

@@ -12,7 +12,7 @@ from histories import Memory
 
 from stream.decisions.reasons import Explainer
 from stream.decisions.sentences import _TEMPLATES, LANGUAGES
-from stream.events.records import Record
+from stream.events.records import ConsumerRecord
 from stream.features.profiles.spec import (
     ACTIVITY_AGGREGATES,
     ENTITIES,
@@ -22,7 +22,7 @@ from stream.features.profiles.spec import (
 )
 from stream.features.spec import FeatureSpec
 from stream.pipeline.effects import Batch
-from stream.pipeline.transactions import Pipeline
+from stream.pipeline.transactions import TransactionPipeline
 from stream.runtime.wiring import pipeline_config
 from stream.settings import Settings
 
@@ -137,13 +137,16 @@ def test_an_amount_is_told_against_the_users_own_mean():
 def test_alerts_speak_the_language_of_the_settings_and_differ_in_nothing_else():
     bundle, now_ms = trained_bundle(), 1_790_000_000_000
     records = [
-        Record(at, now_ms, key, value) for at, (key, value) in enumerate(simulated().to_records(range(800)))
+        ConsumerRecord(at, now_ms, key, value)
+        for at, (key, value) in enumerate(simulated().to_records(range(800)))
     ]
     alerts = {}
     for language in LANGUAGES:
         config = pipeline_config(Settings(_env_file=None, language=language, alert_level="LOW"), bundle)
-        plan = Pipeline(bundle, config).process(Batch("transactions", 0, 1, records), Memory(), now_ms)
-        alerts[language] = [json.loads(message.value) for message in plan.alerts]
+        effects = TransactionPipeline(bundle, config).process(
+            Batch("transactions", 0, 1, records), Memory(), now_ms
+        )
+        alerts[language] = [json.loads(message.value) for message in effects.alerts]
     assert len(alerts["en"]) == len(records)
     said = {
         language: [reason.pop("sentence") for alert in found for reason in alert["reasons"]]

@@ -30,18 +30,18 @@ def main() -> None:
     """Print how many functions warming up compiles, and what the traffic after it still does."""
     from bundles import trained_bundle
 
-    from stream.events.records import Record
+    from stream.events.records import ConsumerRecord
     from stream.pipeline.effects import Batch, PipelineConfig
-    from stream.pipeline.transactions import Pipeline
+    from stream.pipeline.transactions import TransactionPipeline
     from stream.runtime.warmup import warm_up
-    from stream.state.store import MemoryRecords
+    from stream.state.store import MemoryStore
 
-    pipeline = Pipeline(trained_bundle(), PipelineConfig())
+    pipeline = TransactionPipeline(trained_bundle(), PipelineConfig())
     cold = compiled()
     warm_up(pipeline)
     warm = compiled()
 
-    memory = MemoryRecords()
+    memory = MemoryStore()
     minutes = [*range(2_000), 30, 1_990, *range(2_000, 2_600), 2_599, 100_000, 1]
     for begin in range(0, len(minutes), 400):
         records = []
@@ -56,7 +56,7 @@ def main() -> None:
             }
             for user in ("u", f"v{number % 90}"):
                 value = json.dumps(content | {"user_id": user, "amount": 1 + number**2}).encode()
-                records.append(Record(2 * number, time_ms, user.encode(), value))
+                records.append(ConsumerRecord(2 * number, time_ms, user.encode(), value))
         memory.write(pipeline.process(Batch("t", 0, 1, records), memory, START_MS + 10**10).writes)
         pipeline.forget()
     by_traffic = compiled() - warm
@@ -67,7 +67,7 @@ def main() -> None:
 def stages() -> tuple[int, set[str]]:
     """The same of a model with profiles, whose stages have kernels of their own."""
     from bundles import made_bundle
-    from hops import TOPICS, Bus, Worker, run
+    from entity_joins import TOPICS, Bus, Worker, run
     from profiles import PROFILES, corrected, labels_of, out_of_order, transactions
 
     from stream.pipeline.effects import PipelineConfig

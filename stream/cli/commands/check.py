@@ -12,7 +12,7 @@ import click
 import psutil
 
 from stream.errors import BrokerError, ConfigError, RiskStreamError, StateError, TopicMismatchError
-from stream.events.fields import format_event_time
+from stream.events.fields import MS_PER_DAY, format_event_time
 from stream.settings import load_settings
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
 def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
     """Load the bundle as a worker does, down to the compiled trees."""
     from stream.pipeline.effects import PipelineConfig
-    from stream.pipeline.transactions import Pipeline
+    from stream.pipeline.transactions import TransactionPipeline
     from stream.scoring.bundle import Bundle
 
     bundle = Bundle.load(settings.bundle)
-    Pipeline(bundle, PipelineConfig())
+    TransactionPipeline(bundle, PipelineConfig())
     trained = bundle.trained_at_seconds
     age = "" if trained is None else f", {(now_ms / 1000 - trained) / _DAY_SECONDS:.1f} days old"
     yield Finding(
@@ -107,7 +107,7 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
         yield Finding(
             "model",
             "note",
-            f"it was trained with an allowed lateness of {bundle.allowed_lateness_ms / 86_400_000:.3g} days, "
+            f"it was trained with an allowed lateness of {bundle.allowed_lateness_ms / MS_PER_DAY:.3g} days, "
             f"RISKSTREAM_HISTORY__ALLOWED_LATENESS_DAYS is {lateness:.3g}",
         )
     if trained is not None and now_ms / 1000 < trained:

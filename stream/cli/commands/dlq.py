@@ -37,7 +37,7 @@ _CUT: Final = re.compile(r"; cut to \d+ of \d+ bytes").search
 _SHOWN_BYTES: Final = 16
 
 #: Replayed records under way at once; each is at most as large as a broker takes.
-_MOST_PENDING: Final = 500
+_MAX_PENDING: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +292,7 @@ def _sender(settings: Settings, *, dry_run: bool) -> Iterator[Callable[[_Letter]
                 topic, key=letter.key, value=letter.value, headers=[*own, mark], partition=partition
             )
         )
-        if len(pending) >= _MOST_PENDING:
+        if len(pending) >= _MAX_PENDING:
             settle()
 
     try:

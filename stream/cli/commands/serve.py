@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stream.cli.options import data_options, read_table
+from stream.events.fields import MS_PER_DAY
 
 if TYPE_CHECKING:
     from offline.data.table import TransactionTable
     from stream.decisions.sentences import Language
     from stream.features.spec import FeatureSpec
     from stream.serving.predict import Asked, ScoringService
-    from stream.state.store import MemoryRecords
+    from stream.state.store import MemoryStore
 
 
 #: As the worker's settings have them.
 _MAX_FUTURE_MS = 300_000
 
 _MAX_REASONS = 5
-_LATENESS_MS = 3 * 86_400_000
+_LATENESS_MS = 3 * MS_PER_DAY
 
 
 @click.command()
@@ -82,9 +83,9 @@ def serve(
         max_reasons=_MAX_REASONS,
         language=language,
     )
-    from stream.state.store import MemoryRecords
+    from stream.state.store import MemoryStore
 
-    store = MemoryRecords()
+    store = MemoryStore()
     if data is not None:
         table = read_table(data, dataset, mapping)
         store = _state(table, labels_path, loaded.spec, lateness_ms)
@@ -99,7 +100,7 @@ def serve(
 
 def _state(
     table: TransactionTable, labels_path: Path | None, spec: FeatureSpec, lateness_ms: int
-) -> MemoryRecords:
+) -> MemoryStore:
     """Return what a worker would keep after a file and its labels."""
     import numpy as np
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stream.events.fields import MS_PER_DAY
+
 if TYPE_CHECKING:
     from offline.data.table import TransactionTable
 
@@ -75,7 +77,7 @@ def _print_difficulty(table: TransactionTable) -> None:
     shown = Table(title="Difficulty, on the last fifth of the rows")
     for heading in ("baseline", "AUC", "average precision"):
         shown.add_column(heading, justify="left" if heading == "baseline" else "right")
-    for name, metrics in measure_difficulty(table, allowed_lateness_ms=3 * 86_400_000).items():
+    for name, metrics in measure_difficulty(table, allowed_lateness_ms=3 * MS_PER_DAY).items():
         shown.add_row(name, *(_figure(metrics[key]) for key in ("auc", "average_precision")))
     Console().print(shown)
 

@@ -20,9 +20,9 @@ def worker() -> None:
     # Until the worker listens for it: a stop while it still prepares is a stop like any other.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     settings_in_force = load_settings()  # before the imports that take seconds: a wrong one is told at once
-    from stream.runtime.fast_import import import_lean
+    from stream.runtime.fast_import import import_without_optional
 
-    import_lean(drift=settings_in_force.drift.enabled)
+    import_without_optional(drift=settings_in_force.drift.enabled)
     from stream.runtime.worker import run_worker
 
     sys.exit(run_worker(settings_in_force))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from stream.jit import Ints
-    from stream.state.store import RecordReader
+    from stream.state.store import StateReader
 
 
 class EntityLogs:
@@ -52,7 +52,7 @@ class EntityLogs:
         self._logs.clear()
         self._bytes = 0
 
-    def of(self, partition: int, prefixes: Iterable[bytes], reader: RecordReader) -> dict[bytes, EntityLog]:
+    def of(self, partition: int, prefixes: Iterable[bytes], reader: StateReader) -> dict[bytes, EntityLog]:
         """Return a partition's logs, read where they are not in memory.
 
         One that cannot be used says so in its ``error`` and is not kept.
@@ -85,7 +85,7 @@ class EntityLogs:
             key = next(iter(self._logs))
             self._bytes -= self._logs.pop(key).nbytes
 
-    def _read(self, prefixes: list[bytes], reader: RecordReader, found: dict[bytes, EntityLog]) -> None:
+    def _read(self, prefixes: list[bytes], reader: StateReader, found: dict[bytes, EntityLog]) -> None:
         keys = [record_key(prefix, HEAD_KIND) for prefix in prefixes]
         chunks: list[bytes] = []
         heads: list[tuple[EntityLog, Ints]] = []

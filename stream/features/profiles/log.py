@@ -37,14 +37,14 @@ from stream.features.profiles.online import (
     NEVER,
     find,
 )
-from stream.jit import compiled
+from stream.jit import jit
 from stream.state.format import Migrations, checksum, first_word, make_record, record_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stream.errors import StateError
-    from stream.features.profiles.online import Looker
+    from stream.features.profiles.online import ProfileReader
     from stream.jit import Floats, Ints
 
 
@@ -82,7 +82,7 @@ _NONE_WAITING: Final = np.empty((0, _WAITING_SIZE), np.int64)
 class Waiting:
     """A label whose transaction is not known yet."""
 
-    ident: int
+    id_hash: int
     is_fraud: int
     when_ms: int
     offset: int
@@ -217,10 +217,12 @@ class EntityLog:
         """Return the place of the last transaction that has a value in a row, -1 where none has."""
         return find(self.events.array[row], self.events.first, self.events.end, value)
 
-    def look(self, looker: Looker, now: int, amount: int, minor_units: int, user: int, out: Floats) -> None:
-        """Write a profile's features of a transaction that is not in the log yet, see :meth:`Looker.fill`."""
+    def read_profile(
+        self, reader: ProfileReader, now: int, amount: int, minor_units: int, user: int, out: Floats
+    ) -> None:
+        """Write a profile's features of a transaction that is not in the log yet, see :meth:`.fill`."""
         events, labels = self.events, self.labels
-        looker.fill(
+        reader.fill(
             events.array, (events.first, events.end), labels.array, (labels.first, labels.end), now, amount,
             minor_units, user, out,
         )  # fmt: skip
@@ -240,7 +242,7 @@ class EntityLog:
             writes += [(record_key(prefix, kind, number), None) for number in rows.forget(times, until)]
         waiting = _NONE_WAITING
         if self.waiting:
-            words_of = [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in self.waiting]
+            words_of = [(one.id_hash, one.is_fraud, one.when_ms, one.offset) for one in self.waiting]
             waiting = np.array(words_of, np.int64)
         sizes = (
             events.width * (events.end - events.tail), L_SIZE * (labels.end - labels.tail), waiting.size,
@@ -255,7 +257,7 @@ class EntityLog:
         return writes
 
 
-@compiled
+@jit
 def _pack(
     newest: int,
     total: int,

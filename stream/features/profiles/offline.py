@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from stream.events.fields import MS_PER_DAY
 from stream.features.profiles.offline_kernel import fill_activity, fill_labels, mark_on_time
-from stream.features.profiles.spec import _DAY_MS, ACTIVITY_AGGREGATES, EntityProfile, profile_columns
+from stream.features.profiles.spec import ACTIVITY_AGGREGATES, EntityProfile, profile_columns
 
 if TYPE_CHECKING:
     from stream.jit import Floats, Ints
@@ -66,14 +67,14 @@ def fill_profile(
         wanted[ACTIVITY_AGGREGATES.index("amount_median")] = 0
         fill_activity(
             starts, order, time_ms, amount_minor, np.ones_like(minor_units), user,
-            round(profile.usual_days * _DAY_MS), wanted, usual, profile.large_factor, *scratch,
+            round(profile.usual_days * MS_PER_DAY), wanted, usual, profile.large_factor, *scratch,
             usual[:, None],
         )  # fmt: skip
         out[:, -1] = np.divide(amount_minor, usual, out=np.full(len(usual), np.nan), where=usual > 0)
     columns, label_columns, recency = profile_columns(profile)
     for days, place in zip(profile.windows_days, columns, strict=True):
         fill_activity(
-            starts, order, time_ms, amount_minor, minor_units, user, round(days * _DAY_MS), place, usual,
+            starts, order, time_ms, amount_minor, minor_units, user, round(days * MS_PER_DAY), place, usual,
             profile.large_factor, *scratch, out,
         )  # fmt: skip
     if not profile.label_windows_days:
@@ -81,7 +82,7 @@ def fill_profile(
     by_entity = _labels_by_entity(profile, starts, order, time_ms, labels)
     fill_labels(
         starts, order, *by_entity, time_ms, amount_minor, minor_units,
-        np.array([round(days * _DAY_MS) for days in profile.label_windows_days], np.int64),
+        np.array([round(days * MS_PER_DAY) for days in profile.label_windows_days], np.int64),
         label_columns, recency, np.full(len(time_ms), np.nan) if to_usual is None else to_usual,
         np.empty(int(np.diff(by_entity[0]).max(initial=0)), np.int64), out,
     )  # fmt: skip
@@ -95,10 +96,10 @@ def _labels_by_entity(
     place_of = np.full(len(time_ms), -1, np.int64)
     place_of[order] = np.arange(len(order))
     counts = (place_of[rows] >= 0) & (
-        own_time_ms <= time_ms[rows] + round(profile.label_horizon_days * _DAY_MS)
+        own_time_ms <= time_ms[rows] + round(profile.label_horizon_days * MS_PER_DAY)
     )
     place, is_fraud, own_time_ms = place_of[rows[counts]], is_fraud[counts], own_time_ms[counts]
-    known = np.maximum(time_ms[order[place]] + round(profile.label_delay_days * _DAY_MS), own_time_ms)
+    known = np.maximum(time_ms[order[place]] + round(profile.label_delay_days * MS_PER_DAY), own_time_ms)
     until = np.full(len(place), _NEVER, np.int64)
     corrects = np.full(len(place), -1, np.int64)
     if np.bincount(place).max(initial=0) > 1:

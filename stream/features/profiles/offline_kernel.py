@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from stream.jit import Flags, Floats, Ints, compiled, counted
+from stream.jit import Flags, Floats, Ints, jit, jit_alloc
 
 # Places of the activity aggregates in ``ACTIVITY_AGGREGATES``.
 COUNT: Final = 0
@@ -23,7 +23,7 @@ MAX_TO_USUAL: Final = 8
 LARGE_COUNT: Final = 9
 
 
-@compiled
+@jit
 def mark_on_time(starts: Ints, order: Ints, time_ms: Ints, allowed_lateness: int, on_time: Flags) -> None:
     """Write for each place in ``order`` whether its row is not late for its entity: bool[m].
 
@@ -38,7 +38,7 @@ def mark_on_time(starts: Ints, order: Ints, time_ms: Ints, allowed_lateness: int
             newest = max(newest, now)
 
 
-@compiled
+@jit
 def _lower(values: Ints, count: int, value: int) -> int:
     """Return the first place among ``count`` ascending values that is not below ``value``."""
     low, high = 0, count
@@ -51,7 +51,7 @@ def _lower(values: Ints, count: int, value: int) -> int:
     return low
 
 
-@compiled
+@jit
 def _above(values: Ints, count: int, value: float) -> int:
     """Return the first place among ``count`` ascending values that is above ``value``, ``count`` for NaN."""
     low, high = 0, count
@@ -64,7 +64,7 @@ def _above(values: Ints, count: int, value: float) -> int:
     return low
 
 
-@compiled
+@jit
 def _insert(values: Ints, count: int, value: int) -> None:
     place = _lower(values, count, value)
     for at in range(count, place, -1):
@@ -72,13 +72,13 @@ def _insert(values: Ints, count: int, value: int) -> None:
     values[place] = value
 
 
-@compiled
+@jit
 def _remove(values: Ints, count: int, value: int) -> None:
     for at in range(_lower(values, count, value), count - 1):
         values[at] = values[at + 1]
 
 
-@counted
+@jit_alloc
 def fill_activity(
     starts: Ints,
     order: Ints,
@@ -196,7 +196,7 @@ def fill_activity(
                 in_window[user[order[at]]] = 0
 
 
-@compiled
+@jit
 def _median(ranked: Ints, count: int) -> float:
     half = count // 2
     if count % 2:
@@ -204,7 +204,7 @@ def _median(ranked: Ints, count: int) -> float:
     return float(ranked[half - 1] + ranked[half]) / 2.0
 
 
-@counted
+@jit_alloc
 def fill_labels(
     starts: Ints,
     order: Ints,

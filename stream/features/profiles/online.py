@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from stream.events.fields import MS_PER_DAY
 from stream.features.profiles.offline_kernel import (
     COUNT,
     DISTINCT,
@@ -26,9 +27,7 @@ from stream.features.profiles.offline_kernel import (
     TO_MEDIAN,
 )
 from stream.features.profiles.spec import EntityProfile, profile_columns
-from stream.jit import Floats, Ints, compiled
-
-_DAY_MS: Final = 86_400_000
+from stream.jit import Floats, Ints, jit
 
 #: Rows of a log's transactions, each a column of its array: event time, amount in minor units, the user's and
 #: the transaction's identity, the amount in proportion to the user's usual one (the bits of a float64), and
@@ -46,7 +45,7 @@ L_SIZE: Final = 8
 NEVER: Final = 2**62
 
 
-@compiled
+@jit
 def find(row: Ints, first: int, end: int, value: int) -> int:
     """Return the last place in ``[first, end)`` that holds a value, -1 where none does."""
     for at in range(end - 1, first - 1, -1):
@@ -55,7 +54,7 @@ def find(row: Ints, first: int, end: int, value: int) -> int:
     return -1
 
 
-@compiled
+@jit
 def _select(values: Ints, count: int, wanted: int) -> int:
     """Return the value that would be at a place if they were sorted; no smaller one is behind it after."""
     low, high = 0, count - 1
@@ -80,7 +79,7 @@ def _select(values: Ints, count: int, wanted: int) -> int:
     return int(values[wanted])
 
 
-@compiled
+@jit
 def _median(values: Ints, count: int) -> float:
     """Return the median of the first ``count`` values, which are moved about."""
     half = count // 2
@@ -93,7 +92,7 @@ def _median(values: Ints, count: int) -> float:
     return float(lower + upper) / 2.0
 
 
-@compiled
+@jit
 def _sink(values: Ints, root: int, count: int) -> None:
     while True:
         child = 2 * root + 1
@@ -107,7 +106,7 @@ def _sink(values: Ints, root: int, count: int) -> None:
         root = child
 
 
-@compiled
+@jit
 def _distinct(values: Ints, count: int) -> int:
     """Return how many different ones there are among the first ``count`` values, which are sorted."""
     for root in range(count // 2 - 1, -1, -1):
@@ -121,7 +120,7 @@ def _distinct(values: Ints, count: int) -> int:
     return found
 
 
-@compiled
+@jit
 def _usual(events: Ints, first: int, end: int, now: int, window: int, lateness: int, amounts: Ints) -> float:
     """Return the median amount of the log's transactions in a window, NaN where there is none."""
     count = 0
@@ -135,7 +134,7 @@ def _usual(events: Ints, first: int, end: int, now: int, window: int, lateness: 
     return _median(amounts, count) if count > 0 else math.nan
 
 
-@compiled
+@jit
 def _fill_activity(
     events: Ints,
     first: int,
@@ -199,18 +198,18 @@ def _fill_activity(
             out[place[LARGE_COUNT]] = large if usual > 0 else math.nan
 
 
-@compiled
+@jit
 def _known(labels: Ints, at: int, delay: int) -> int:
     return int(max(labels[L_WHEN, at], labels[L_TIME, at] + delay))
 
 
-@compiled
+@jit
 def _is_valid(labels: Ints, at: int, delay: int, now: int) -> bool:
     """Say whether a label is known now and no later one of its transaction is."""
     return bool(_known(labels, at, delay) <= now < max(labels[L_UNTIL, at], labels[L_TIME, at] + delay))
 
 
-@compiled
+@jit
 def _fill_labels(
     labels: Ints,
     to_usual: Floats,
@@ -283,14 +282,14 @@ def _fill_labels(
         out[recency[3]] = smallest / float(minor_units)
 
 
-@compiled
+@jit
 def _follows(labels: Ints, one: int, other: int, delay: int) -> bool:
     """Say whether a label became known after another; of the same time, by their transactions' arrival."""
     left, right = _known(labels, one, delay), _known(labels, other, delay)
     return left > right or (left == right and labels[L_NUMBER, one] > labels[L_NUMBER, other])
 
 
-class Looker:
+class ProfileReader:
     """Looks back over a log for the features of one profile.
 
     Parameters
@@ -303,13 +302,13 @@ class Looker:
         self.profile = profile
         self.size = len(profile.names)
         self._lateness = lateness_ms
-        self._windows = np.array([round(days * _DAY_MS) for days in profile.windows_days], np.int64)
+        self._windows = np.array([round(days * MS_PER_DAY) for days in profile.windows_days], np.int64)
         self._places, self._columns, self._recency = profile_columns(profile)
         self._label_windows = np.array(
-            [round(days * _DAY_MS) for days in profile.label_windows_days], np.int64
+            [round(days * MS_PER_DAY) for days in profile.label_windows_days], np.int64
         )
-        self._delay = round(profile.label_delay_days * _DAY_MS)
-        self._usual_ms = 0 if profile.usual_days is None else round(profile.usual_days * _DAY_MS)
+        self._delay = round(profile.label_delay_days * MS_PER_DAY)
+        self._usual_ms = 0 if profile.usual_days is None else round(profile.usual_days * MS_PER_DAY)
         self._scratch = np.empty((2, 1024), np.int64)
 
     def fill(

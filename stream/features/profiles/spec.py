@@ -46,8 +46,7 @@ if TYPE_CHECKING:
     from stream.jit import Ints
 
 
-_DAY_MS: Final = 86_400_000
-_MOST_DAYS: Final = 3650
+_MAX_DAYS: Final = 3650
 
 #: Entities, and the transaction's field that names each.
 ENTITIES: Final = {
@@ -136,8 +135,8 @@ class EntityProfile:
         self._check_names()
         for name in ("windows_days", "label_windows_days"):
             lengths: tuple[float, ...] = getattr(self, name)
-            if not all(0 < days <= _MOST_DAYS for days in lengths) or len(set(lengths)) != len(lengths):
-                msg = f"{name}: must be different numbers above 0 and up to {_MOST_DAYS}, not {lengths}"
+            if not all(0 < days <= _MAX_DAYS for days in lengths) or len(set(lengths)) != len(lengths):
+                msg = f"{name}: must be different numbers above 0 and up to {_MAX_DAYS}, not {lengths}"
                 raise ValueError(msg)
         if bool(self.aggregates) != bool(self.windows_days):
             msg = "aggregates and windows_days belong together"
@@ -148,8 +147,8 @@ class EntityProfile:
         if self.usual_days is None and {"max_to_usual", "large_count"} & set(self.aggregates):
             msg = "usual_days: is needed for max_to_usual and large_count"
             raise ValueError(msg)
-        if self.usual_days is not None and not 0 < self.usual_days <= _MOST_DAYS:
-            msg = f"usual_days: must lie above 0 and up to {_MOST_DAYS}, not {self.usual_days}"
+        if self.usual_days is not None and not 0 < self.usual_days <= _MAX_DAYS:
+            msg = f"usual_days: must lie above 0 and up to {_MAX_DAYS}, not {self.usual_days}"
             raise ValueError(msg)
         if not 0 < self.large_factor < math.inf:
             msg = f"large_factor: must be above 0, not {self.large_factor}"
@@ -157,9 +156,9 @@ class EntityProfile:
         if not 0 <= self.label_delay_days < math.inf:
             msg = f"label_delay_days: must be at least 0, not {self.label_delay_days}"
             raise ValueError(msg)
-        if not self.label_delay_days <= self.label_horizon_days <= _MOST_DAYS:
+        if not self.label_delay_days <= self.label_horizon_days <= _MAX_DAYS:
             msg = (
-                f"label_horizon_days: must lie between label_delay_days and {_MOST_DAYS}, "
+                f"label_horizon_days: must lie between label_delay_days and {_MAX_DAYS}, "
                 f"not {self.label_horizon_days}"
             )
             raise ValueError(msg)

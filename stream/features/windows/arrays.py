@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from stream.features.spec import HISTORY_FEATURES, WINDOW_MS
-from stream.jit import Ints, Marks, Slots, compiled
+from stream.jit import Fingerprints, Ints, Slots, jit
 
 CHUNK: Final = 32
 HEAD: Final = 2 * CHUNK  # so that a user of an ordinary month has nothing sealed
@@ -31,7 +31,7 @@ H_SQUARES: Final = 7
 H_MAX: Final = 11
 H_FIRST_CHUNK: Final = 12  # number of the oldest chunk kept
 H_NEXT_CHUNK: Final = 13  # number that the next sealed chunk gets
-H_GONE: Final = 14  # latest event time among the events no longer kept
+H_NEWEST_EXPIRED: Final = 14  # latest event time among the events no longer kept
 H_HEAD: Final = 15  # events in the head
 H_LIVE: Final = 16  # bitmap of the head's live events
 H_PENDING: Final = 17  # sealed events that lost their live bit since the last seal
@@ -59,11 +59,11 @@ OUT_SIZE: Final = len(HISTORY_FEATURES)
 F_END: Final = 0  # index behind the last chunk that the frame accounts for; -1 where there is no frame
 
 F_LOADED: Final = 1  # how many of the user's chunks are loaded; not part of the frame
-F_OPENED: Final = 2  # how many chunks straddle an edge: not in the sums, but in ``opened``
+F_STRADDLING: Final = 2  # how many chunks straddle an edge: not in the sums, but in ``straddling``
 _F_LOW: Final = 3  # the edges it was made for, and those from which on it no longer holds
 _F_UNTIL: Final = _F_LOW + _WINDOWS
-_F_RINGS: Final = _F_UNTIL + _WINDOWS
-FRAME_SIZE: Final = 48
+_F_BUCKETS: Final = _F_UNTIL + _WINDOWS
+WINDOW_CACHE_SIZE: Final = 48
 
 
 class Sealed(NamedTuple):
@@ -101,14 +101,14 @@ class Sealed(NamedTuple):
 
     times: Ints
     sums: Ints
-    live: Marks
+    live: Fingerprints
     merchants: Ints
-    marks: Marks
-    seg: Ints
-    ids: Marks
-    shops: Marks
-    frame: Ints
-    opened: Slots
+    id_fingerprints: Fingerprints
+    segment_sums: Ints
+    id_table: Fingerprints
+    merchant_table: Fingerprints
+    window_cache: Ints
+    straddling: Slots
     slot: Slots
     store: Ints
 
@@ -121,26 +121,26 @@ def new_sealed(chunks: int, slots: int) -> Sealed:
         sums=np.zeros((chunks, 4), np.int64),
         live=np.zeros(chunks, np.uint32),
         merchants=np.zeros((chunks, CHUNK), np.int64),
-        marks=np.zeros((chunks, CHUNK), np.uint32),
-        seg=np.zeros((segments, 7), np.int64),
-        ids=np.zeros(segments * TABLE, np.uint32),
-        shops=np.zeros(segments * TABLE, np.uint32),
-        frame=np.zeros((segments, FRAME_SIZE), np.int64),
-        opened=np.zeros(chunks, np.int32),
+        id_fingerprints=np.zeros((chunks, CHUNK), np.uint32),
+        segment_sums=np.zeros((segments, 7), np.int64),
+        id_table=np.zeros(segments * TABLE, np.uint32),
+        merchant_table=np.zeros(segments * TABLE, np.uint32),
+        window_cache=np.zeros((segments, WINDOW_CACHE_SIZE), np.int64),
+        straddling=np.zeros(chunks, np.int32),
         slot=np.zeros(chunks, np.int32),
         store=np.zeros((slots, 4, CHUNK), np.int64),
     )
 
 
-@compiled
+@jit
 def clear_sealed(sealed: Sealed, page: int, pages: int) -> None:
     """Make a range that of a user without chunks."""
     sealed.live[page * SEGMENT : (page + pages) * SEGMENT] = 0
     sealed.slot[page * SEGMENT : (page + pages) * SEGMENT] = -1
-    sealed.ids[page * TABLE : (page + pages) * TABLE] = 0
-    sealed.shops[page * TABLE : (page + pages) * TABLE] = 0
-    sealed.frame[page, F_END] = -1
-    sealed.frame[page, F_LOADED] = 0
+    sealed.id_table[page * TABLE : (page + pages) * TABLE] = 0
+    sealed.merchant_table[page * TABLE : (page + pages) * TABLE] = 0
+    sealed.window_cache[page, F_END] = -1
+    sealed.window_cache[page, F_LOADED] = 0
 
 
 def new_header() -> np.ndarray:
@@ -150,24 +150,24 @@ def new_header() -> np.ndarray:
     return header
 
 
-@compiled
+@jit
 def clear_header(hdr: Ints) -> None:
     """Make ``hdr`` that of a user without history."""
     hdr[:] = 0
     hdr[H_OFFSET] = -1
     hdr[H_NEWEST] = NO_TIME
     hdr[H_FIRST] = NO_TIME
-    hdr[H_GONE] = NO_TIME
+    hdr[H_NEWEST_EXPIRED] = NO_TIME
 
 
-@compiled
+@jit
 def _bit(index: int | np.int64) -> np.int64:
     """Return a word with one bit set; the 63rd is the sign."""
     return np.int64(1) << np.int64(index)
 
 
-@compiled
-def _ring(low: Ints, t: int) -> int:
+@jit
+def _bucket(low: Ints, t: int) -> int:
     """Return the shortest window that holds time ``t``, or -1 where none does."""
     if t <= low[_LONGEST]:
         return -1
@@ -177,7 +177,7 @@ def _ring(low: Ints, t: int) -> int:
     return row
 
 
-@compiled
+@jit
 def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
     """Set each window's lower edge (exclusive), and return the edge before which events are gone."""
     newest = hdr[H_NEWEST]
@@ -189,7 +189,7 @@ def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
     return int(gone)
 
 
-@compiled
+@jit
 def is_full(hdr: Ints) -> bool:
     """Say whether the head must be sealed before another event.
 

@@ -25,26 +25,26 @@ from stream.features.windows.arrays import (
     CHUNK,
     F_END,
     F_LOADED,
-    F_OPENED,
-    FRAME_SIZE,
+    F_STRADDLING,
     SEGMENT,
     TABLE,
+    WINDOW_CACHE_SIZE,
     Sealed,
     clear_sealed,
     new_sealed,
 )
-from stream.jit import Flags, Ints, Slots, compiled, counted
+from stream.jit import Flags, Ints, Slots, jit, jit_alloc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 _CHUNK_BYTES: Final = 4 * 8 * CHUNK
-_PAGE_BYTES: Final = SEGMENT * (6 * 8 + 12 * CHUNK + 12) + 8 * (7 + FRAME_SIZE + TABLE)
+_PAGE_BYTES: Final = SEGMENT * (6 * 8 + 12 * CHUNK + 12) + 8 * (7 + WINDOW_CACHE_SIZE + TABLE)
 
 #: A user with more loaded chunks than this gives back those that no edge lies in: edges move on. The newest
 #: ones stay, since an edge will come to them soon.
-_MOST_LOADED: Final = 40
+_MAX_LOADED: Final = 40
 
 _NEWEST_LOADED: Final = 16
 
@@ -61,7 +61,7 @@ BASE: Final = 2  # number of the chunk at the range's first place
 CHECKSUM: Final = 3  # of the head record that the unpacked history belongs to
 
 
-class Residents:
+class HistoryCache:
     """The workspace.
 
     Parameters
@@ -128,7 +128,7 @@ class Residents:
         names = list(zip(sources, users, strict=True))
         rows = np.fromiter(map(self._users.get, names, repeat(-1)), np.int64, len(names))
         known = np.empty(len(names), np.bool_)
-        if _recognise(rows, checksums, ends, self.table, self.sealed, known) > _MOST_LOADED:
+        if _recognise(rows, checksums, ends, self.table, self.sealed, known) > _MAX_LOADED:
             self._free_slots += _trim(self.sealed, self.table[rows[known]]).tolist()
         for index in (~known).nonzero()[0].tolist():
             if rows[index] >= 0:
@@ -222,7 +222,7 @@ def _size_class(chunks: int) -> int:
     return pages
 
 
-@compiled
+@jit
 def _recognise(
     rows: Ints, checksums: Ints, ends: Ints, table: Ints, sealed: Sealed, known: Flags
 ) -> int | np.int64:
@@ -236,32 +236,32 @@ def _recognise(
             and table[row, BASE] + table[row, PAGES] * SEGMENT >= ends[index]
         )
         if known[index]:
-            most = max(most, sealed.frame[table[row, PAGE], F_LOADED])
+            most = max(most, sealed.window_cache[table[row, PAGE], F_LOADED])
     return most
 
 
-@counted
-def _trim(sealed: Sealed, residents: Ints) -> Slots:
+@jit_alloc
+def _trim(sealed: Sealed, cache: Ints) -> Slots:
     """Unload the chunks of residents with too many; returns the slots that come free."""
     freed = np.empty(len(sealed.store), np.int32)
     count = 0
-    for resident in range(len(residents)):
-        page = residents[resident, PAGE]
-        if sealed.frame[page, F_LOADED] <= _MOST_LOADED:
+    for resident in range(len(cache)):
+        page = cache[resident, PAGE]
+        if sealed.window_cache[page, F_LOADED] <= _MAX_LOADED:
             continue
         start = page * SEGMENT
-        stop = (page + residents[resident, PAGES]) * SEGMENT
-        end = sealed.frame[page, F_END]
-        opened = sealed.opened[start : start + sealed.frame[page, F_OPENED]]
+        stop = (page + cache[resident, PAGES]) * SEGMENT
+        end = sealed.window_cache[page, F_END]
+        straddling = sealed.straddling[start : start + sealed.window_cache[page, F_STRADDLING]]
         for chunk in range(start, stop):
             if sealed.slot[chunk] < 0:
                 continue
             used = chunk >= end - _NEWEST_LOADED
-            for index in range(min(len(opened), _NEWEST_LOADED)):
-                used = used or opened[index] == chunk
+            for index in range(min(len(straddling), _NEWEST_LOADED)):
+                used = used or straddling[index] == chunk
             if not used:
                 freed[count] = sealed.slot[chunk]
                 count += 1
                 sealed.slot[chunk] = -1
-                sealed.frame[page, F_LOADED] -= 1
+                sealed.window_cache[page, F_LOADED] -= 1
     return freed[:count]

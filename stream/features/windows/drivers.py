@@ -10,7 +10,6 @@ from stream.features.windows.arrays import (
     _WINDOWS,
     CHUNK,
     DEFERRED,
-    FRAME_SIZE,
     H_NEXT_CHUNK,
     H_PAGES,
     H_PENDING,
@@ -18,6 +17,7 @@ from stream.features.windows.arrays import (
     HEAD,
     OUT_SIZE,
     SEGMENT,
+    WINDOW_CACHE_SIZE,
     Sealed,
     clear_header,
     clear_sealed,
@@ -26,20 +26,20 @@ from stream.features.windows.arrays import (
 from stream.features.windows.chunks import _LINE_WORDS, seal
 from stream.features.windows.kernel import step
 from stream.features.windows.sums import ACC_SIZE
-from stream.jit import Codes, Flags, Floats, Ints, counted, prefetch
+from stream.jit import Codes, Flags, Floats, Ints, jit_alloc, prefetch
 
 #: How many events ahead the offline driver asks for a row's memory.
 _AHEAD: Final = 8
 
 
-@counted
+@jit_alloc
 def run_users(
     starts: Ints,
     order: Ints,
     t: Ints,
     amount: Ints,
     merchant: Ints,
-    ident: Ints,
+    id_hash: Ints,
     minor_units: Ints,
     horizon_ms: int,
     lateness_ms: int,
@@ -80,7 +80,7 @@ def run_users(
                 prefetch(t, coming)
                 prefetch(amount, coming)
                 prefetch(merchant, coming)
-                prefetch(ident, coming)
+                prefetch(id_hash, coming)
                 prefetch(minor_units, coming)
                 prefetch(outcome, coming)
                 for word in range(0, OUT_SIZE + _LINE_WORDS, _LINE_WORDS):
@@ -88,7 +88,7 @@ def run_users(
             row = order[place]
             outcome[row] = step(
                 hdr, head, sealed, pending,
-                place, 1, t[row], amount[row], merchant[row], ident[row], minor_units[row],
+                place, 1, t[row], amount[row], merchant[row], id_hash[row], minor_units[row],
                 horizon_ms, lateness_ms, True, low, acc, features[row],
             )  # fmt: skip
             if hdr[H_PENDING] == CHUNK:
@@ -97,7 +97,7 @@ def run_users(
                 seal(hdr, head, sealed, slots, hdr[H_NEXT_CHUNK])
 
 
-@counted
+@jit_alloc
 def run_heads(
     hdrs: Ints,
     heads: Ints,
@@ -108,7 +108,7 @@ def run_heads(
     t: Ints,
     amount: Ints,
     merchant: Ints,
-    ident: Ints,
+    id_hash: Ints,
     minor_units: Ints,
     horizon_ms: int,
     lateness_ms: int,
@@ -130,7 +130,7 @@ def run_heads(
         np.zeros((0, 7), np.int64),
         np.zeros(0, np.uint32),
         np.zeros(0, np.uint32),
-        np.zeros((0, FRAME_SIZE), np.int64),
+        np.zeros((0, WINDOW_CACHE_SIZE), np.int64),
         np.zeros(0, np.int32),
         np.zeros(0, np.int32),
         np.zeros((0, 4, CHUNK), np.int64),
@@ -146,7 +146,7 @@ def run_heads(
         outcome[index] = step(
             hdrs[who], heads[who], sealed, pending,
             offset[index], source[who], t[index], amount[index],
-            merchant[index], ident[index], minor_units[index],
+            merchant[index], id_hash[index], minor_units[index],
             horizon_ms, lateness_ms, learn, low, acc, features[index],
         )  # fmt: skip
         if is_full(hdrs[who]):

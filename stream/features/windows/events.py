@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from stream.events.fields import MS_PER_DAY
 from stream.features.spec import WINDOW_MS
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class HistoryConfig:
         An event up to this far behind its user's newest is scored exactly; 30 days plus this are kept.
     """
 
-    lateness_ms: int = 3 * 86_400_000
+    lateness_ms: int = 3 * MS_PER_DAY
 
     @property
     def horizon_ms(self) -> int:
@@ -58,7 +59,7 @@ class HistoryEvents:
     time_ms: npt.NDArray[np.int64]
     amount_minor: npt.NDArray[np.int64]
     merchant: npt.NDArray[np.int64]
-    ident: npt.NDArray[np.int64]
+    id_hash: npt.NDArray[np.int64]
     minor_units: npt.NDArray[np.int64]
     offset: npt.NDArray[np.int64]
     source: npt.NDArray[np.int64]

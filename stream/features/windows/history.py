@@ -16,12 +16,12 @@ import numpy as np
 from stream.errors import StateError
 from stream.features.windows import records as layout
 from stream.features.windows.arrays import CHUNK, DEFERRED, H_SOURCE, HDR_SIZE, HEAD, LATE, new_header
-from stream.features.windows.cache import Residents
+from stream.features.windows.cache import HistoryCache
 from stream.features.windows.drivers import run_heads
 from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents, HistoryResult
-from stream.features.windows.long import SealedUsers
+from stream.features.windows.long import LongHistories
 from stream.state.format import Words, describe_record, join
-from stream.state.store import Partitioned, RecordReader
+from stream.state.store import PartitionedReader, StateReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 def advance(
     events: HistoryEvents,
     config: HistoryConfig,
-    reader: RecordReader | Partitioned,
+    reader: StateReader | PartitionedReader,
     features: npt.NDArray[np.float64],
     *,
     learn: bool = True,
-    residents: Residents | None = None,
+    cache: HistoryCache | None = None,
 ) -> HistoryResult:
     """Take a batch of events: write their features, and say what must be stored.
 
@@ -50,8 +50,8 @@ def advance(
         Keeps long histories unpacked between batches; the caller must store what this returns, or end.
     """
     count, users = len(events.user), len(events.users)
-    if not isinstance(reader, Partitioned):
-        reader = Partitioned([reader], [users])
+    if not isinstance(reader, PartitionedReader):
+        reader = PartitionedReader([reader], [users])
     hdrs = np.empty((users, HDR_SIZE), np.int64)
     hdrs[:] = new_header()
     heads = np.empty((users, 4, HEAD), np.int64)
@@ -77,17 +77,17 @@ def advance(
     if not busy.all():
         run_heads(
             hdrs, heads, busy, events.user, events.offset, events.source, events.time_ms,
-            events.amount_minor, events.merchant, events.ident, events.minor_units, config.horizon_ms,
+            events.amount_minor, events.merchant, events.id_hash, events.minor_units, config.horizon_ms,
             config.lateness_ms, learn, outcome, features,
         )  # fmt: skip
     writes: list[tuple[bytes, bytes | None]] = []
     owners: list[int] = []
-    sealed: SealedUsers | None = None
+    sealed: LongHistories | None = None
     chosen = (busy & ~failed).nonzero()[0]
     if len(chosen):
         deferred = ((outcome == DEFERRED) & ~failed[events.user]).nonzero()[0]
-        sealed = SealedUsers(
-            events, chosen, (hdrs, heads, pendings), deferred, checksums, residents or Residents(1 << 20)
+        sealed = LongHistories(
+            events, chosen, (hdrs, heads, pendings), deferred, checksums, cache or HistoryCache(1 << 20)
         )
         sealed.take(config, reader, learn=learn, outcome=outcome, features=features)
         if sealed.errors:

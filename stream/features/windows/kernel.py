@@ -24,23 +24,23 @@ import math
 import numpy as np
 
 from stream.features.windows.arrays import (
-    _F_RINGS,
+    _F_BUCKETS,
     _MARK,
     _WINDOWS,
     AMOUNT,
     CHUNK,
     DUPLICATE,
     F_END,
-    F_OPENED,
+    F_STRADDLING,
     H_BASE,
     H_COUNT,
     H_FIRST,
     H_FIRST_CHUNK,
-    H_GONE,
     H_HEAD,
     H_LIVE,
     H_MAX,
     H_NEWEST,
+    H_NEWEST_EXPIRED,
     H_NEXT_CHUNK,
     H_OFFSET,
     H_PAGE,
@@ -61,10 +61,10 @@ from stream.features.windows.arrays import (
     TIME,
     Sealed,
     _bit,
-    _ring,
+    _bucket,
     set_edges,
 )
-from stream.features.windows.chunks import _entry_hash, _frame, _hash, _lose, _place_bits
+from stream.features.windows.chunks import _clear_live_bit, _entry_hash, _hash, _place_bits, _window_cache
 from stream.features.windows.sums import (
     _DISTINCT,
     _MASK,
@@ -81,26 +81,26 @@ from stream.features.windows.sums import (
     _std,
     sum_of,
 )
-from stream.jit import Floats, Ints, compiled, counted
+from stream.jit import Floats, Ints, jit, jit_alloc
 
 
-@compiled
+@jit
 def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int | np.int64) -> None:
-    row = _ring(low, events[TIME, index])
+    row = _bucket(low, events[TIME, index])
     if row >= 0:
         _add_amount(acc, row, events[AMOUNT, index])
         acc[row, _DISTINCT] += (bits >> index) & 1
 
 
-@compiled
-def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, ident: int, horizon_ms: int) -> bool:
+@jit
+def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, id_hash: int, horizon_ms: int) -> bool:
     """Return whether a remembered event has this transaction id.
 
     An event is remembered while its time lies less than the horizon behind the user's newest.
     """
     gone = hdr[H_NEWEST] - horizon_ms
     for index in range(hdr[H_HEAD]):
-        if head[ID, index] == ident and head[TIME, index] > gone:
+        if head[ID, index] == id_hash and head[TIME, index] > gone:
             return True
     first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
     if first >= hdr[H_NEXT_CHUNK] - hdr[H_BASE]:
@@ -108,24 +108,24 @@ def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, ident: int, horizon_ms: 
     page = hdr[H_PAGE]
     size = hdr[H_PAGES] * TABLE
     bits = _place_bits(hdr[H_PAGES])
-    hashed = _hash(ident & _MARK)
+    hashed = _hash(id_hash & _MARK)
     part = _entry_hash(hashed, bits)
     at = (hashed * size) >> 32
-    while sealed.ids[page * TABLE + at] != 0:
-        entry = np.int64(sealed.ids[page * TABLE + at])
+    while sealed.id_table[page * TABLE + at] != 0:
+        entry = np.int64(sealed.id_table[page * TABLE + at])
         if entry >> bits == part:
             other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
             chunk = page * SEGMENT + other
             place = np.int64(sealed.slot[chunk])
             if chunk >= first and place >= 0:
                 events = sealed.store[place]
-                if events[ID, event] == ident and events[TIME, event] > gone:
+                if events[ID, event] == id_hash and events[TIME, event] > gone:
                     return True
         at = at + 1 if at + 1 < size else 0
     return False
 
 
-@compiled
+@jit
 def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple[int, int]:
     """Return ``(place, time)`` of the merchant's live event.
 
@@ -148,8 +148,8 @@ def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple
     hashed = _hash(merchant)
     part = _entry_hash(hashed, bits)
     at = (hashed * size) >> 32
-    while sealed.shops[page * TABLE + at] != 0:
-        entry = np.int64(sealed.shops[page * TABLE + at])
+    while sealed.merchant_table[page * TABLE + at] != 0:
+        entry = np.int64(sealed.merchant_table[page * TABLE + at])
         if entry >> bits == part:
             other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
             chunk = page * SEGMENT + other
@@ -165,8 +165,8 @@ def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple
     return -1, NO_TIME
 
 
-@compiled
-def _nest(acc: Ints) -> None:
+@jit
+def _accumulate(acc: Ints) -> None:
     """Turn rings (each event in the shortest window that holds it) into windows."""
     for row in range(1, _WINDOWS):
         for column in range(ACC_SIZE):
@@ -176,31 +176,31 @@ def _nest(acc: Ints) -> None:
                 acc[row, column] += acc[row - 1, column]
 
 
-@compiled
+@jit
 def _query_in_order(hdr: Ints, head: Ints, sealed: Sealed, low: Ints, acc: Ints) -> int:
     """Add up the windows of an event that is not older than the newest; returns the newest time."""
     first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
     end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
     if first < end:
-        _frame(hdr, sealed, low)
-        frame = sealed.frame[hdr[H_PAGE]]
+        _window_cache(hdr, sealed, low)
+        window_cache = sealed.window_cache[hdr[H_PAGE]]
         for row in range(_WINDOWS):
             for column in range(ACC_SIZE):
-                acc[row, column] = frame[_F_RINGS + ACC_SIZE * row + column]
+                acc[row, column] = window_cache[_F_BUCKETS + ACC_SIZE * row + column]
         start = hdr[H_PAGE] * SEGMENT
-        opened = frame[F_OPENED]
-        behind = max(first, frame[F_END])
-        for index in range(opened + end - behind):
-            if index < opened:
-                chunk = np.int64(sealed.opened[start + index])
+        straddling = window_cache[F_STRADDLING]
+        behind = max(first, window_cache[F_END])
+        for index in range(straddling + end - behind):
+            if index < straddling:
+                chunk = np.int64(sealed.straddling[start + index])
                 if chunk < first:
                     continue
             else:
-                chunk = behind + index - opened
-                row = _ring(low, sealed.times[chunk, 1])
+                chunk = behind + index - straddling
+                row = _bucket(low, sealed.times[chunk, 1])
                 if row < 0:
                     continue
-                if _ring(low, sealed.times[chunk, 0]) == row:
+                if _bucket(low, sealed.times[chunk, 0]) == row:
                     _add_sums(acc, row, CHUNK, sealed.sums[chunk], _popcount(int(sealed.live[chunk])))
                     continue
             if sealed.slot[chunk] < 0:
@@ -211,11 +211,11 @@ def _query_in_order(hdr: Ints, head: Ints, sealed: Sealed, low: Ints, acc: Ints)
                 _add_event(acc, low, events, event, bits)
     for event in range(hdr[H_HEAD]):
         _add_event(acc, low, head, event, hdr[H_LIVE])
-    _nest(acc)
+    _accumulate(acc)
     return int(hdr[H_NEWEST])
 
 
-@counted
+@jit_alloc
 def _query_late(
     hdr: Ints,
     head: Ints,
@@ -239,7 +239,7 @@ def _query_late(
     keys = np.zeros(size, np.int64)
     rings = np.empty(size, np.int64)
     previous = NO_TIME
-    lost = hdr[H_GONE]
+    lost = hdr[H_NEWEST_EXPIRED]
     for part in range(chunks):
         if sealed.slot[first + part] < 0:
             raise RuntimeError("a chunk that the query needs is not loaded")
@@ -254,7 +254,7 @@ def _query_late(
             if time > t:
                 continue
             previous = max(previous, time)
-            row = _ring(low, time)
+            row = _bucket(low, time)
             if row < 0:
                 continue
             _add_amount(acc, row, events[AMOUNT, index])
@@ -272,13 +272,13 @@ def _query_late(
     for place in range(size):
         if keys[place] != 0:
             acc[rings[place], _DISTINCT] += 1
-    _nest(acc)
+    _accumulate(acc)
     if previous == NO_TIME and lost <= t:
         previous = lost
     return previous
 
 
-@compiled
+@jit
 def _merchant_time_before(
     hdr: Ints,
     head: Ints,
@@ -302,7 +302,7 @@ def _merchant_time_before(
     return found
 
 
-@compiled
+@jit
 def query(
     hdr: Ints,
     head: Ints,
@@ -375,7 +375,7 @@ def query(
     out[place + 10] = since / 86_400_000.0
 
 
-@compiled
+@jit
 def apply(
     hdr: Ints,
     head: Ints,
@@ -384,7 +384,7 @@ def apply(
     t: int,
     amount: int,
     merchant: int,
-    ident: int,
+    id_hash: int,
     place: int,
     merchant_time: int,
 ) -> None:
@@ -396,14 +396,14 @@ def apply(
     head[TIME, index] = t
     head[AMOUNT, index] = amount
     head[MERCHANT, index] = merchant
-    head[ID, index] = ident
+    head[ID, index] = id_hash
     if merchant != 0 and (place < 0 or merchant_time <= t):
         hdr[H_LIVE] |= _bit(index)
         if 0 <= place < HEAD:
             hdr[H_LIVE] &= ~_bit(place)
         elif place >= HEAD:
             chunk, bit = divmod(place - HEAD, CHUNK)
-            _lose(hdr, sealed, chunk, bit)
+            _clear_live_bit(hdr, sealed, chunk, bit)
             pending[hdr[H_PENDING]] = (chunk + hdr[H_BASE]) * CHUNK + bit
             hdr[H_PENDING] += 1
     hdr[H_HEAD] = index + 1
@@ -425,7 +425,7 @@ def apply(
     hdr[H_NEWEST] = max(hdr[H_NEWEST], t)
 
 
-@compiled
+@jit
 def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
     """Forget what no window can ask for: gone events of the head, and chunks gone as a whole."""
     gone = hdr[H_NEWEST] - horizon_ms
@@ -433,7 +433,7 @@ def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
     bits = np.int64(0)
     for index in range(hdr[H_HEAD]):
         if head[TIME, index] <= gone:
-            hdr[H_GONE] = max(hdr[H_GONE], head[TIME, index])
+            hdr[H_NEWEST_EXPIRED] = max(hdr[H_NEWEST_EXPIRED], head[TIME, index])
             continue
         if (hdr[H_LIVE] >> index) & 1:
             bits |= _bit(kept)
@@ -447,11 +447,11 @@ def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
         latest = sealed.times[hdr[H_FIRST_CHUNK] - hdr[H_BASE], 1]
         if latest > gone:
             break
-        hdr[H_GONE] = max(hdr[H_GONE], latest)
+        hdr[H_NEWEST_EXPIRED] = max(hdr[H_NEWEST_EXPIRED], latest)
         hdr[H_FIRST_CHUNK] += 1
 
 
-@compiled
+@jit
 def step(
     hdr: Ints,
     head: Ints,
@@ -462,7 +462,7 @@ def step(
     t: int,
     amount: int,
     merchant: int,
-    ident: int,
+    id_hash: int,
     minor_units: int,
     horizon_ms: int,
     lateness_ms: int,
@@ -477,7 +477,7 @@ def step(
     """
     if hdr[H_SOURCE] == source and offset <= hdr[H_OFFSET]:
         return REPLAYED
-    if is_duplicate(hdr, head, sealed, ident, horizon_ms):
+    if is_duplicate(hdr, head, sealed, id_hash, horizon_ms):
         return DUPLICATE
     outcome = LATE if hdr[H_NEWEST] != NO_TIME and t < hdr[H_NEWEST] - lateness_ms else SCORED
     place, merchant_time = find_merchant(hdr, head, sealed, merchant)
@@ -485,7 +485,7 @@ def step(
         hdr, head, sealed, t, amount, merchant, merchant_time, minor_units, horizon_ms, low, acc, out,
     )  # fmt: skip
     if learn:
-        apply(hdr, head, sealed, pending, t, amount, merchant, ident, place, merchant_time)
+        apply(hdr, head, sealed, pending, t, amount, merchant, id_hash, place, merchant_time)
         hdr[H_OFFSET] = offset
         hdr[H_SOURCE] = source
         expire(hdr, head, sealed, horizon_ms)

@@ -9,7 +9,7 @@ that a batch costs two reads and a handful of compiled calls however many users 
    and build the segments' sums and the hash tables;
 2. take the events in their order, sealing heads as they fill (:func:`_take`); one that needs a chunk which
    is not loaded waits, with its user's later ones, until all such chunks are read in one go;
-3. collect the records that sealing and forgetting have changed (:meth:`SealedUsers.writes`).
+3. collect the records that sealing and forgetting have changed (:meth:`LongHistories.writes`).
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from stream.features.windows.arrays import (
 )
 from stream.features.windows.cache import BASE, CHECKSUM, PAGE, PAGES
 from stream.features.windows.chunks import (
-    ask_for_chunks,
-    ask_for_frame,
-    ask_for_places,
     index_chunk,
     plan,
+    prefetch_chunks,
+    prefetch_table_slots,
+    prefetch_window_cache,
     seal,
 )
 from stream.features.windows.records import _LIVE, _unpack, _unpack_chunks, migrate
 from stream.features.windows.sums import ACC_SIZE
-from stream.jit import Codes, Flags, Floats, Ints, Slots, compiled, counted
+from stream.jit import Codes, Flags, Floats, Ints, Slots, jit, jit_alloc
 from stream.state.format import complaint, describe_record, join
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from stream.features.windows.cache import Residents
+    from stream.features.windows.cache import HistoryCache
     from stream.features.windows.events import HistoryConfig, HistoryEvents
-    from stream.state.store import Partitioned
+    from stream.state.store import PartitionedReader
 
 
 _PLANNED: Final = -2  # a slot that is about to be filled
@@ -67,7 +67,7 @@ _WANTED: Final = 1
 _USED: Final = 2
 
 
-class SealedUsers:
+class LongHistories:
     """The users of a batch whose histories have sealed chunks, or are about to get their first.
 
     Attributes
@@ -83,7 +83,7 @@ class SealedUsers:
         states: tuple[Ints, Ints, Ints],
         taken: npt.NDArray[np.int64],
         checksums: npt.NDArray[np.int64],
-        residents: Residents,
+        cache: HistoryCache,
     ) -> None:
         """Give each user its range of the workspace.
 
@@ -103,7 +103,7 @@ class SealedUsers:
         self._chosen = chosen
         self._hdrs, self._heads, self._pendings = states
         self._taken = taken
-        self._residents = residents
+        self._cache = cache
         # Of each user: the first stored chunk and the one behind the last, where its range begins, and where
         # it may end when all its events are taken; where the range lies is added once it is admitted.
         self._first, self._next, self._base, self._shift, ends = np.empty((5, len(chosen)), np.int64)
@@ -113,10 +113,8 @@ class SealedUsers:
         )
         self._users = [events.users[place] for place in chosen.tolist()]
         self._sources = events.source[chosen].tolist()
-        self._rows, self._known = residents.admit(
-            self._sources, self._users, checksums[chosen], self._base, ends
-        )
-        _settle_in(chosen, self._rows, residents.table, self._hdrs, self._base, self._shift)
+        self._rows, self._known = cache.admit(self._sources, self._users, checksums[chosen], self._base, ends)
+        _settle_in(chosen, self._rows, cache.table, self._hdrs, self._base, self._shift)
         self._live_changed = np.zeros(len(chosen), np.bool_)
 
     @property
@@ -127,11 +125,17 @@ class SealedUsers:
         return failed
 
     def take(
-        self, config: HistoryConfig, reader: Partitioned, *, learn: bool, outcome: Codes, features: Floats
+        self,
+        config: HistoryConfig,
+        reader: PartitionedReader,
+        *,
+        learn: bool,
+        outcome: Codes,
+        features: Floats,
     ) -> None:
         """Take the events; their outcomes and features go to the batch's arrays."""
         self._load(reader)
-        events, rooms = self._events, self._residents
+        events, rooms = self._events, self._cache
         user = self._local[events.user]
         wanted = np.empty((self._chunks + 1, 2), np.int64)
         spare = rooms.take_slots(self._new_slots)
@@ -143,7 +147,7 @@ class SealedUsers:
             _take(
                 left, user, self._failed, self._chosen, self._hdrs, self._heads, self._pendings, rooms.sealed,
                 spare, self._live_changed, events.offset, events.source, events.time_ms, events.amount_minor,
-                events.merchant, events.ident, events.minor_units, config.horizon_ms, config.lateness_ms,
+                events.merchant, events.id_hash, events.minor_units, config.horizon_ms, config.lateness_ms,
                 learn, outcome, features, later, wanted, counts,
             )  # fmt: skip
             left = later[: counts[_LATER]]
@@ -154,10 +158,10 @@ class SealedUsers:
 
     def settle(self, checksums: npt.NDArray[np.int64]) -> None:
         """Say which head records the residents now belong to: checksums by the users' places in the batch."""
-        self._residents.table[self._rows, CHECKSUM] = checksums[self._chosen]
+        self._cache.table[self._rows, CHECKSUM] = checksums[self._chosen]
         unfit = self._failed | (self._hdrs[self._chosen, H_BASE] != self._shift)
         for index in unfit.nonzero()[0].tolist():
-            self._residents.drop(self._sources[index], self._users[index])
+            self._cache.drop(self._sources[index], self._users[index])
 
     def writes(self) -> tuple[list[tuple[bytes, bytes | None]], list[int]]:
         """Return the records that sealing and forgetting have changed, but no heads, and whose they are."""
@@ -181,14 +185,14 @@ class SealedUsers:
             packed_owners += [place] * (len(names) - len(packed_owners))
         if parts:
             sizes = np.empty(len(parts), np.int64)
-            packed = layout.pack_parts(self._residents.sealed, np.array(parts, np.int64), sizes).tobytes()
+            packed = layout.pack_parts(self._cache.sealed, np.array(parts, np.int64), sizes).tobytes()
             ends = (8 * np.cumsum(sizes)).tolist()
             writes += [
                 (name, packed[begin:end]) for name, begin, end in zip(names, [0, *ends], ends, strict=False)
             ]
         return writes, owners + packed_owners
 
-    def _load(self, reader: Partitioned) -> None:
+    def _load(self, reader: PartitionedReader) -> None:
         """Read and unpack the live bitmaps and segments of all users that have chunks."""
         keys: list[bytes] = []
         owners: list[tuple[int, int]] = []
@@ -201,7 +205,7 @@ class SealedUsers:
                 owners.append((index, number))
         if not keys:
             return
-        rooms = self._residents
+        rooms = self._cache
         owner = np.array(owners, np.int64)
         starts = np.array(
             [layout.LIVE_START if number == _LIVE else layout.SEGMENT_START for _, number in owners]
@@ -214,7 +218,7 @@ class SealedUsers:
             self._fail(int(owner[index, 0]), StateError(complaint(keys[index], records[index])))
         _index(self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed)
 
-    def _load_chunks(self, wanted: Ints, reader: Partitioned) -> None:
+    def _load_chunks(self, wanted: Ints, reader: PartitionedReader) -> None:
         """Read and unpack chunks, ``wanted`` a list of user and chunk index."""
         if not len(wanted):
             return
@@ -225,7 +229,7 @@ class SealedUsers:
         stored = reader.read(keys, self._chosen[wanted[:, 0]])
         records = self._usable(stored, keys, wanted[:, 0], [layout.CHUNK_START] * len(keys))
         words, begins, sizes = join(records)
-        rooms = self._residents
+        rooms = self._cache
         slots = rooms.take_slots(len(wanted))
         pages = self._hdrs[self._chosen[wanted[:, 0]], H_PAGE]
         good = _unpack_chunks(words, begins, sizes, wanted[:, 1], pages, slots, rooms.sealed)
@@ -299,7 +303,7 @@ def _segments(chunks: range) -> range:
     return range(chunks.start // SEGMENT, -(-chunks.stop // SEGMENT)) if chunks else chunks
 
 
-@compiled
+@jit
 def _measure(
     chosen: Ints,
     hdrs: Ints,
@@ -332,7 +336,7 @@ def _measure(
     return slots, chunks
 
 
-@compiled
+@jit
 def _settle_in(chosen: Ints, rows: Ints, table: Ints, hdrs: Ints, base: Ints, shift: Ints) -> None:
     """Let the headers say where in the workspace their users' chunks are."""
     for index in range(len(chosen)):
@@ -344,7 +348,7 @@ def _settle_in(chosen: Ints, rows: Ints, table: Ints, hdrs: Ints, base: Ints, sh
         hdr[H_PAGES] = table[row, PAGES]
 
 
-@compiled
+@jit
 def _index(skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints, sealed: Sealed) -> None:
     """Clear the live bits lost since the last seal, and build the segments' sums and the tables."""
     for user in range(len(chosen)):
@@ -360,7 +364,7 @@ def _index(skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints,
             index_chunk(hdr, sealed, chunk - shift)
 
 
-@compiled
+@jit
 def _changed(
     chosen: Ints, hdrs: Ints, first: Ints, following: Ints, live_changed: Flags, failed: Flags, changed: Flags
 ) -> bool:
@@ -375,7 +379,7 @@ def _changed(
     return found
 
 
-@compiled
+@jit
 def _some_filled(chosen: Ints, hdrs: Ints) -> bool:
     """Say whether some head is full."""
     for user in range(len(chosen)):
@@ -384,7 +388,7 @@ def _some_filled(chosen: Ints, hdrs: Ints) -> bool:
     return False
 
 
-@compiled
+@jit
 def _seal_filled(
     failed: Flags, chosen: Ints, hdrs: Ints, heads: Ints, sealed: Sealed, spare: Slots, counts: Ints
 ) -> None:
@@ -395,7 +399,7 @@ def _seal_filled(
             counts[_USED] = seal(hdrs[place], heads[place], sealed, spare, counts[_USED])
 
 
-@counted
+@jit_alloc
 def _take(
     taken: Ints,
     local: Ints,
@@ -412,7 +416,7 @@ def _take(
     time_ms: Ints,
     amount: Ints,
     merchant: Ints,
-    ident: Ints,
+    id_hash: Ints,
     minor_units: Ints,
     horizon_ms: int,
     lateness_ms: int,
@@ -443,12 +447,12 @@ def _take(
         if number + 6 < len(taken):
             event = taken[number + 6]
             hdr = hdrs[chosen[local[event]]]
-            ask_for_frame(hdr, sealed, ident[event], merchant[event])
+            prefetch_window_cache(hdr, sealed, id_hash[event], merchant[event])
         if number + 4 < len(taken):
             event = taken[number + 4]
-            ask_for_places(hdrs[chosen[local[event]]], sealed, merchant[event])
+            prefetch_table_slots(hdrs[chosen[local[event]]], sealed, merchant[event])
         if number + 2 < len(taken):
-            ask_for_chunks(hdrs[chosen[local[taken[number + 2]]]], sealed)
+            prefetch_chunks(hdrs[chosen[local[taken[number + 2]]]], sealed)
         event = taken[number]
         user = local[event]
         if failed[user]:
@@ -461,7 +465,7 @@ def _take(
         before = hdr[H_NEWEST]
         if waiting[user]:
             hdr[H_NEWEST] = newest[user]
-        found = plan(hdr, sealed, time_ms[event], ident[event], horizon_ms, low, missing)
+        found = plan(hdr, sealed, time_ms[event], id_hash[event], horizon_ms, low, missing)
         hdr[H_NEWEST] = before
         if found > 0 or waiting[user]:
             newest[user] = max(newest[user] if waiting[user] else before, time_ms[event])
@@ -478,7 +482,7 @@ def _take(
         outcome[event] = k.step(
             hdr, head, sealed, pending, offset[event], source[place], time_ms[event], amount[event],
             merchant[event],
-            ident[event], minor_units[event], horizon_ms, lateness_ms, learn, low, acc, features[event],
+            id_hash[event], minor_units[event], horizon_ms, lateness_ms, learn, low, acc, features[event],
         )  # fmt: skip
         if hdr[H_PENDING] == CHUNK:
             hdr[H_PENDING] = 0

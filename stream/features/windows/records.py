@@ -29,16 +29,16 @@ from stream.features.windows.arrays import (
     H_BASE,
     H_COUNT,
     H_FIRST_CHUNK,
-    H_GONE,
     H_HEAD,
     H_LIVE,
+    H_NEWEST_EXPIRED,
     H_NEXT_CHUNK,
     H_PENDING,
     HEAD,
     SEGMENT,
     Sealed,
 )
-from stream.jit import Codes, Flags, Ints, Slots, compiled, counted
+from stream.jit import Codes, Flags, Ints, Slots, jit, jit_alloc
 from stream.state.format import (
     _MAGIC,
     _SUFFIX,
@@ -58,7 +58,7 @@ HEAD_KIND: Final = ord("H")
 CHUNK_KIND: Final = ord("C")
 SEGMENT_KIND: Final = ord("S")
 LIVE_KIND: Final = ord("L")
-_STORED: Final = H_GONE + 1  # header words stored as they are
+_STORED: Final = H_NEWEST_EXPIRED + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 2  # and one that packs the numbers of head and pending, and one of live bits
 MAX_HEAD_WORDS: Final = _FIXED + 4 * HEAD + (CHUNK + 1) // 2
 
@@ -99,7 +99,7 @@ def live_key(user: bytes) -> bytes:
     return user + b"\0L\0\0\0\0"
 
 
-@compiled
+@jit
 def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
     """Write a head record to ``words``; returns how many words it takes."""
     count = hdr[H_HEAD]
@@ -122,7 +122,7 @@ def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
     return place
 
 
-@compiled
+@jit
 def _can_be(hdr: Ints, count: int) -> bool:
     """Whether a header's numbers of chunks and events go together, with ``count`` events in the head."""
     first, following = hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]
@@ -135,7 +135,7 @@ def _can_be(hdr: Ints, count: int) -> bool:
     )
 
 
-@compiled
+@jit
 def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pending: Ints) -> int:
     """Read the head record at ``words[start:start + size]``; returns OK, CORRUPT or OTHER_VERSION."""
     if size < 2 or (words[start] >> 16) != (_MAGIC >> 16) or ((words[start] >> 8) & 0xFF) != HEAD_KIND:
@@ -167,7 +167,7 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
     return OK
 
 
-@compiled
+@jit
 def unpack_heads(
     words: Ints,
     starts: Ints,
@@ -187,7 +187,7 @@ def unpack_heads(
             busy[user] = status[user] != OK or hdrs[user, H_NEXT_CHUNK] > hdrs[user, H_FIRST_CHUNK]
 
 
-@compiled
+@jit
 def pack_heads(hdrs: Ints, heads: Ints, pendings: Ints, chosen: Ints, words: Ints, sizes: Ints) -> int:
     """Write the head records of the ``chosen`` users one behind the other."""
     place = 0
@@ -221,7 +221,7 @@ def migrate(record: bytes, key: bytes) -> bytes:
     return migrate_record(record, key, MIGRATIONS)
 
 
-@counted
+@jit_alloc
 def pack_parts(sealed: Sealed, parts: Ints, sizes: Ints) -> Words:
     """Return records of sealed chunks behind one another, and set how many words each has.
 
@@ -253,11 +253,13 @@ def pack_parts(sealed: Sealed, parts: Ints, sizes: Ints) -> Words:
             words[body] = count
             sums = body + 1 + 2 * count
             merchants = sums + 4 * count
-            marks = merchants + CHUNK * count
+            id_fingerprints = merchants + CHUNK * count
             words[body + 1 : sums] = sealed.times[chunk : chunk + count].reshape(2 * count)
             words[sums:merchants] = sealed.sums[chunk : chunk + count].reshape(4 * count)
-            words[merchants:marks] = sealed.merchants[chunk : chunk + count].reshape(CHUNK * count)
-            words[marks:end] = sealed.marks[chunk : chunk + count].reshape(CHUNK * count).view(np.int64)
+            words[merchants:id_fingerprints] = sealed.merchants[chunk : chunk + count].reshape(CHUNK * count)
+            words[id_fingerprints:end] = (
+                sealed.id_fingerprints[chunk : chunk + count].reshape(CHUNK * count).view(np.int64)
+            )
         else:
             words[body] = parts[part, 3]
             words[body + 1] = count
@@ -282,12 +284,12 @@ def unpack_segment(record: bytes, key: bytes) -> tuple[Words, Words, Words, npt.
     count = int(words[0]) if len(words) else -1
     if not 0 < count <= SEGMENT or len(words) != 1 + count * CHUNK_WORDS:
         raise StateError(f"{describe_record(key)} is corrupt: {len(words)} words")
-    times, sums, merchants, marks = np.split(words[1:], count * np.array([2, 6, 6 + CHUNK]))
+    times, sums, merchants, id_fingerprints = np.split(words[1:], count * np.array([2, 6, 6 + CHUNK]))
     return (
         times.reshape(count, 2),
         sums.reshape(count, 4),
         merchants.reshape(count, CHUNK),
-        marks.view(np.uint32).reshape(count, CHUNK),
+        id_fingerprints.view(np.uint32).reshape(count, CHUNK),
     )
 
 
@@ -302,7 +304,7 @@ def unpack_live(record: bytes, key: bytes) -> tuple[int, npt.NDArray[np.uint32]]
 _LIVE: Final = -1  # stands for "the live bitmaps" where a segment's number is expected
 
 
-@counted
+@jit_alloc
 def _unpack(
     words: Ints,
     begins: Ints,
@@ -342,7 +344,7 @@ def _unpack(
             times = body + 1
             sums = times + 2 * count
             merchants = sums + 4 * count
-            marks = merchants + CHUNK * count
+            id_fingerprints = merchants + CHUNK * count
             for index in range(needed):
                 chunk = at + start + index
                 for column in range(2):
@@ -352,14 +354,14 @@ def _unpack(
                 for event in range(CHUNK):
                     sealed.merchants[chunk, event] = words[merchants + CHUNK * index + event]
                 for pair in range(CHUNK // 2):
-                    two = words[marks + CHUNK // 2 * index + pair]
-                    sealed.marks[chunk, 2 * pair] = np.uint32(two & 0xFFFFFFFF)
-                    sealed.marks[chunk, 2 * pair + 1] = np.uint32((two >> 32) & 0xFFFFFFFF)
+                    two = words[id_fingerprints + CHUNK // 2 * index + pair]
+                    sealed.id_fingerprints[chunk, 2 * pair] = np.uint32(two & 0xFFFFFFFF)
+                    sealed.id_fingerprints[chunk, 2 * pair + 1] = np.uint32((two >> 32) & 0xFFFFFFFF)
         good[record] = True
     return good
 
 
-@counted
+@jit_alloc
 def _unpack_chunks(
     words: Ints, begins: Ints, sizes: Ints, chunks: Ints, pages: Ints, slots: Slots, sealed: Sealed
 ) -> Flags:
@@ -368,7 +370,7 @@ def _unpack_chunks(
     for record in range(len(sizes)):
         begin, size = begins[record], sizes[record]
         sealed.slot[chunks[record]] = slots[record]
-        sealed.frame[pages[record], F_LOADED] += 1
+        sealed.window_cache[pages[record], F_LOADED] += 1
         if size != 2 + 4 * CHUNK or words[begin + 1] != checksum(words, begin + 2, begin + size):
             continue
         for row in range(4):

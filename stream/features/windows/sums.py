@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from stream.jit import Ints, compiled, counted
+from stream.jit import Ints, jit, jit_alloc
 
 LIMB_BITS: Final = 25
 _BASE: Final = 1 << LIMB_BITS
@@ -21,7 +21,7 @@ _SMALL: Final = 1 << 36
 _EXACT_PRODUCT: Final = 4.0e18  # below 2**62, with room for the rounding of the test itself
 
 
-@compiled
+@jit
 def limbs_to_float(limbs: Ints, count: int) -> float:
     """Return the float nearest to a non-negative number of ``count`` carried limbs (ties to even).
 
@@ -58,14 +58,14 @@ def limbs_to_float(limbs: Ints, count: int) -> float:
     return math.ldexp(float(value), exponent)
 
 
-@compiled
+@jit
 def _carry(limbs: Ints, count: int) -> None:
     for index in range(count - 1):
         limbs[index + 1] += limbs[index] >> LIMB_BITS
         limbs[index] &= _MASK
 
 
-@counted
+@jit_alloc
 def sum_of(s0: int, s1: int) -> float:
     """Return the float nearest to ``s1 * 2**25 + s0``."""
     if s1 < _SMALL:
@@ -77,7 +77,7 @@ def sum_of(s0: int, s1: int) -> float:
     return limbs_to_float(limbs, 4)
 
 
-@compiled
+@jit
 def mean_of(count: int, s0: int, s1: int) -> float:
     """Return the mean, in minor units; NaN without events."""
     if count == 0:
@@ -85,7 +85,7 @@ def mean_of(count: int, s0: int, s1: int) -> float:
     return sum_of(s0, s1) / float(count)
 
 
-@counted
+@jit_alloc
 def _spread_numerator(count: int, s0: int, s1: int, q0: int, q1: int, q2: int, q3: int) -> float:
     """Return the float nearest to the exact ``n * sum(x**2) - sum(x)**2``."""
     if q2 == 0 and q3 == 0 and s1 < _SMALL and q1 < _SMALL:
@@ -118,7 +118,7 @@ def _spread_numerator(count: int, s0: int, s1: int, q0: int, q1: int, q2: int, q
     return limbs_to_float(result, size)
 
 
-@compiled
+@jit
 def std_of(count: int, s0: int, s1: int, q0: int, q1: int, q2: int, q3: int) -> float:
     """Return the sample standard deviation (n - 1), in minor units; NaN below two events."""
     if count < 2:
@@ -136,7 +136,7 @@ _DISTINCT: Final = 8
 ACC_SIZE: Final = 9
 
 
-@compiled
+@jit
 def _popcount(bits: int) -> int:
     """Return the number of bits set in the low 32."""
     bits = bits - ((bits >> 1) & 0x55555555)
@@ -144,7 +144,7 @@ def _popcount(bits: int) -> int:
     return ((((bits + (bits >> 4)) & 0x0F0F0F0F) * 0x01010101) & 0xFFFFFFFF) >> 24
 
 
-@compiled
+@jit
 def _add_amount(acc: Ints, row: int, amount: int) -> None:
     low = amount & _MASK
     high = amount >> LIMB_BITS
@@ -161,7 +161,7 @@ def _add_amount(acc: Ints, row: int, amount: int) -> None:
     acc[row, _TOP] = max(acc[row, _TOP], amount)
 
 
-@compiled
+@jit
 def _add_sums(acc: Ints, row: int, count: int, sums: Ints, live_count: int) -> None:
     acc[row, _N] += count
     total = sums[0]
@@ -177,7 +177,7 @@ def _add_sums(acc: Ints, row: int, count: int, sums: Ints, live_count: int) -> N
     acc[row, _DISTINCT] += live_count
 
 
-@compiled
+@jit
 def _write_sums(acc: Ints, row: int, sums: Ints) -> None:
     """Carry the limbs of an accumulator's row and pack them."""
     for limb in range(3):
@@ -189,12 +189,12 @@ def _write_sums(acc: Ints, row: int, sums: Ints) -> None:
     sums[3] = acc[row, _TOP]
 
 
-@compiled
+@jit
 def _mean(acc: Ints, row: int) -> float:
     return mean_of(acc[row, _N], acc[row, _S0], acc[row, _S0 + 1])
 
 
-@compiled
+@jit
 def _std(acc: Ints, row: int) -> float:
     return std_of(
         acc[row, _N], acc[row, _S0], acc[row, _S0 + 1],

@@ -1,8 +1,9 @@
-"""Cases: transactions that wait for answers, and when they have them all.
+"""Pending transactions: they wait for responses, and are complete when every requested response is there.
 
-A case is opened by its record and closed by the last answer that it asked for, or by a *repeated* of an
-entity whose true answer was not heard since: that one lies before the case, which was decided then. So
-nothing needs to be stored; but the partition must be taken up again before the oldest open case.
+The record of a pending transaction opens a join, and the last requested response completes it. So does an
+*already applied* response of an entity whose real response this worker never received: the real one precedes
+the record, so the transaction was decided then and the join is dropped. Joins therefore need no stored state;
+but the partition must be consumed again from before the oldest pending transaction.
 """
 
 from __future__ import annotations
@@ -10,75 +11,79 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from stream.pipeline.entity_join.messages import Case
+from stream.pipeline.entity_join.messages import PendingTransaction
 
 if TYPE_CHECKING:
-    from stream.pipeline.entity_join.messages import Answer
+    from stream.pipeline.entity_join.messages import EntityResponse
 
+__all__ = ["PendingJoin", "PendingTransactions"]
 
-#: The epoch and mark of a partition where the broker keeps no owners apart: every case is believed.
+#: Epoch and marker offset of a partition on a broker without fencing: every pending transaction is accepted.
 _NOT_OWNED: Final = (-1, 2**62)
 
 
 @dataclass(slots=True)
-class OpenCase:
-    """A case and the answers that there are, by the entity's code; ``offset`` is its record's."""
+class PendingJoin:
+    """A pending transaction and its responses so far, by the entity's code; ``offset`` is its record's."""
 
-    case: Case
+    transaction: PendingTransaction
     offset: int
-    answers: dict[int, Answer] = field(default_factory=dict)
+    responses: dict[int, EntityResponse] = field(default_factory=dict)
 
 
-class OpenCases:
-    """The cases of a worker's partitions that lack answers."""
+class PendingTransactions:
+    """The transactions of a worker's partitions that lack responses."""
 
     def __init__(self) -> None:
         #: By partition, in the order of their offsets.
-        self._open: dict[int, dict[int, OpenCase]] = {}
-        #: By partition, the epoch of this owner and the offset of its mark.
+        self._joins: dict[int, dict[int, PendingJoin]] = {}
+        #: By partition, the epoch of this owner and the offset of its ownership marker.
         self._owned: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._open.values()))
+        return sum(map(len, self._joins.values()))
 
     def forget(self) -> None:
-        """Forget every case: partitions are taken up again before them."""
-        self._open.clear()
+        """Drop every pending transaction: partitions are consumed again from before them."""
+        self._joins.clear()
 
-    def own(self, partition: int, epoch: int, mark: int) -> None:
-        """Believe no case of a former owner that stands behind the mark.
+    def own(self, partition: int, epoch: int, marker_offset: int) -> None:
+        """Accept no pending transaction of a former owner behind the ownership marker.
 
-        One that was paused or cut off may still have opened it, and fallen before it asked: the transaction
-        was taken again since, and nobody would answer this case.
+        A former owner that was paused or cut off may still have written one and have been fenced before it
+        sent the requests. The transaction was consumed again since, and nobody would respond to this record.
         """
-        self._owned[partition] = (epoch, mark)
+        self._owned[partition] = (epoch, marker_offset)
 
     def epoch(self, partition: int) -> int:
-        """Return the epoch under which a partition's cases are opened."""
+        """Return the epoch under which a partition's transactions become pending."""
         return self._owned.get(partition, _NOT_OWNED)[0]
 
-    def hear(self, partition: int, offset: int, what: Case | Answer) -> OpenCase | None:
-        """Take a record of the answers' topic; returns the case of which it was the last answer."""
-        waiting = self._open.setdefault(partition, {})
-        if isinstance(what, Case):
-            epoch, mark = self._owned.get(partition, _NOT_OWNED)
-            if offset < mark or what.epoch == epoch:
-                # The same case again, before it was decided: nothing in it is new.
-                waiting.setdefault(what.case, OpenCase(what, offset))
+    def receive(
+        self, partition: int, offset: int, message: PendingTransaction | EntityResponse
+    ) -> PendingJoin | None:
+        """Take in a record of the responses' topic; returns the join that it completes."""
+        joins = self._joins.setdefault(partition, {})
+        if isinstance(message, PendingTransaction):
+            epoch, marker_offset = self._owned.get(partition, _NOT_OWNED)
+            if offset < marker_offset or message.epoch == epoch:
+                # The same transaction again, before it was decided, has nothing new.
+                joins.setdefault(message.pending_id, PendingJoin(message, offset))
             return None
-        one = waiting.get(what.case)
-        if one is None:
+        join = joins.get(message.pending_id)
+        if join is None:
             return None  # decided
-        if what.features is None:
-            if what.entity not in one.answers:
-                del waiting[what.case]
+        if message.features is None:
+            if message.entity not in join.responses:
+                del joins[message.pending_id]
             return None
-        one.answers[what.entity] = what
-        if sum(1 << code for code in one.answers) & one.case.asked != one.case.asked:
+        join.responses[message.entity] = message
+        requested = join.transaction.requested
+        if sum(1 << code for code in join.responses) & requested != requested:
             return None
-        return waiting.pop(what.case)
+        return joins.pop(message.pending_id)
 
     def oldest(self, partition: int) -> int | None:
-        """Return the offset of a partition's oldest open case, None where there is none."""
-        first = next(iter(self._open.get(partition, {}).values()), None)
+        """Return the offset of a partition's oldest pending transaction, None if there is none."""
+        first = next(iter(self._joins.get(partition, {}).values()), None)
         return None if first is None else first.offset

@@ -15,18 +15,18 @@ import numpy as np
 
 from stream.errors import InvalidRecordError
 from stream.features.profiles.cache import EntityLogs
-from stream.pipeline.entity_join.messages import Question, decode_questions
-from stream.pipeline.entity_join.plan import USER_WIDTH, Stages, entities_of
+from stream.pipeline.entity_join.messages import EntityRequest, decode_requests
+from stream.pipeline.entity_join.plan import USER_WIDTH, JoinPlan, entities_of
 from stream.state.format import entity_prefix
-from stream.state.hashing import identity
+from stream.state.hashing import hash_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from stream.events.decode import Row
+    from stream.events.decode import TransactionRow
     from stream.features.spec import FeatureSpec
     from stream.jit import Floats
-    from stream.state.store import RecordReader
+    from stream.state.store import StateReader
 
 
 class ProfilePreview:
@@ -34,21 +34,21 @@ class ProfilePreview:
 
     def __init__(self, spec: FeatureSpec, lateness_ms: int) -> None:
         self.spec_hash = spec.hash
-        self._stages = Stages(spec, lateness_ms)
+        self._stages = JoinPlan(spec, lateness_ms)
         # Nothing is ever given to these to keep.
         self._users = EntityLogs(0, USER_WIDTH)
         self._entities = EntityLogs(0)
 
-    def questions(self, row: Row, case: int) -> list[Question]:
-        """Return what entities have to be asked about a transaction, whose name is ``case``."""
+    def questions(self, row: TransactionRow, pending_id: int) -> list[EntityRequest]:
+        """Return what entities have to be asked about a transaction, whose name is ``pending_id``."""
         names = entities_of(row)
         about = (row.event_time, row.amount_minor, row.minor_units, names["user"])
         return [
-            Question(code, name, case, 0, *about, 0, math.nan)
+            EntityRequest(code, name, pending_id, 0, *about, 0, math.nan)
             for code, name in self._stages.named(names).items()
         ]
 
-    def look(self, questions: Sequence[Question], reader: RecordReader) -> list[Floats]:
+    def read_profile(self, questions: Sequence[EntityRequest], reader: StateReader) -> list[Floats]:
         """Return the features of each question, from the partition that has all of their entities."""
         prefixes = [entity_prefix(one.entity, one.name) for one in questions]
         logs = self._entities.of(0, dict.fromkeys(prefixes), reader)
@@ -57,24 +57,24 @@ class ProfilePreview:
             log = logs[prefix]
             features = self._stages.unknown(one.entity)
             if log.error is None and not self._stages.is_late(log, one):
-                self._stages.look(log, one, features)
+                self._stages.read_profile(log, one, features)
             found.append(features)
         return found
 
-    def answers(self, rows: Sequence[Row], reader: RecordReader) -> list[dict[int, Floats]]:
+    def answers(self, rows: Sequence[TransactionRow], reader: StateReader) -> list[dict[int, Floats]]:
         """Return all entities' features of each transaction, by the entity's code, where one has them all."""
         questions = [one for place, row in enumerate(rows) for one in self.questions(row, place)]
         found: list[dict[int, Floats]] = [{} for _ in rows]
-        for one, features in zip(questions, self.look(questions, reader), strict=True):
-            found[one.case][one.entity] = features
+        for one, features in zip(questions, self.read_profile(questions, reader), strict=True):
+            found[one.pending_id][one.entity] = features
         return found
 
     def fill(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TransactionRow],
         chosen: Iterable[int],
         answers: Sequence[Mapping[int, Floats]],
-        reader: RecordReader,
+        reader: StateReader,
         matrix: Floats,
     ) -> None:
         """Write profiles into vectors.
@@ -84,7 +84,7 @@ class ProfilePreview:
         chosen
             Places of the transactions that the stream would ask about; those of others stay as they are.
         answers
-            For each transaction, what :meth:`look` found by the entity's code.
+            For each transaction, what :meth:`read_profile` found by the entity's code.
         reader
             Of the users' partition: their own logs are read here.
         matrix : float64[rows, features]
@@ -97,12 +97,12 @@ class ProfilePreview:
             for place, user in users.items():
                 if logs[user].error is None:
                     row = rows[place]
-                    stages.look_at_own(logs[user], row, identity(row.user_id), matrix[place])
+                    stages.read_own_profiles(logs[user], row, hash_id(row.user_id), matrix[place])
         for place in wanted:
             for code, features in answers[place].items():
                 stages.put(code, features, matrix[place])
 
-    def decode(self, value: bytes) -> list[Question]:
+    def decode(self, value: bytes) -> list[EntityRequest]:
         """Return the questions that another worker sends, one behind the other.
 
         Raises
@@ -110,15 +110,15 @@ class ProfilePreview:
         InvalidRecordError
             They are none, or about entities that the model has no profile of.
         """
-        questions = decode_questions(value)
+        questions = decode_requests(value)
         for one in questions:
-            if one.entity not in self._stages.asked:
+            if one.entity not in self._stages.requested:
                 raise InvalidRecordError("entity", f"{one.entity} is none that is asked")
             if one.minor_units <= 0:
                 raise InvalidRecordError("minor_units", "must be above 0")
         return questions
 
-    def split(self, questions: Sequence[Question], value: bytes) -> list[Floats]:
+    def split(self, questions: Sequence[EntityRequest], value: bytes) -> list[Floats]:
         """Return the features of each question from the bytes of all, one behind the other.
 
         Raises

@@ -1,21 +1,24 @@
-"""app."""
+"""The Faust app: its stop and its rebalance wait for the micro-batch in progress."""
 
 from __future__ import annotations
 
-from types import MappingProxyType
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import faust
 from faust.serializers.schemas import Schema
 
 from stream.runtime.faust_adapter.consumer import BatchTransport
+from stream.runtime.faust_adapter.hooks import WorkerHooks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["PassThroughSchema", "StreamApp"]
 
 
 class PassThroughSchema(Schema):  # type: ignore[misc]
-    """Hands a message on as it is; a batch is decoded by the pipeline, not by Faust."""
+    """Passes a message on undecoded: the pipeline decodes batches."""
 
     def compile(self, app: Any, **_: Any) -> Callable[..., Awaitable[Any]]:
         """Return the function that makes an event of a message."""
@@ -28,82 +31,62 @@ class PassThroughSchema(Schema):  # type: ignore[misc]
 
 
 class StreamApp(faust.App):  # type: ignore[misc]
-    """A Faust app whose stop and rebalance wait for the batch under way."""
+    """A Faust app that consumes batches and leaves their effects to the worker's hooks.
 
-    #: Set by ``build_app``: how long the broker may let a fetch without records wait.
-    fetch_max_wait_ms: int = 20
-    #: Set by ``build_app``: waits until no batch is under way and none will begin.
-    settle: Callable[[], Awaitable[None]] | None = None
-    #: Set by ``build_app``: waits until there is room for fetched records.
-    room: Callable[[], Awaitable[None]] | None = None
-    #: Set by ``build_app``: keeps former owners of newly assigned partitions from writing.
-    take_over: Callable[[set[Any]], Awaitable[None]] | None = None
-    #: Set by ``build_app``: told of what the worker cannot go on with.
-    on_fatal: Callable[[BaseException], None] | None = None
-    #: Set by ``build_app``: Kafka's ids of the topics that are consumed and of the changelog; empty where it
-    #: has none.
-    topic_ids: Mapping[str, str] = MappingProxyType({})
-    changelog_id: str = ""
-    #: Set by ``build_app``: names the topic that is not fetched while there is more of its to do elsewhere.
-    held_up: Callable[[], str | None] | None = None
-    #: Set by ``build_app``: lets batches begin again after a rebalance.
-    resume: Callable[[set[Any]], None] | None = None
-    #: Set by ``build_app``: what to start before, and to stop after, everything of Faust's.
-    prepare: Callable[[], Awaitable[None]] | None = None
-    release: Callable[[], Awaitable[None]] | None = None
-    #: Set by ``build_app``: called after every commit of source offsets.
-    on_committed: Callable[[], None] | None = None
-    #: Set by ``build_app``: told how many changelog records were restored.
-    on_recovered: Callable[[int], None] | None = None
+    Parameters
+    ----------
+    hooks
+        The worker around the app.
+    fetch_max_wait_ms
+        How long the broker may hold a fetch without records.
+    """
+
+    def __init__(
+        self, *args: Any, hooks: WorkerHooks | None = None, fetch_max_wait_ms: int = 20, **options: Any
+    ) -> None:
+        self.hooks = WorkerHooks() if hooks is None else hooks
+        self.fetch_max_wait_ms = fetch_max_wait_ms
+        super().__init__(*args, **options)
 
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
 
     def report(self, error: BaseException) -> None:
         """End processing because of an error; may be called from the consumer's thread."""
-        if self.on_fatal is not None:
-            self.loop.call_soon_threadsafe(self.on_fatal, error)
+        self.loop.call_soon_threadsafe(self._end, error)
+
+    def _end(self, error: BaseException) -> None:
+        if not self.hooks.on_fatal(error):
+            self._crashing = asyncio.ensure_future(super().crash(error))
 
     async def crash(self, reason: BaseException) -> None:
-        """Say what ends the worker, not how Faust came to know."""
-        if self.on_fatal is None:
+        """Report the error that ends the worker, not Faust's path to it."""
+        if not self.hooks.on_fatal(reason):
             await super().crash(reason)
-        else:
-            self.report(reason)
-
-    def count_recovered(self, records: int) -> None:
-        """Report restored changelog records."""
-        if self.on_recovered is not None:
-            self.on_recovered(records)
 
     async def on_start(self) -> None:
-        """Start what the app needs first."""
-        if self.prepare is not None:
-            await self.prepare()
+        """Start the worker's own parts first."""
+        await self.hooks.on_starting()
         await super().on_start()
 
     async def on_shutdown(self) -> None:
-        """Stop it last."""
+        """Stop them last."""
         await super().on_shutdown()
-        if self.release is not None:
-            await self.release()
+        await self.hooks.on_stopped()
 
     async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:  # noqa: ARG002
-        if self.settle is not None:
-            await self.settle()
+        await self.hooks.drain()
         await consumer.commit()
 
     async def _on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
-        """Become the changelog's one writer before its end is looked up."""
-        if self.take_over is not None:
-            try:
-                await self.take_over(assigned)
-            except Exception as error:  # noqa: BLE001 - without it nothing may be taken
-                self.report(error)
-                return
+        """Become the changelog's one writer before the changelog's end is read."""
+        try:
+            await self.hooks.take_over(assigned)
+        except Exception as error:  # noqa: BLE001 - without the fence the worker must not consume
+            self.report(error)
+            return
         await super()._on_partitions_assigned(assigned, generation_id)
-        if self.resume is not None:
-            self.resume(assigned)
+        self.hooks.resume(assigned)
 
     def _create_directories(self) -> None:
         self.conf.tabledir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""assignor."""
+"""The assignor: takes an assignment made for an address that this worker had before."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from yarl import URL
 class Assignor(PartitionAssignor):  # type: ignore[misc]
     """Takes an assignment with the address that this worker had before; the next rebalance corrects it."""
 
-    _told: URL | None = None
+    _assigned_url: URL | None = None
 
     @property
     def _url(self) -> URL:
-        return self._told or super()._url
+        return self._assigned_url or super()._url
 
     def on_assignment(self, assignment: Any) -> None:
         """Take an assignment."""
-        self._told = URL(ClientMetadata.loads(self._decompress(assignment.user_data)).url)
+        self._assigned_url = URL(ClientMetadata.loads(self._decompress(assignment.user_data)).url)
         try:
             super().on_assignment(assignment)
         finally:
-            self._told = None
+            self._assigned_url = None

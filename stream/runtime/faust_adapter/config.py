@@ -1,4 +1,4 @@
-"""config."""
+"""The Faust app and its table, from the settings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import faust
 from faust.types.auth import SASLMechanism
 
 from stream.kafka.clients import ssl_context
-from stream.runtime.faust_adapter.app import StreamApp
+from stream.kafka.topics import HISTORY_TABLE
+from stream.runtime.faust_adapter.app import PassThroughSchema, StreamApp
 from stream.runtime.faust_adapter.assignor import Assignor
-from stream.runtime.faust_adapter.store import HistoryStore, HistoryTable
+from stream.runtime.faust_adapter.consumer import install_slim_records
+from stream.runtime.faust_adapter.store import HistoryTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stream.runtime.faust_adapter.hooks import WorkerHooks
     from stream.settings import KafkaSettings, Settings
+
+__all__ = ["build_faust_app"]
 
 
 def _faust_credentials(kafka: KafkaSettings) -> Any:
@@ -28,12 +35,16 @@ def _faust_credentials(kafka: KafkaSettings) -> Any:
     return None if context is None else faust.SSLCredentials(context)
 
 
-def _build_faust_app(settings: Settings) -> StreamApp:
+def build_faust_app(
+    settings: Settings, topics: Sequence[str], hooks: WorkerHooks
+) -> tuple[StreamApp, Any, Any]:
+    """Return the Faust app, the channel of the consumed topics, and the table of histories."""
+    install_slim_records()
     kafka = settings.kafka
-    HistoryStore.block_cache_bytes = settings.rocksdb.block_cache_mib << 20
-    HistoryStore.write_buffer_bytes = settings.rocksdb.write_buffer_mib << 20
-    return StreamApp(
+    app = StreamApp(
         settings.app_id,
+        hooks=hooks,
+        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
         broker="kafka://" + ";".join(kafka.bootstrap_servers.split(",")),
         broker_credentials=_faust_credentials(kafka),
         store="rocksdb://",
@@ -63,3 +74,19 @@ def _build_faust_app(settings: Settings) -> StreamApp:
         stream_wait_empty=True,
         worker_redirect_stdouts=False,
     )
+    schema = PassThroughSchema(allow_empty=True)
+    source = app.topic(*topics, schema=schema, partitions=settings.topics.partitions)
+    table = app.Table(
+        HISTORY_TABLE,
+        schema=schema,
+        key_type=bytes,
+        value_type=bytes,
+        partitions=settings.topics.partitions,
+        # Whole fetched batches; with 1 Faust would keep reading the changelog after recovery.
+        recovery_buffer_size=2,
+        options={
+            "block_cache_bytes": settings.rocksdb.block_cache_mib << 20,
+            "write_buffer_bytes": settings.rocksdb.write_buffer_mib << 20,
+        },
+    )
+    return app, source, table

@@ -1,35 +1,4 @@
-"""Every touch of Faust's private names, in one place (faust-streaming 0.15.3).
-
-Each piece says what upstream does and why that does not serve here; ``tests/unit/test_faust_seams.py``
-holds a test for each that fails when a Faust release no longer needs it.
-
-1. :class:`BatchConsumer`: one event per fetch. Upstream pays several asyncio tasks per message; a fetch of
-   two thousand pays them once. And it commits what :meth:`BatchConsumer.done` was told, nothing else:
-   upstream takes an event for processed when the agent moves on from it, be it by an exception (#527, #315)
-   or because a rebalance took the partition away meanwhile. And it hands on no source records until a
-   rebalance is through: upstream fetches them before it lets the streams flow, which empties their queues.
-   It follows each partition's offsets, so that whatever was fetched and handed to nobody is fetched again,
-   and nothing is taken before it; and a restore that waits for records which do not come seeks them again.
-2. :class:`HistoryStore`: reads and writes by partition from outside a stream's event, one write batch
-   with the changelog's offset in it (upstream writes key by key, and the offset on its own: after a
-   SIGKILL the two disagree, #193, #502), bounded memory, databases closed when they are given up.
-3. :class:`StreamApp`: upstream may wait forever for events that will never be acknowledged (#527); here
-   a stop and a rebalance wait for the batch under way and nothing else.
-4. Fetches wait 1.5 s for records upstream. A partition whose records were just taken is not in the fetch
-   under way, so its next ones wait for that fetch to end (aiokafka sends one per node): a skewed stream
-   pays up to all of it. The setting ``kafka.fetch_max_wait_ms`` bounds it.
-5. :class:`HistoryTable`: takes the store above, restores whole fetched batches at a time (upstream:
-   record by record), and leaves the declaration of topics to ``riskstream topics``.
-6. Commits carry Kafka's id of their topic. A topic that was deleted and made again keeps the group's
-   offsets, and upstream would go on at them in records of another topic; and where offsets go back under a
-   running worker it drops records without a word.
-7. :class:`_LeanRecords`: aiokafka makes a frozen dataclass of eleven fields of each record, for 3 us; the
-   pipeline's own five are made instead, once.
-8. A database that cannot be opened because it is damaged is put aside and restored from the changelog;
-   upstream ends, and again whenever it is started.
-9. :class:`Assignor`: upstream asserts that an assignment carries the worker's own address, and dies where a
-   worker with a ``group_instance_id`` comes back with another one.
-"""
+"""The consumer: one event per fetch, its own commits, and every fetched record exactly once in order."""
 
 from __future__ import annotations
 
@@ -45,7 +14,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
 from stream.errors import BrokerError, TopicMismatchError
-from stream.events.records import Record
+from stream.events.records import ConsumerRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -60,20 +29,24 @@ _STANDSTILL_SECONDS: Final = 5.0
 _REBALANCE_POLL_SECONDS: Final = 0.05
 
 #: Changelog records handed on at once, at the least; more than any one record batch holds.
-_MOST_RESTORED = 100_000
+_MAX_RESTORED = 100_000
 
 
-class _LeanRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """Makes the pipeline's records of what a fetch brought."""
+class _SlimRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """Makes the pipeline's records of a fetched batch."""
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[ConsumerRecord]:
         return self._records_iterator  # type: ignore[no-any-return]  # without a step in between
 
-    def _consumer_record(self, _tp: Any, record: Any) -> Record:
-        return Record(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
+    def _consumer_record(self, _tp: Any, record: Any) -> ConsumerRecord:
+        return ConsumerRecord(
+            record.offset, record.timestamp, record.key, record.value, tuple(record.headers)
+        )
 
 
-fetcher.PartitionRecords = _LeanRecords
+def install_slim_records() -> None:
+    """Let aiokafka make the pipeline's records in this process, see the package's item 7."""
+    fetcher.PartitionRecords = _SlimRecords
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -101,7 +74,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         assigned = self.assignment()
         marked = {
             TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(
-                offset, self.app.topic_ids.get(tp.topic, "")
+                offset, self.app.hooks.topic_ids.get(tp.topic, "")
             )
             for tp, offset in offsets.items()
             if tp in assigned
@@ -148,8 +121,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _commit_offsets(self, offsets: Any, start_new_transaction: bool = True) -> bool:  # noqa: FBT001, FBT002
         """Tell the app of each commit."""
         committed = bool(await super()._commit_offsets(offsets, start_new_transaction))
-        if committed and self.app.on_committed is not None:
-            self.app.on_committed()
+        if committed:
+            self.app.hooks.on_committed()
         return committed
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Any:
@@ -192,7 +165,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await super().perform_seek()
         mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
         committed = await self._thread.committed(mine)
-        ids = self.app.topic_ids
+        ids = self.app.hooks.topic_ids
         self._floor = {
             tp: offset
             for tp, (offset, found) in committed.items()
@@ -284,7 +257,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
         That one has all of the source, its value the records by partition.
         """
-        await self._wait_for_room()
+        await self._wait_for_capacity()
         if self._unread and not self.app.rebalancing:
             await self._fetch_again()
         wait = min(timeout, _REBALANCE_POLL_SECONDS) if self._unread else timeout
@@ -323,8 +296,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def _get_active_partitions(self) -> set[Any]:
         """Leave a topic out of the next fetch that is ahead of what has to be done about it elsewhere."""
         active: set[Any] = super()._get_active_partitions()
-        held_up = None if self.app.held_up is None else self.app.held_up()
-        return active if held_up is None else {tp for tp in active if tp.topic != held_up}
+        paused_topic = self.app.hooks.paused_topic()
+        return active if paused_topic is None else {tp for tp in active if tp.topic != paused_topic}
 
     @staticmethod
     def _message_of(tp: Any, offset: int, value: Any, generation: int) -> ConsumerMessage:
@@ -332,15 +305,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             tp.topic, tp.partition, offset, None, 0, (), None, value, None, tp=tp, generation_id=generation
         )
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_capacity(self) -> None:
         """Begin no fetch whose records would have to wait in their streams.
 
         Upstream takes the partitions whose streams are full out of the next fetch, and one that begins
         without any lasts its whole second, whatever comes free meanwhile. During a rebalance nothing is held
         up: recovery needs the fetches.
         """
-        if self.app.room is not None and not self.app.rebalancing:
-            await self.app.room()
+        if not self.app.rebalancing:
+            await self.app.hooks.wait_for_capacity()
 
     async def _rest(self, tp: Any) -> list[Any]:
         """Return what else of a changelog has been fetched already, beyond the most records of a poll.
@@ -349,7 +322,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         the last record batch plus one, so the whole of that batch must come at once or its rest is lost.
         """
         rest: list[Any] = []
-        while len(rest) < _MOST_RESTORED and (more := (await self._getmany({tp}, timeout=0.0)).get(tp)):
+        while len(rest) < _MAX_RESTORED and (more := (await self._getmany({tp}, timeout=0.0)).get(tp)):
             rest += more
         return rest
 

@@ -1,23 +1,25 @@
-"""store."""
+"""The table of histories and its RocksDB store: a database per partition, written by whole batches."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import faust
 import rocksdict
 from faust.stores import rocksdb
 
 from stream.errors import StateError
-from stream.runtime.cpu_affinity import anywhere
-from stream.runtime.faust_adapter.consumer import logger
+from stream.runtime.cpu_affinity import unpinned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+
+logger = logging.getLogger(__name__)
 
 #: Lies in a database's folder from the moment that it was found damaged: what it holds is not to be used.
 _DAMAGED: Final = "DAMAGED"
@@ -37,17 +39,25 @@ _NOT_DAMAGE: Final = (
 )
 
 
-class HistoryStore(rocksdb.Store):  # type: ignore[misc]
+#: Memory of a worker's store without settings: RocksDB's block cache and its memtables.
+DEFAULT_BLOCK_CACHE_BYTES: Final = 256 << 20
+DEFAULT_WRITE_BUFFER_BYTES: Final = 128 << 20
+
+
+class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
     """The RocksDB store of the history table: a database per partition, written by whole batches."""
 
-    #: Memory of one worker's store, shared by its partitions; ``build_app`` sets both.
-    block_cache_bytes: ClassVar[int] = 256 << 20
-    write_buffer_bytes: ClassVar[int] = 128 << 20
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        block_cache_bytes: int = DEFAULT_BLOCK_CACHE_BYTES,
+        write_buffer_bytes: int = DEFAULT_WRITE_BUFFER_BYTES,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._cache = rocksdict.Cache(self.block_cache_bytes)
-        self._buffers = rocksdict.WriteBufferManager(self.write_buffer_bytes, False)  # noqa: FBT003 - never stall
+        # One of each for all partitions of a worker.
+        self._cache = rocksdict.Cache(block_cache_bytes)
+        self._buffers = rocksdict.WriteBufferManager(write_buffer_bytes, False)  # noqa: FBT003 - never stall
 
     def _open_for_partition(self, partition: int) -> Any:
         """Open a database; one that is damaged is put aside, and its content comes from the changelog.
@@ -71,7 +81,7 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
             self._put_aside(path, str(error))
             database = self._open(path)
             known = None
-        current = self.app.changelog_id.encode()
+        current = self.app.hooks.changelog_id.encode()
         if known is not None and current and known != current:
             database.close()
             raise StateError(
@@ -116,7 +126,7 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
         table.set_cache_index_and_filter_blocks(True)
         table.set_bloom_filter(10, False)  # noqa: FBT003 - full filters
         options.set_block_based_table_factory(table)
-        with anywhere():  # the first database starts RocksDB's threads
+        with unpinned():  # the first database starts RocksDB's threads
             return rocksdict.Rdict(str(path), options=options)
 
     def databases(self) -> list[Any]:
@@ -194,7 +204,7 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
             records = event.message.value
             writes = [(record.key, record.value) for record in records]
             self.write(event.message.partition, writes, records[-1].offset)
-            self.table.app.count_recovered(len(writes))
+            self.table.app.hooks.on_recovered(len(writes))
 
     def revoke_partitions(self, table: Any, tps: set[Any]) -> None:
         """Close the databases of revoked partitions: another worker may open them at once."""
@@ -222,8 +232,8 @@ class HistoryStore(rocksdb.Store):  # type: ignore[misc]
 class HistoryTable(faust.Table):  # type: ignore[misc]
     """The table of users' histories."""
 
-    def _new_store_by_url(self, url: Any) -> HistoryStore:
-        return HistoryStore(
+    def _new_store_by_url(self, url: Any) -> RocksDBStore:
+        return RocksDBStore(
             url,
             self.app,
             self,
@@ -233,5 +243,5 @@ class HistoryTable(faust.Table):  # type: ignore[misc]
             value_serializer=self.value_serializer,
             value_type=self.value_type,
             loop=self.loop,
-            options=self.options,
+            **(self.options or {}),
         )

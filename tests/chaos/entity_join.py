@@ -18,21 +18,21 @@ import numpy as np
 from profile_oracle import DAY, Entity, Learnt, Taken
 
 from chaos.traffic import BAD_FIELD
-from stream.events.records import Record
+from stream.events.records import ConsumerRecord
 from stream.features.profiles.cache import EntityLogs
 from stream.features.profiles.log import MAX_WAITING, EntityLog
 from stream.kafka import admin
 from stream.pipeline.entity_join.messages import (
     CODES,
-    Answer,
-    Note,
-    Question,
-    case_of,
-    decode_answers,
-    decode_question,
+    EntityRequest,
+    EntityResponse,
+    LabelUpdate,
+    decode_join_record,
+    decode_request,
+    pending_id_of,
 )
 from stream.state.format import entity_prefix
-from stream.state.store import MemoryRecords
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from stream.features.profiles.spec import EntityProfile
     from stream.settings import Settings
 
-__all__ = ["Hop", "identity_of"]
+__all__ = ["EntityJoinChecker", "identity_of"]
 
 #: A record's partition and offset.
 Position = tuple[int, int]
@@ -72,7 +72,7 @@ class _Label(NamedTuple):
     partition: int
     offset: int
     user: str
-    ident: int
+    id_hash: int
     is_fraud: int
     event_time: int
     when: int
@@ -87,7 +87,7 @@ class _Case:
     time: int
     amount: int
     user: int
-    ident: int
+    id_hash: int
     to_usual: float
     #: By code, the entities that must be asked.
     asked: dict[int, int]
@@ -112,7 +112,7 @@ class _User:
     rows: list[tuple[int, ...]] = field(default_factory=list)
 
 
-class Hop:
+class EntityJoinChecker:
     """The fold of one deployment's questions, labels and users' logs."""
 
     def __init__(self, settings: Settings, profiles: Sequence[EntityProfile]) -> None:
@@ -145,7 +145,7 @@ class Hop:
         #: Cases and answers likewise.
         self._unread: list[Found] = []
         #: First occurrences of notes: each one's offset in its partition, and what came of it.
-        self._notes: dict[Note, tuple[int, str]] = {}
+        self._notes: dict[LabelUpdate, tuple[int, str]] = {}
         self._labels: dict[Position, _Label] = {}
         self.bad_labels: dict[Position, tuple[Found, str]] = {}
         #: What came of questions and notes, for those who look whether a run had everything.
@@ -166,23 +166,23 @@ class Hop:
             log = Entity(self._local, keeps_days=self._waits_days)
             user = self._users[name] = _User(found.partition, log)
         log, who = user.log, identity_of(name)
-        ident = identity_of(f"{name}\0{event.transaction_id}")
+        id_hash = identity_of(f"{name}\0{event.transaction_id}")
         features = dict.fromkeys(self._names, math.nan) | log.features(event.time, event.amount, who)
         usual = features.get("user_amount_to_usual", math.nan)
         routes = {kind: identity_of(body.get(key)) for kind, key in _ROUTES.items()} | {"user": who}
         asked = {code: routes[kind] for kind, code in CODES.items() if code in self._asked and routes[kind]}
         case = _Case(
             (found.partition, found.offset),
-            case_of(self._sources[found.partition], found.offset),
-            event.time, event.amount, who, ident, usual, asked, features,
+            pending_id_of(self._sources[found.partition], found.offset),
+            event.time, event.amount, who, id_hash, usual, asked, features,
         )  # fmt: skip
         self._by_position[case.position] = case
         if asked:
             self._cases[case.name] = case
-        log.take(event.time, event.amount, who, ident, usual, case.name)
+        log.take(event.time, event.amount, who, id_hash, usual, case.name)
         user.offsets.append(found.offset)
-        user.rows.append((event.time, event.amount, who, ident, *(routes[kind] for kind in _ROUTES)))
-        user.routes.setdefault(ident, []).append(routes)
+        user.rows.append((event.time, event.amount, who, id_hash, *(routes[kind] for kind in _ROUTES)))
+        user.routes.setdefault(id_hash, []).append(routes)
 
     def take_label(self, found: Found) -> None:
         position = (found.partition, found.offset)
@@ -197,10 +197,10 @@ class Hop:
             body["event_time"], body["label_time"],
         )  # fmt: skip
 
-    def take_question(self, found: Found) -> None:
+    def take_request(self, found: Found) -> None:
         self._pending.setdefault(found.partition, deque()).append(found)
 
-    def take_answer(self, found: Found) -> None:
+    def take_response(self, found: Found) -> None:
         self._unread.append(found)
 
     def catch_up(self, findings: Findings) -> None:
@@ -209,16 +209,16 @@ class Hop:
             self._advance(partition, findings)
         unread, self._unread = self._unread, []
         for found in unread:
-            what = decode_answers(Record(found.offset, 0, found.key, found.value, found.headers))
+            what = decode_join_record(ConsumerRecord(found.offset, 0, found.key, found.value, found.headers))
             if what is None:
                 continue  # an owner's mark
-            case = self._cases.get(what.case)
+            case = self._cases.get(what.pending_id)
             if case is None:
                 self._unread.append(found)
                 continue
             if found.partition != case.position[0]:
                 findings.add(f"{case.position}: its case or answer lies on partition {found.partition}")
-            if isinstance(what, Answer):
+            if isinstance(what, EntityResponse):
                 case.answered.add(what.entity)
             else:
                 case.opened = found.offset
@@ -229,9 +229,9 @@ class Hop:
         """Fold the partition's questions and notes as far as their transactions were read."""
         pending = self._pending[partition]
         while pending:
-            what = decode_question(pending[0].value)
-            if isinstance(what, Question):
-                case = self._cases.get(what.case)
+            what = decode_request(pending[0].value)
+            if isinstance(what, EntityRequest):
+                case = self._cases.get(what.pending_id)
                 if case is None:
                     return
                 self._ask(pending[0], case, what, findings)
@@ -245,36 +245,36 @@ class Hop:
             self._entities[key] = Entity(self._asked[code])
         return self._entities[key]
 
-    def _ask(self, found: Found, case: _Case, what: Question, findings: Findings) -> None:
+    def _ask(self, found: Found, case: _Case, what: EntityRequest, findings: Findings) -> None:
         wanted = (case.asked.get(what.entity), case.position[0], case.time, case.amount, 100, case.user)
         given = (what.name, what.partition, what.time_ms, what.amount_minor, what.minor_units, what.user)
-        if (*wanted, case.ident, _bits(case.to_usual)) != (*given, what.ident, _bits(what.to_usual)):
+        if (*wanted, case.id_hash, _bits(case.to_usual)) != (*given, what.id_hash, _bits(what.to_usual)):
             findings.add(f"{case.position}: a question that does not belong to it: {what}")
             return
         if found.partition != what.name % self._partitions:
             findings.add(f"{case.position}: its question lies on partition {found.partition}")
         if what.entity in case.questions:
-            self._count("question again")
+            self._count("request again")
             return
         case.questions[what.entity] = found.offset
         entity = self._entity(what.entity, what.name)
         if entity.is_late(case.time):
-            self._count("question late")
+            self._count("request late")
             return
-        self._count("question answered")
+        self._count("request answered")
         case.features |= entity.features(case.time, case.amount, case.user)
-        entity.take(case.time, case.amount, case.user, case.ident, case.to_usual, case.name)
+        entity.take(case.time, case.amount, case.user, case.id_hash, case.to_usual, case.name)
         self._taken_at.setdefault((what.entity, what.name), []).append(found.offset)
 
-    def _tell(self, found: Found, what: Note) -> None:
+    def _tell(self, found: Found, what: LabelUpdate) -> None:
         if what in self._notes:
-            self._count("note again")
+            self._count("label_update again")
             return
         entity = self._entity(what.entity, what.name)
-        outcome = entity.tell(what.ident, what.is_fraud, what.when_ms, what.offset)
-        self._count(f"note {outcome}")
+        outcome = entity.tell(what.id_hash, what.is_fraud, what.when_ms, what.offset)
+        self._count(f"label_update {outcome}")
         self._notes[what] = (found.offset, outcome)
-        if outcome == "learnt":
+        if outcome == "applied":
             self._learnt_at.setdefault((what.entity, what.name), []).append(found.offset)
 
     # --- checking ----------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class Hop:
                     f"{name}: committed {bound}, its log only has {found} of {wanted}", lost=wanted - found
                 )
         for key, offsets in self._taken_at.items():
-            bound = bounds["questions"].get(key[1] % self._partitions, 0)
+            bound = bounds["requests"].get(key[1] % self._partitions, 0)
             wanted = sum(offset < bound for offset in offsets)
             found = logs.entity(key, self._partitions).total
             if found < wanted:
@@ -327,14 +327,14 @@ class Hop:
                 )
         for case in self._cases.values():
             for code in case.questions.keys() - case.answered:
-                bound = bounds["questions"].get(case.asked[code] % self._partitions, 0)
+                bound = bounds["requests"].get(case.asked[code] % self._partitions, 0)
                 if case.questions[code] < bound:
                     findings.add(
                         f"{case.position}: its question to {code} is committed, not answered", lost=1
                     )
         for note, (offset, outcome) in self._notes.items():
             key = (note.entity, note.name)
-            if outcome != "learnt" or offset >= bounds["questions"].get(note.name % self._partitions, 0):
+            if outcome != "applied" or offset >= bounds["requests"].get(note.name % self._partitions, 0):
                 continue
             entity, log = self._entities[key], logs.entity(key, self._partitions)
             assert entity.newest is not None
@@ -350,7 +350,7 @@ class Hop:
         self.catch_up(findings)
         for partition, pending in self._pending.items():
             if pending:
-                what = decode_question(pending[0].value)
+                what = decode_request(pending[0].value)
                 findings.add(f"questions {partition}, {pending[0].offset}: {what} is about no transaction")
         for found in self._unread:
             findings.add(f"answers {found.partition}, {found.offset}: about no transaction")
@@ -370,7 +370,7 @@ class Hop:
             log = logs.entity(key, self._partitions)
             name = f"entity {key}"
             events = [
-                (one.time, one.amount, one.user, one.ident, _usual(one.to_usual), one.case)
+                (one.time, one.amount, one.user, one.id_hash, _usual(one.to_usual), one.case)
                 for one in entity.events
             ]
             labels = [_label_row(one) for one in entity.labels]
@@ -387,13 +387,13 @@ class Hop:
         """Compare labels with what they became: notes to entities, or labels that wait."""
         sent: dict[tuple[int, int, int, int], _Label] = {}
         for label in self._labels.values():
-            sent[label.ident, label.is_fraud, label.when, label.offset] = label
+            sent[label.id_hash, label.is_fraud, label.when, label.offset] = label
             self._check_label(label, logs, findings, at_rest=True)
         for note in self._notes:
-            label = sent.get((note.ident, note.is_fraud, note.when_ms, note.offset))
+            label = sent.get((note.id_hash, note.is_fraud, note.when_ms, note.offset))
             user = None if label is None else self._users.get(label.user)
             kind = next(kind for kind, code in CODES.items() if code == note.entity)
-            routes = [] if user is None else user.routes.get(note.ident, [])
+            routes = [] if user is None else user.routes.get(note.id_hash, [])
             if not any(each[kind] == note.name for each in routes):
                 findings.add(f"{note} is of no label of a transaction there")
         for label_user, partition in {(label.user, label.partition) for label in self._labels.values()}:
@@ -406,17 +406,17 @@ class Hop:
 
     def _check_label(self, label: _Label, logs: _Logs, findings: Findings, *, at_rest: bool = False) -> None:
         user, log = self._users.get(label.user), logs.user(label.partition, label.user)
-        routes = [] if user is None else user.routes.get(label.ident, [])
+        routes = [] if user is None else user.routes.get(label.id_hash, [])
         told = any(
             all(
-                Note(CODES[kind], each[kind], label.ident, label.is_fraud, label.when, label.offset)
+                LabelUpdate(CODES[kind], each[kind], label.id_hash, label.is_fraud, label.when, label.offset)
                 in self._notes
                 for kind in self._labelled
                 if each[kind]
             )
             for each in routes
         )
-        waits = (label.ident, label.is_fraud, label.when, label.offset) in log.waiting
+        waits = (label.id_hash, label.is_fraud, label.when, label.offset) in log.waiting
         expired = log.newest is not None and label.event_time <= log.newest - round(
             self._waits_days * DAY + _LATENESS_MS
         )
@@ -430,7 +430,7 @@ class _Logs:
     """The stored logs, read once each."""
 
     def __init__(self, state: dict[int, dict[bytes, bytes]]) -> None:
-        self._state = {partition: MemoryRecords(records) for partition, records in state.items()}
+        self._state = {partition: MemoryStore(records) for partition, records in state.items()}
         self._read: dict[bytes, _Log] = {}
 
     @property
@@ -451,7 +451,7 @@ class _Logs:
 
     def _of(self, partition: int, prefix: bytes, width: int) -> _Log:
         if prefix not in self._read:
-            records = self._state.get(partition, MemoryRecords())
+            records = self._state.get(partition, MemoryStore())
             log = EntityLogs(0, width).of(partition, [prefix], records)[prefix]
             self._read[prefix] = _Log.of(log, entity=width == _ENTITY_WIDTH)
         return self._read[prefix]
@@ -478,7 +478,7 @@ class _Log:
             log.newest if log.total else None,
             events,
             [(*row[:5], _usual(_float(row[5])), *row[6:8]) for row in labels],
-            [(one.ident, one.is_fraud, one.when_ms, one.offset) for one in log.waiting],
+            [(one.id_hash, one.is_fraud, one.when_ms, one.offset) for one in log.waiting],
             "" if log.error is None else str(log.error),
         )
 
@@ -503,7 +503,7 @@ def _usual(value: float) -> float | None:
 def _label_row(one: Learnt) -> tuple[int | float | None, ...]:
     taken: Taken = one.taken
     return (
-        one.when, one.is_fraud, one.offset, taken.time, taken.amount, _usual(taken.to_usual), taken.ident,
+        one.when, one.is_fraud, one.offset, taken.time, taken.amount, _usual(taken.to_usual), taken.id_hash,
         taken.number,
     )  # fmt: skip
 

@@ -34,20 +34,21 @@ from benchmarks.workload import (
     user_key,
 )
 from offline.training.recipes import CARDS
-from stream.events.records import Message
+from stream.events.fields import MS_PER_DAY
+from stream.events.records import ProducerRecord
 from stream.features.profiles.log import EntityLog, Horizon
 from stream.features.profiles.spec import EntityProfile
 from stream.features.spec import FeatureSpec
 from stream.pipeline.effects import PipelineConfig
 from stream.pipeline.entity_join.messages import CODES
 from stream.pipeline.entity_join.messages import partition_of as entity_partition
-from stream.pipeline.entity_join.topology import HopTopics, ProfiledPipeline
-from stream.pipeline.in_memory import Loopback
-from stream.pipeline.transactions import Pipeline
+from stream.pipeline.entity_join.topology import EntityJoinPipeline, EntityJoinTopics
+from stream.pipeline.in_memory import InMemoryTopology
+from stream.pipeline.transactions import TransactionPipeline
 from stream.settings import RocksDBSettings
 from stream.state.format import entity_prefix
-from stream.state.hashing import identities
-from stream.state.store import MemoryRecords
+from stream.state.hashing import hash_ids
+from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,14 +56,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from stream.pipeline.effects import Plan
+    from stream.pipeline.effects import BatchEffects
     from stream.scoring.bundle import Bundle
 
-__all__ = ["CASES", "SPEC", "Case", "decide", "device_name", "hop_workloads"]
+__all__ = ["SPEC", "VARIANTS", "Variant", "decide", "device_name", "entity_join_workloads"]
 
 #: Raised with every change of what is made.
 _VERSION: Final = 1
-_DAY_MS: Final = 86_400_000
 _ROUND: Final = 2_000
 #: Of the transactions, to learn from and to choose the thresholds by.
 _LEARNT_FROM: Final = 20_000
@@ -72,7 +72,7 @@ _USER_WORDS: Final = 8
 #: Nothing of the past is old enough to be forgotten.
 _KEEP: Final = Horizon(2**50, 2**50)
 _NAN_BITS: Final = int(np.float64(np.nan).view(np.int64))
-_TOPICS: Final = HopTopics("transactions", "labels", "questions", "answers", 1)
+_TOPICS: Final = EntityJoinTopics("transactions", "labels", "questions", "answers", 1)
 
 #: The card recipe's terminals, without what it wants of the users' logs.
 _MERCHANT: Final = replace(
@@ -86,7 +86,7 @@ SPEC: Final = WorkloadSpec(users=20_000, transactions=70_000)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Variant:
     """A model to measure.
 
     Attributes
@@ -100,10 +100,10 @@ class Case:
     preloaded: int
 
 
-CASES: Final = (
-    Case("users alone", (), 40_000),
-    Case("and merchants", (_MERCHANT,), 12_000),
-    Case("and merchants, cards, devices", (_MERCHANT, _CARD, _DEVICE), 8_000),
+VARIANTS: Final = (
+    Variant("users alone", (), 40_000),
+    Variant("and merchants", (_MERCHANT,), 12_000),
+    Variant("and merchants, cards, devices", (_MERCHANT, _CARD, _DEVICE), 8_000),
 )
 
 
@@ -116,10 +116,10 @@ def _card_name(user: int) -> str:
     return f"C{user:07d}"
 
 
-def hop_workloads(spec: WorkloadSpec = SPEC) -> dict[str, Workload]:
-    """Return the workload of each of ``CASES``, made where the cache has it not."""
+def entity_join_workloads(spec: WorkloadSpec = SPEC) -> dict[str, Workload]:
+    """Return the workload of each of ``VARIANTS``, made where the cache has it not."""
     folder = prepared(f"hop-{_VERSION}-{spec.name()}", lambda making: _make(spec, making))
-    return {case.name: Workload(spec, folder / str(number)) for number, case in enumerate(CASES)}
+    return {case.name: Workload(spec, folder / str(number)) for number, case in enumerate(VARIANTS)}
 
 
 def _make(spec: WorkloadSpec, folder: Path) -> None:
@@ -134,7 +134,7 @@ def _make(spec: WorkloadSpec, folder: Path) -> None:
         for user in range(spec.users)
         for suffix, value in grown[user % len(grown)].records
     ]
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(VARIANTS):
         own = folder / str(number)
         own.mkdir()
         with (own / "transactions.bin").open("wb") as file:
@@ -167,27 +167,27 @@ class _Past:
         merchant = random.integers(MERCHANTS, size=count)
         times = np.sort(random.integers(START_MS - HORIZON_MS + 1, START_MS, count))
         amounts = np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64)
-        ident, case = random.integers(1, 2**63 - 1, (2, count))
+        id_hash, case = random.integers(1, 2**63 - 1, (2, count))
         users = range(spec.users)
-        user = identities([user_key(one).decode() for one in users])[self._user]
+        user = hash_ids([user_key(one).decode() for one in users])[self._user]
         self._name = {
-            "merchant": identities([merchant_name(one) for one in range(MERCHANTS)])[merchant],
-            "card": identities([_card_name(one) for one in users])[self._user],
-            "device": identities([device_name(one) for one in users])[self._user],
+            "merchant": hash_ids([merchant_name(one) for one in range(MERCHANTS)])[merchant],
+            "card": hash_ids([_card_name(one) for one in users])[self._user],
+            "device": hash_ids([device_name(one) for one in users])[self._user],
         }
         to_usual = np.full(count, _NAN_BITS)
-        self._events = np.stack([times, amounts, user, ident, to_usual, case])
+        self._events = np.stack([times, amounts, user, id_hash, to_usual, case])
         routes = [*self._name.values(), np.zeros(count, np.int64)]
-        self._of_users = np.stack([times, amounts, user, ident, *routes])
-        known = times + 7 * _DAY_MS
+        self._of_users = np.stack([times, amounts, user, id_hash, *routes])
+        known = times + 7 * MS_PER_DAY
         fraud = (random.random(count) < _FRAUD_SHARE).astype(np.int64)
-        labels = np.stack([known, fraud, np.arange(count), times, amounts, to_usual, ident])
+        labels = np.stack([known, fraud, np.arange(count), times, amounts, to_usual, id_hash])
         self._labels = labels
         self._labelled = known < START_MS
 
         self._made: dict[EntityProfile | None, list[tuple[int, bytes, bytes]]] = {}
 
-    def records(self, case: Case) -> Iterator[tuple[int, bytes, bytes]]:
+    def records(self, case: Variant) -> Iterator[tuple[int, bytes, bytes]]:
         """Yield partition, key and value of each record of the case's logs; users have some for labels."""
         labelled = any(profile.label_windows_days for profile in case.profiles)
         for profile in (*case.profiles, *([None] if labelled else [])):
@@ -234,25 +234,29 @@ def _written(log: EntityLog, partition: int) -> Iterator[tuple[int, bytes, bytes
 
 def _bundle(
     spec: WorkloadSpec,
-    case: Case,
+    case: Variant,
     records: list[tuple[int, bytes, bytes]],
     transactions: list[tuple[int, bytes]],
 ) -> Bundle:
     features = FeatureSpec({"channel": CHANNELS, "transaction_type": TYPES}, entities=case.profiles)
     random = np.random.default_rng(spec.seed + 2)
-    memory = MemoryRecords()
+    memory = MemoryStore()
     memory.write([(key, value) for _, key, value in records])
-    plans = decide(noise_bundle(features, random), memory, transactions[:_LEARNT_FROM])
-    matrix = np.concatenate([plan.features.copy() for plan in plans if len(plan.features)])
+    all_effects = decide(noise_bundle(features, random), memory, transactions[:_LEARNT_FROM])
+    matrix = np.concatenate([effects.features.copy() for effects in all_effects if len(effects.features)])
     return fitted(spec, features, matrix, random)
 
 
-def decide(bundle: Bundle, memory: MemoryRecords, transactions: list[tuple[int, bytes]]) -> Iterator[Plan]:
+def decide(
+    bundle: Bundle, memory: MemoryStore, transactions: list[tuple[int, bytes]]
+) -> Iterator[BatchEffects]:
     """Decide users' transactions in this process, every stage in turn; yields all stages' plans."""
     config = PipelineConfig()
     asking = bool(bundle.spec.entities)
-    pipeline = ProfiledPipeline(bundle, config, _TOPICS) if asking else Pipeline(bundle, config)
-    loop = Loopback(pipeline, memory, START_MS + 400 * _DAY_MS)
+    pipeline = EntityJoinPipeline(bundle, config, _TOPICS) if asking else TransactionPipeline(bundle, config)
+    loop = InMemoryTopology(pipeline, memory, START_MS + 400 * MS_PER_DAY)
     for begin in range(0, len(transactions), _ROUND):
-        messages = [Message(user_key(user), value) for user, value in transactions[begin : begin + _ROUND]]
+        messages = [
+            ProducerRecord(user_key(user), value) for user, value in transactions[begin : begin + _ROUND]
+        ]
         yield from loop.send({(_TOPICS.transactions, 0): messages})

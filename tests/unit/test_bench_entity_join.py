@@ -8,13 +8,13 @@ import orjson
 import pytest
 
 from benchmarks import report
-from benchmarks.hop import summary
-from benchmarks.hop_workload import CASES, decide, hop_workloads
+from benchmarks.entity_join import summary
+from benchmarks.entity_join_workload import VARIANTS, decide, entity_join_workloads
 from benchmarks.workload import PARTITIONS, WorkloadSpec
 from stream.events.models import Outcome
 from stream.scoring.bundle import Bundle
 from stream.state.format import user_of_key
-from stream.state.store import MemoryRecords
+from stream.state.store import MemoryStore
 
 SPEC = WorkloadSpec(users=40, events=12, transactions=400, trees=8, leaves=6, alert_share=0.1)
 
@@ -23,40 +23,42 @@ SPEC = WorkloadSpec(users=40, events=12, transactions=400, trees=8, leaves=6, al
 def works(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RISKSTREAM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        return hop_workloads(SPEC)
+        return entity_join_workloads(SPEC)
 
 
 def decided(work):
     """Every plan of the workload's transactions on the workload's state."""
-    memory = MemoryRecords()
+    memory = MemoryStore()
     memory.write([(key, value) for _, key, value in work.records()])
     transactions = [(int(key[1:]), value) for _, key, value in work.transactions]
     return list(decide(Bundle.load(work.bundle), memory, transactions))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", VARIANTS, ids=lambda case: case.name)
 def test_every_model_decides_every_transaction(works, case):
     """No log of the made past is refused, and none is empty: entities and their labels are known."""
     work = works[case.name]
-    plans = decided(work)
+    all_effects = decided(work)
     hop = {}
-    for plan in plans:
-        for event, count in plan.hop.items():
+    for effects in all_effects:
+        for event, count in effects.join_counts.items():
             hop[event] = hop.get(event, 0) + count
-    decisions = [orjson.loads(message.value) for plan in plans for message in plan.decisions]
+    decisions = [orjson.loads(message.value) for effects in all_effects for message in effects.decisions]
     assert sorted(one["transaction_id"] for one in decisions) == sorted(
         orjson.loads(value)["transaction_id"] for _, _, value in work.transactions
     )
     assert {one["outcome"] for one in decisions} == {Outcome.SCORED.value}
-    assert sum(len(plan.alerts) for plan in plans) == pytest.approx(0.1 * SPEC.transactions, rel=0.3)
-    assert hop.get(("question", "answered"), 0) == len(case.profiles) * SPEC.transactions
-    assert set(hop) <= {("question", "answered"), ("case", "opened")}
+    assert sum(len(effects.alerts) for effects in all_effects) == pytest.approx(
+        0.1 * SPEC.transactions, rel=0.3
+    )
+    assert hop.get(("request", "answered"), 0) == len(case.profiles) * SPEC.transactions
+    assert set(hop) <= {("request", "answered"), ("transaction", "pending")}
     names = list(Bundle.load(work.bundle).spec.names)
     for profile in case.profiles:
         column = [
-            plan.features[:, names.index(f"{profile.entity}_count_30d")]
-            for plan in plans
-            if len(plan.features)
+            effects.features[:, names.index(f"{profile.entity}_count_30d")]
+            for effects in all_effects
+            if len(effects.features)
         ]
         assert max(map(max, column)) > 3 or profile.entity == "merchant"
 
@@ -79,7 +81,7 @@ def test_state_lies_where_a_worker_looks_for_it(works):
                 entities.add(partition)
             else:
                 assert transactions.get(owner, partition) == partition
-        assert entities == (set() if name == CASES[0].name else set(range(PARTITIONS)))
+        assert entities == (set() if name == VARIANTS[0].name else set(range(PARTITIONS)))
 
 
 def test_ratios_are_taken_within_a_round():

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.cluster import with_headers
 from benchmarks.contest import Rate, worker
-from benchmarks.hop_workload import CASES, hop_workloads
+from benchmarks.entity_join_workload import VARIANTS, entity_join_workloads
 from benchmarks.latency import open_loop
 from stream.errors import RiskStreamError
 from stream.kafka.admin import create_topics
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from benchmarks.cluster import Cluster
     from benchmarks.contest import Child
-    from benchmarks.hop_workload import Case
+    from benchmarks.entity_join_workload import Variant
     from benchmarks.workload import Workload
 
 __all__ = ["hop", "summary"]
@@ -46,12 +46,12 @@ _FIGURES: Final = ("per_second", "cpu_micros", "p50", "p99")
 
 def hop(cluster: Cluster, folder: Path, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Return every round's figures, their medians and ratios."""
-    works = hop_workloads()
-    found: dict[str, list[dict[str, float]]] = {case.name: [] for case in CASES}
+    works = entity_join_workloads()
+    found: dict[str, list[dict[str, float]]] = {case.name: [] for case in VARIANTS}
     for number in range(rounds):
         # Another one begins each round, so that nobody always follows the same neighbour.
-        turn = number % len(CASES)
-        for case in CASES[turn:] + CASES[:turn]:
+        turn = number % len(VARIANTS)
+        for case in VARIANTS[turn:] + VARIANTS[:turn]:
             one = _round(cluster, case, works[case.name], folder)
             found[case.name].append(one)
             say(
@@ -59,7 +59,7 @@ def hop(cluster: Cluster, folder: Path, rounds: int, say: Callable[[str], None])
                 f"{one['cpu_micros']:.1f} us CPU; "
                 f"at {_RATE:,.0f}/s p50 {one['p50']:.1f} ms, p99 {one['p99']:.1f} ms"
             )
-    return {"rate": _RATE, "entities": {case.name: _entities(case) for case in CASES}, **summary(found)}
+    return {"rate": _RATE, "entities": {case.name: _entities(case) for case in VARIANTS}, **summary(found)}
 
 
 def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
@@ -83,11 +83,11 @@ def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     }
 
 
-def _entities(case: Case) -> list[str]:
+def _entities(case: Variant) -> list[str]:
     return [profile.entity for profile in case.profiles]
 
 
-def _round(cluster: Cluster, case: Case, work: Workload, folder: Path) -> dict[str, float]:
+def _round(cluster: Cluster, case: Variant, work: Workload, folder: Path) -> dict[str, float]:
     source = f"transactions-{uuid.uuid4().hex[:8]}"
     cluster.create(source)
     cluster.fill(source, with_headers(work.transactions[: case.preloaded]))

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 from bundles import made_bundle
-from hops import TOPICS, Bus, Worker, run
+from entity_joins import TOPICS, Bus, Worker, run
 from profiles import (
     OTHER_PROFILES,
     PROFILES,
@@ -22,19 +22,19 @@ from profiles import (
 )
 
 from offline.features.build import build_features
-from stream.events.records import Message, Record
+from stream.events.records import ConsumerRecord, ProducerRecord
 from stream.pipeline.effects import Batch, PipelineConfig
 from stream.pipeline.entity_join.messages import (
-    Case,
-    Note,
-    Question,
-    decode_answers,
-    decode_question,
-    owner_mark,
+    EntityRequest,
+    LabelUpdate,
+    PendingTransaction,
+    decode_join_record,
+    decode_request,
+    ownership_marker,
 )
-from stream.pipeline.entity_join.topology import ProfiledPipeline
-from stream.state.hashing import identity
-from stream.state.store import MemoryRecords
+from stream.pipeline.entity_join.topology import EntityJoinPipeline
+from stream.state.hashing import hash_id
+from stream.state.store import MemoryStore
 
 DAY_MS = 86_400_000
 CONFIG = PipelineConfig(decision_features=True)
@@ -144,9 +144,9 @@ def test_out_of_order_transactions_and_corrected_labels_give_the_features_of_the
         work()
     expected = build_features(table_of(rows, arrived), bundle.spec, allowed_lateness_ms=CONFIG.lateness_ms)
     compare(bus, bundle, order, expected)
-    assert bus.hop["label", "waiting"] > 0
-    assert bus.hop["question", "late"] > 0
-    assert bus.hop["note", "expired"] > 0
+    assert bus.join_counts["label", "waiting"] > 0
+    assert bus.join_counts["request", "late"] > 0
+    assert bus.join_counts["label_update", "expired"] > 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -157,7 +157,7 @@ def test_a_label_of_the_same_round_is_told_behind_the_question(seed):
     bus = Bus(1)
     feed(bus, rows, labels_of(rng, rows))
     run(bus, made_bundle(entities=PROFILES), CONFIG, START_MS + 1000 * DAY_MS, rng=rng)
-    assert bus.hop["note", "learnt"] == bus.hop["note", "sent"] > 0
+    assert bus.join_counts["label_update", "applied"] == bus.join_counts["label_update", "sent"] > 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -168,11 +168,11 @@ def test_no_label_is_lost_whatever_its_round_and_whoever_falls(seed):
     bus = Bus(1)
     feed(bus, rows, labels)
     run(bus, made_bundle(entities=PROFILES), CONFIG, START_MS + 1000 * DAY_MS, rng=rng, most=3, crashes=60)
-    heard = [decode_question(record.value) for record in bus.of(TOPICS.questions, 0)]
-    told = {(what.ident, what.entity) for what in heard if isinstance(what, Note)}
+    heard = [decode_request(record.value) for record in bus.of(TOPICS.requests, 0)]
+    told = {(what.id_hash, what.entity) for what in heard if isinstance(what, LabelUpdate)}
     first = {(row["user_id"], row["transaction_id"]): row for row in reversed(rows)}
     expected = {
-        (identity(f"{label['user_id']}\0{label['transaction_id']}"), code)
+        (hash_id(f"{label['user_id']}\0{label['transaction_id']}"), code)
         for label in labels
         for name, code in (("merchant_id", 2), ("device_id", 4))
         if name in first[label["user_id"], label["transaction_id"]]
@@ -184,27 +184,27 @@ def test_no_label_is_lost_whatever_its_round_and_whoever_falls(seed):
 def test_a_label_that_comes_late_counts_however_records_come_in_batches(seed):
     """Merchants keep transactions for 23 days; by whole chunks, so that some are there for longer."""
     rng = random.Random(seed)
-    pipeline = ProfiledPipeline(made_bundle(entities=PROFILES), CONFIG, TOPICS)
+    pipeline = EntityJoinPipeline(made_bundle(entities=PROFILES), CONFIG, TOPICS)
     heard, times = [], [START_MS]
     for at in range(300):
         times.append(times[-1] + rng.randrange(DAY_MS))
         merchant = rng.randrange(2)
-        heard.append(Question(2, merchant, at, 0, times[at], 100 + at, 100, 7, at, 1.0).encode().value)
+        heard.append(EntityRequest(2, merchant, at, 0, times[at], 100 + at, 100, 7, at, 1.0).encode().value)
         old = rng.randrange(max(0, at - 60), at + 1)
         known = times[old] + rng.randrange(20 * DAY_MS)
-        heard.append(Note(2, rng.randrange(2), old, 1, known, at).encode().value)
+        heard.append(LabelUpdate(2, rng.randrange(2), old, 1, known, at).encode().value)
 
     def answers(most):
-        store, found, at = MemoryRecords(), [], 0
+        store, found, at = MemoryStore(), [], 0
         while at < len(heard):
-            pipeline.rebalanced()  # what follows knows what is stored
+            pipeline.on_rebalanced()  # what follows knows what is stored
             size = rng.randint(1, most)
-            records = [Record(at, START_MS, None, value) for value in heard[at : at + size]]
-            (plan,) = pipeline.process_all([Batch(TOPICS.questions, 0, 1, records)], [store], START_MS)
-            store.write(plan.writes)
+            records = [ConsumerRecord(at, START_MS, None, value) for value in heard[at : at + size]]
+            (effects,) = pipeline.process_all([Batch(TOPICS.requests, 0, 1, records)], [store], START_MS)
+            store.write(effects.writes)
             found += [
-                decode_answers(Record(0, 0, None, message.value)).features
-                for message in plan.sends.get((TOPICS.answers, 0), ())
+                decode_join_record(ConsumerRecord(0, 0, None, message.value)).features
+                for message in effects.outputs.get((TOPICS.responses, 0), ())
             ]
             at += size
         return found
@@ -220,23 +220,23 @@ def test_a_former_owners_late_case_is_not_believed():
     rows = [row for row in transactions(rng, 30) if "merchant_id" in row]
     feed(bus, rows, [])
     run(bus, bundle, CONFIG, START_MS + 100 * DAY_MS, rng=rng)
-    answers = bus.of(TOPICS.answers, 0)
-    late = next(record for record in answers if isinstance(decode_answers(record), Case))
-    bus.send(TOPICS.answers, 0, owner_mark())
+    answers = bus.of(TOPICS.responses, 0)
+    late = next(record for record in answers if isinstance(decode_join_record(record), PendingTransaction))
+    bus.send(TOPICS.responses, 0, ownership_marker())
     successor = Worker(bus, bundle, CONFIG, START_MS + 100 * DAY_MS)
-    successor.pipeline.own(0, 7, len(answers) - 1)
-    bus.send(TOPICS.answers, 0, Message(late.key, late.value))
+    successor.pipeline.on_partition_owned(0, 7, len(answers) - 1)
+    bus.send(TOPICS.responses, 0, ProducerRecord(late.key, late.value))
     while waiting := successor.waiting():
         successor.round(waiting, 10)
-    assert successor.pipeline.waiting == 0
-    assert bus.committed[TOPICS.answers, 0] == len(answers)
+    assert successor.pipeline.backlog == 0
+    assert bus.committed[TOPICS.responses, 0] == len(answers)
     # Its own cases are believed, and carry its epoch.
     bus.produce(
         TOPICS.transactions, "new", rows[0] | {"user_id": "new", "event_time": START_MS + 50 * DAY_MS}
     )
     successor.round([(TOPICS.transactions, 0)], 10)
-    assert decode_answers(answers[-1]).epoch == 7
+    assert decode_join_record(answers[-1]).epoch == 7
     while waiting := successor.waiting():
         successor.round(waiting, 10)
-    assert successor.pipeline.waiting == 0
+    assert successor.pipeline.backlog == 0
     assert b'"new"' in bus.decisions[-1][1].value

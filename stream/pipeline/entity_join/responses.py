@@ -1,0 +1,104 @@
+"""The stage at the transaction's partition: pending transactions and their responses become vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stream.errors import InvalidRecordError
+from stream.events.decode import decode_row
+from stream.pipeline import counters
+from stream.pipeline.columns import columns_of, events_of
+from stream.pipeline.effects import Batch, BatchEffects, DecodedRecord, PartitionBatch
+from stream.pipeline.entity_join.messages import decode_join_record
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from stream.features.spec import FeatureSpec
+    from stream.features.vector import VectorBuilder
+    from stream.pipeline.entity_join.messages import EntityJoinTopics
+    from stream.pipeline.entity_join.pending import PendingJoin, PendingTransactions
+    from stream.pipeline.entity_join.plan import JoinPlan
+
+__all__ = ["JoinStage"]
+
+
+class JoinStage:
+    """Joins pending transactions with the responses of their entities."""
+
+    def __init__(
+        self,
+        plan: JoinPlan,
+        topics: EntityJoinTopics,
+        spec: FeatureSpec,
+        builder: VectorBuilder,
+        pending: PendingTransactions,
+        max_record_bytes: int,
+    ) -> None:
+        self._plan = plan
+        self._topics = topics
+        self._spec = spec
+        self._spec_hash = spec.hash
+        self._builder = builder
+        self._pending = pending
+        self._max_record_bytes = max_record_bytes
+
+    def collect(self, batch: Batch, effects: BatchEffects, now_ms: int) -> list[PendingJoin]:
+        """Take in pending transactions and responses; returns the transactions that are complete now."""
+        complete: list[PendingJoin] = []
+        for record in batch.records:
+            try:
+                message = decode_join_record(record)
+            except InvalidRecordError as error:
+                effects.reject_invalid(batch, record, error, now_ms)
+                continue
+            if message is None:
+                continue
+            join = self._pending.receive(batch.partition, record.offset, message)
+            if join is not None:
+                complete.append(join)
+        if batch.records:
+            oldest = self._pending.oldest(batch.partition)
+            effects.resume_offset = batch.records[-1].offset + 1 if oldest is None else oldest
+        return complete
+
+    def reopen(
+        self, batch: Batch, joins: list[PendingJoin], effects: BatchEffects, now_ms: int
+    ) -> PartitionBatch:
+        """Return complete transactions as if they had just been consumed."""
+        source = Batch(self._topics.transactions, batch.partition, 0, ())
+        records = [join.transaction.record for join in joins]
+        decoded = [
+            DecodedRecord(record, decode_row(record.value, self._max_record_bytes)[0]) for record in records
+        ]
+        return PartitionBatch(source, decoded, effects, now_ms)
+
+    def assemble(
+        self, part: PartitionBatch, joins: list[PendingJoin], matrix: npt.NDArray[np.float64]
+    ) -> None:
+        """Write the vectors of complete transactions."""
+        for row, join in enumerate(joins, part.rows.start):
+            pending = join.transaction
+            if pending.spec_hash != self._spec_hash or len(pending.features) != matrix.shape[1]:
+                self._translate(part, row, join, matrix)
+                continue
+            vector = matrix[row]
+            vector[:] = pending.features
+            for code, response in join.responses.items():
+                if response.spec_hash != self._spec_hash:
+                    part.effects.join_counts[counters.TRANSACTION_OF_OTHER_MODEL] += 1
+                    continue
+                assert response.features is not None  # such a transaction is dropped
+                self._plan.put(code, response.features, vector)
+
+    def _translate(
+        self, part: PartitionBatch, row: int, join: PendingJoin, matrix: npt.NDArray[np.float64]
+    ) -> None:
+        """Write the vector of a transaction that another model left pending: its history, no profiles."""
+        part.effects.join_counts[counters.TRANSACTION_OF_OTHER_MODEL] += 1
+        alone = PartitionBatch(part.batch, [part.decoded[row - part.rows.start]], BatchEffects(), part.now_ms)
+        history, _ = events_of([alone], alone.decoded)
+        vector = matrix[row : row + 1]
+        self._builder.history(vector)[:] = self._builder.history(join.transaction.features[None, :])
+        self._builder.fill(columns_of([alone.decoded[0].row], history, self._spec), vector)
