@@ -10,6 +10,8 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+__all__ = ["best_f1_threshold", "binary_metrics", "precision_threshold"]
+
 
 def binary_metrics(
     labels: npt.NDArray[Any], scores: npt.NDArray[np.float64], threshold: float

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from offline.data.table import Labels, TransactionTable
     from stream.settings import Settings, TopicSettings
 
+__all__ = ["Pacing", "Record", "ReplayReport", "count_labels", "label_record", "replay", "table_records"]
+
 
 #: Sleeps shorter than this cost more than they pace.
 _SHORTEST_SLEEP_SECONDS: Final = 0.002

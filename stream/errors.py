@@ -6,6 +6,19 @@ prints it without a stack trace and exits with the error's ``exit_code``.
 
 from __future__ import annotations
 
+__all__ = [
+    "BrokerError",
+    "BundleError",
+    "ConfigError",
+    "DataError",
+    "FencedError",
+    "InvalidRecordError",
+    "RiskStreamError",
+    "StalledError",
+    "StateError",
+    "TopicMismatchError",
+]
+
 
 class RiskStreamError(Exception):
     """Base of every error that RiskStream raises on purpose."""

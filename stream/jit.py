@@ -17,6 +17,8 @@ from numba.extending import intrinsic
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["Codes", "Fingerprints", "Flags", "Floats", "Ints", "Slots", "jit", "jit_alloc", "prefetch"]
+
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]

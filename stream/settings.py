@@ -21,6 +21,21 @@ from pydantic_settings import (
 
 from stream.errors import ConfigError
 
+__all__ = [
+    "DecisionSettings",
+    "DriftSettings",
+    "HistorySettings",
+    "KafkaSettings",
+    "MetricsSettings",
+    "RocksDBSettings",
+    "ScoringSettings",
+    "Settings",
+    "TopicSettings",
+    "TracingSettings",
+    "WatchdogSettings",
+    "load_settings",
+]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,1 +1,1 @@
-"""data."""
+"""Data: files of transactions and labels, their mappings, and their faults."""

@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
     from offline.data.mapping import TimeFormat
 
+__all__ = [
+    "Problems",
+    "distinct",
+    "looks_numeric",
+    "read_category",
+    "read_money",
+    "read_number",
+    "read_text",
+    "read_time",
+]
+
 
 _MAX_TIME_MS: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 

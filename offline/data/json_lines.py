@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from stream.events.models import Transaction
 
+__all__ = ["read_json_lines"]
+
 
 _OPTIONAL_TEXTS: Final = ("merchant_id", "card_id", "device_id", "ip", "country")
 

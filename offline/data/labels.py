@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from offline.data.table import TransactionTable
 
+__all__ = ["read_labels"]
+
 
 def read_labels(path: Path, table: TransactionTable) -> tuple[Labels, int]:
     """Return a file's labels of a table's transactions, and how many are of none of them.

@@ -48,6 +48,18 @@ from stream.events.fields import parse_event_time
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = [
+    "REQUIRED_FIELDS",
+    "AttributeColumns",
+    "ColumnMapping",
+    "LabelColumns",
+    "TimeFormat",
+    "load_mapping",
+    "parse_mapping",
+    "shipped_mapping",
+    "shipped_mappings",
+]
+
 
 #: Transaction fields without which a row is no transaction.
 REQUIRED_FIELDS: Final = (

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from offline.data.table import TransactionTable
 
+__all__ = ["check_quality"]
+
 
 #: Rows that a finding names, the first ones.
 _NAMED: Final = 5

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["read_scenarios", "read_transactions"]
+
 
 _JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _PARQUET_SUFFIXES: Final = (".parquet", ".pq")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from stream.errors import InvalidRecordError
 
+__all__ = ["Labels", "TransactionTable", "format_minor"]
+
 
 #: Rows turned into Python objects at a time by :meth:`TransactionTable.to_records`.
 _CHUNK_ROWS: Final = 8_192

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["check_output", "to_arrow", "write_table"]
+
 
 _TEXTS: Final = (
     "channel",

@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Evaluation: week after week as labels arrive, against baselines and other models."""

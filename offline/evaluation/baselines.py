@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from offline.data.table import TransactionTable
 
+__all__ = ["measure_difficulty", "raw_columns", "three_sigma_scores"]
+
 
 _TEST_FRACTION: Final = 0.2
 _HOUR_MS: Final = 3_600_000

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from offline.training.split import TimeSplit
     from stream.features.spec import FeatureSpec
 
+__all__ = ["MODELS", "Comparison", "compare_models"]
+
 
 _ROUNDS: Final = 100
 _SHARE: Final = 0.95

@@ -41,6 +41,20 @@ if TYPE_CHECKING:
     from offline.training.recipes import Recipe
     from stream.features.spec import FeatureSpec
 
+__all__ = [
+    "Fold",
+    "Protocol",
+    "card_precision",
+    "evaluate_weeks",
+    "first_week",
+    "fold_metrics",
+    "knowledge_scores",
+    "known_compromised",
+    "summarise",
+    "week_fold",
+    "weekly_features",
+]
+
 
 _WEEK_MS: Final = 7 * MS_PER_DAY
 _CARDS: Final = 100

@@ -1,1 +1,1 @@
-"""features."""
+"""Features of whole files, computed by the code that serves them."""

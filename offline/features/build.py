@@ -26,6 +26,18 @@ if TYPE_CHECKING:
     from offline.data.table import TransactionTable
     from stream.features.profiles.spec import EntityProfile
 
+__all__ = [
+    "LATE",
+    "REJECTED",
+    "SCORED",
+    "FeatureTable",
+    "build_features",
+    "by_entity",
+    "fill_entity",
+    "fit_spec",
+    "numbered",
+]
+
 
 SCORED: Final = 0
 LATE: Final = 1

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from stream.features.profiles.log import Horizon
     from stream.features.spec import FeatureSpec
 
+__all__ = ["load_logs"]
+
 
 def load_logs(
     table: TransactionTable, spec: FeatureSpec, scored: npt.NDArray[np.bool_], *, lateness_ms: int

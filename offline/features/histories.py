@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from offline.data.table import TransactionTable
 
+__all__ = ["load_histories"]
+
 
 _BATCH: Final = 5_000
 

@@ -1,1 +1,1 @@
-"""reporting."""
+"""Reports: the HTML page of a training run and the model card."""

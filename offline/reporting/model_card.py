@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from offline.training.train import TrainingResult
 
+__all__ = ["LIMITS", "figure_text", "model_card"]
+
 
 LIMITS: Final = (
     "the figures are of one stretch of one file; labels that came late or never are not in them; the score "

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from offline.data.table import TransactionTable
     from offline.training.train import TrainingResult
 
+__all__ = ["render_report", "stability_index"]
+
 
 _BINS: Final = 10
 _TOP: Final = 15

@@ -1,1 +1,1 @@
-"""simulation."""
+"""Simulation: made-up users, merchants and known frauds."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from offline.simulation.users import Users
 
+__all__ = ["fraud_events"]
+
 
 _MINUTE_MS: Final = 60_000
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from offline.simulation.users import Users
 
+__all__ = ["Simulation", "simulate"]
+
 
 #: 2024-01-01T00:00:00Z, in the past on any machine with a working clock: future events are dead letters.
 _START_MS: Final = 1_704_067_200_000

@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = [
+    "CHANNELS",
+    "COUNTRIES",
+    "DAY_MS",
+    "HOUR_MS",
+    "TYPES",
+    "Channel",
+    "Events",
+    "Kind",
+    "Users",
+    "active_times",
+    "make_users",
+    "ordinary_events",
+    "purchase_channels",
+]
+
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS

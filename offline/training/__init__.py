@@ -1,1 +1,1 @@
-"""training."""
+"""Training: splits in time, imbalance, tuning, and the bundle."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["reference_statistics"]
+
 
 _BINS: Final = 10
 

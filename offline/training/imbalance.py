@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["IMBALANCES", "RATIO", "Balanced", "Imbalance", "as_imbalance", "balance"]
+
 
 #: ``none``; ``class_weight``: frauds weigh as much as all others together (LightGBM's ``scale_pos_weight``);
 #: ``smote``, ``smotenc``: made-up frauds between neighbours (Chawla et al., 2002); ``undersample``: a random

@@ -26,6 +26,8 @@ from stream.features.profiles.spec import ENTITIES, EntityProfile
 if TYPE_CHECKING:
     from offline.data.table import TransactionTable
 
+__all__ = ["SHIPPED", "load_profiles", "present"]
+
 
 #: By name; which of them a file can have is for :func:`present` to say.
 SHIPPED: Final[dict[str, tuple[EntityProfile, ...]]] = {"accounts": ACCOUNTS, "cards": CARDS.entities}

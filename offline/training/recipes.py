@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from offline.training.imbalance import Imbalance
     from stream.features.spec import FeatureSpec
 
+__all__ = ["ACCOUNTS", "CARDS", "Recipe", "column_names", "fit_booster"]
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from offline.data.table import TransactionTable
 
+__all__ = ["TimeSplit", "split_by_time"]
+
 
 _PARTS: Final = ("train", "validation", "test")
 

@@ -30,7 +30,7 @@ from offline.training.imbalance import balance
 from offline.training.profiles import present
 from offline.training.recipes import column_names
 from offline.training.split import split_by_time
-from stream import __version__
+from stream._version import __version__
 from stream.errors import ConfigError
 from stream.events.fields import MS_PER_DAY, format_event_time
 from stream.scoring.bundle import Bundle, Thresholds
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from offline.training.split import TimeSplit
     from stream.features.profiles.spec import EntityProfile
     from stream.features.spec import FeatureSpec
+
+__all__ = ["TrainingOptions", "TrainingResult", "fit", "load_parameters", "prepare", "train"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ the same result.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import optuna
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from offline.training.train import TrainingOptions
     from stream.features.spec import FeatureSpec
 
+__all__ = ["Objective", "Tuned", "Tuning", "saved_share", "tune", "tune_matrix"]
+
 
 Objective: TypeAlias = Literal["average-precision", "money"]
-OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 
 #: Rounds between two looks at a trial's validation score.
 _REPORT_EVERY: Final = 25

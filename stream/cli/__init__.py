@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from stream import __version__
+from stream._version import __version__
 from stream.errors import RiskStreamError
 
 __all__ = ["main"]

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from offline.training.train import TrainingOptions
     from stream.features.profiles.spec import EntityProfile
 
+__all__ = [
+    "DURATION",
+    "EVENT_TIME",
+    "DurationType",
+    "chosen_profiles",
+    "data_options",
+    "imbalance_option",
+    "parse_duration",
+    "profiles_option",
+    "read_table",
+    "split_options",
+    "tell_absent",
+    "training_options",
+]
+
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--dataset`` and ``--mapping`` to a command."""
@@ -78,14 +93,6 @@ def parse_duration(text: str) -> int:
         msg = f"{text!r} is not a duration such as 3d, 12h, 30m or 45s"
         raise ValueError(msg)
     return round(float(match[1]) * _UNIT_MS[match[2]])
-
-
-def format_duration(milliseconds: int) -> str:
-    """Return a duration in the largest unit that divides it: 86,400,000 is ``1d``."""
-    for unit, size in _UNIT_MS.items():
-        if milliseconds and milliseconds % size == 0:
-            return f"{milliseconds // size}{unit}"
-    return f"{milliseconds / 1000:g}s"
 
 
 class DurationType(click.ParamType):

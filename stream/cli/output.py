@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+__all__ = ["progress_bar", "table_console", "write_json"]
+
 
 #: Columns of a table that goes to a file, where nothing else says how wide it may be.
 _FILE_WIDTH: Final = 160

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+__all__ = ["raise_on_sigterm", "stop_on_signals"]
+
 
 def raise_on_sigterm() -> None:
     """Make SIGTERM end the program as Ctrl-C does, so that whatever was started is stopped on the way out."""

@@ -1,1 +1,1 @@
-"""decisions."""
+"""Decisions: from a score to a level, an alert and its reasons."""

@@ -13,6 +13,8 @@ from stream.events.models import RiskLevel
 if TYPE_CHECKING:
     from stream.scoring.bundle import Thresholds
 
+__all__ = ["Policy", "Verdict", "alert_id"]
+
 
 _RANK: Final = {RiskLevel.LOW: 0, RiskLevel.MEDIUM: 1, RiskLevel.HIGH: 2}
 

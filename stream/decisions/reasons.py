@@ -9,7 +9,7 @@ import numpy as np
 
 from stream.decisions.sentences import Sentences
 from stream.features.profiles.spec import profile_features
-from stream.features.spec import CATEGORY_COLUMNS, WINDOWS
+from stream.features.spec import WINDOWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from stream.decisions.sentences import Language
     from stream.features.spec import FeatureSpec
+
+__all__ = ["Explainer"]
 
 
 _DAYS: Final = {"1h": 1 / 24, "24h": 1.0, "7d": 7.0, "30d": 30.0}
@@ -106,7 +108,7 @@ def _usual(name: str, values: Mapping[str, float]) -> float | None:
         usual = (
             values["amount"] / values["amount_to_mean_30d"] if values["amount_to_mean_30d"] > 0 else math.nan
         )
-    elif name.startswith(("amount_to_mean_", "lifetime_")) or name in CATEGORY_COLUMNS:
+    elif name.startswith(("amount_to_mean_", "lifetime_")):
         return None
     elif name == "seconds_since_previous" or name == "days_since_last":  # noqa: PLR1714 - units differ
         count = values["transaction_count_30d"]

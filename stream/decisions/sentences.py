@@ -1,18 +1,24 @@
-"""The sentences of reasons, in each language: templates that figures are put into.
+"""The sentences of alert reasons, in each language: templates filled with figures.
 
-A template is found by a feature's name, or by what it is of (a window's aggregate, a profile's); whatever has
-none is said plainly. Every language has the same keys.
+The templates are data: ``locales/<language>.toml``, with the same keys in every language. A key is a
+feature's name, or the aggregate of a window or of a profile; a feature without a template gets a plain
+sentence.
 """
 
 from __future__ import annotations
 
 import math
+import tomllib
+from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from stream.features.spec import CATEGORY_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = ["LANGUAGES", "Language", "Sentences", "load_templates"]
 
 
 Language: TypeAlias = Literal["en", "zh"]
@@ -21,214 +27,7 @@ _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0
 _DAY: Final = 86_400.0
 
-_ENGLISH: Final[dict[str, str]] = {
-    "second": "{n} seconds",
-    "minute": "{n} minutes",
-    "hour": "{n} hours",
-    "day": "{n} days",
-    "window.1h": "in the last hour",
-    "window.24h": "in the last 24 hours",
-    "window.7d": "in the last 7 days",
-    "window.30d": "in the last 30 days",
-    "span.days": "in the last {n} days",
-    "span.day": "in the last day",
-    "mean.1h": "1h",
-    "mean.24h": "24h",
-    "mean.7d": "7d",
-    "mean.30d": "30d",
-    "against": ", against a usual {usual}",
-    "usually": ", usually {usual}",
-    "plain": "{name} is {value}",
-    "unknown": "{name} is not known",
-    "unseen": "a value that training never saw",
-    "channel": "channel",
-    "transaction_type": "transaction type",
-    # Windows of the user's own history.
-    "transaction_count.one": "{value} transaction {window}{against}",
-    "transaction_count": "{value} transactions {window}{against}",
-    "merchant_distinct.one": "{value} different merchant {window}{against}",
-    "merchant_distinct": "{value} different merchants {window}{against}",
-    "amount_to_mean": "the amount is {times} times this user's {mean} mean",
-    "amount_zscore.above": "the amount is {times} standard deviations above this user's {mean} mean",
-    "amount_zscore.below": "the amount is {times} standard deviations below this user's {mean} mean",
-    "amount_sum": "{money} spent {window}{against}",
-    "amount_mean": "mean amount {money} {window}{against}",
-    "amount_max": "largest amount {money} {window}{against}",
-    "amount_std": "spread of amounts {money} {window}{against}",
-    # Others.
-    "amount": "amount {money}",
-    "amount.ratio": "amount {money} is {times} times this user's 30-day mean of {usual}",
-    "amount.alone": "amount {money}, with nothing else spent in the last 30 days",
-    "seconds_since_previous": "{duration} after the previous transaction{usually}",
-    "days_since_last": "{duration} after the previous transaction{usually}",
-    "days_since_first": "the user is known for {whole} days",
-    "hour_of_day": "at {whole} o'clock UTC",
-    "day_of_week": "on a {weekday}",
-    "weekdays": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
-    "is_weekend.yes": "on a weekend",
-    "is_weekend.no": "not on a weekend",
-    "is_month_end.yes": "on the last day of a month",
-    "is_month_end.no": "not on the last day of a month",
-    "balance_change_ratio": "the amount is {percent} of the balance before",
-    "balance_after_ratio": "{percent} of the balance is left",
-    "lifetime_count": "the user has made {whole} transactions so far",
-    "lifetime_amount_mean": "the user's amounts so far are {money} on average",
-    "lifetime_amount_max": "the user's largest amount so far is {money}",
-    "lifetime_amount_std": "the spread of the user's amounts so far is {money}",
-    "lifetime_amount_cv": "the spread of the user's amounts so far is {percent} of their mean",
-    # What is missing.
-    "seconds_since_previous.none": "this is the user's first known transaction",
-    "days_since_last.none": "this is the user's first known transaction",
-    "amount_to_mean_7d.none": "the user has spent nothing else in the last 7 days",
-    "amount_to_mean_30d.none": "the user has spent nothing else in the last 30 days",
-    "amount_zscore_30d.none": "the user has too few transactions in the last 30 days to compare with",
-    "balance_change_ratio.none": "the balance before is not known",
-    "balance_after_ratio.none": "the balance after is not known",
-    "lifetime_amount_std.none": "the user has no earlier transaction to compare with",
-    "lifetime_amount_cv.none": "the user has no earlier transaction to compare with",
-    # Profiles.
-    "user": "user",
-    "merchant": "merchant",
-    "card": "card",
-    "device": "device",
-    "ip": "IP address",
-    "profile.none": "too little is known of this {entity} to compare with",
-    "profile.no_fraud": "no fraud of this {entity} is known {span}",
-    "profile.count.one": "{value} transaction of this {entity} {span}",
-    "profile.count": "{value} transactions of this {entity} {span}",
-    "profile.amount_sum": "{money} in all with this {entity} {span}",
-    "profile.amount_mean": "mean amount {money} with this {entity} {span}",
-    "profile.amount_max": "largest amount {money} with this {entity} {span}",
-    "profile.user_distinct.one": "{value} user of this {entity} {span}",
-    "profile.user_distinct": "{value} different users of this {entity} {span}",
-    "profile.amount_to_mean": "the amount is {times} times this {entity}'s mean {span}",
-    "profile.amount_median": "median amount {money} with this {entity} {span}",
-    "profile.amount_to_median": "the amount is {times} times this {entity}'s median {span}",
-    "profile.max_to_usual": (
-        "the largest other amount with this {entity} {span} was {times} times the usual one"
-    ),
-    "profile.large_count.one": "{value} other unusually large amount with this {entity} {span}",
-    "profile.large_count": "{value} other unusually large amounts with this {entity} {span}",
-    "profile.amount_to_usual": "the amount is {times} times this {entity}'s usual one",
-    "profile.fraud_count.one": "{value} fraud with this {entity} was confirmed {span}",
-    "profile.fraud_count": "{value} frauds with this {entity} were confirmed {span}",
-    "profile.label_count.one": "{value} transaction with this {entity} was judged {span}",
-    "profile.label_count": "{value} transactions with this {entity} were judged {span}",
-    "profile.fraud_share": "{percent} of what was judged of this {entity} {span} was fraud",
-    "profile.fraud_to_usual_min": (
-        "the smallest fraud with this {entity} that was confirmed {span} was {times} times its user's usual "
-        "amount"
-    ),
-    "profile.days_since_first_fraud": "the first known fraud with this {entity} was {duration} ago",
-    "profile.days_since_last_fraud": "the last known fraud with this {entity} was {duration} ago",
-    "profile.legitimate_since_fraud.one": (
-        "{value} transaction with this {entity} was found legitimate since its last fraud"
-    ),
-    "profile.legitimate_since_fraud": (
-        "{value} transactions with this {entity} were found legitimate since its last fraud"
-    ),
-    "profile.fraud_amount_min": "the smallest known fraud with this {entity} was {money}",
-}
-
-_CHINESE: Final[dict[str, str]] = {
-    "second": "{n}秒",
-    "minute": "{n}分钟",
-    "hour": "{n}小时",
-    "day": "{n}天",
-    "window.1h": "最近1小时",
-    "window.24h": "最近24小时",
-    "window.7d": "最近7天",
-    "window.30d": "最近30天",
-    "span.days": "最近{n}天",
-    "span.day": "最近1天",
-    "mean.1h": "1小时",
-    "mean.24h": "24小时",
-    "mean.7d": "7天",
-    "mean.30d": "30天",
-    "against": "，通常为{usual}",
-    "usually": "，通常间隔{usual}",
-    "plain": "{name}为{value}",
-    "unknown": "{name}未知",
-    "unseen": "训练数据中未出现过的值",
-    "channel": "渠道",
-    "transaction_type": "交易类型",
-    "transaction_count.one": "{window}有{value}笔交易{against}",
-    "transaction_count": "{window}有{value}笔交易{against}",
-    "merchant_distinct.one": "{window}涉及{value}家不同商户{against}",
-    "merchant_distinct": "{window}涉及{value}家不同商户{against}",
-    "amount_to_mean": "金额是该用户{mean}均值的{times}倍",
-    "amount_zscore.above": "金额比该用户{mean}均值高{times}个标准差",
-    "amount_zscore.below": "金额比该用户{mean}均值低{times}个标准差",
-    "amount_sum": "{window}共支出{money}{against}",
-    "amount_mean": "{window}平均金额为{money}{against}",
-    "amount_max": "{window}最大金额为{money}{against}",
-    "amount_std": "{window}金额的离散程度为{money}{against}",
-    "amount": "金额{money}",
-    "amount.ratio": "金额{money}是该用户30天均值{usual}的{times}倍",
-    "amount.alone": "金额{money}，最近30天没有其他支出",
-    "seconds_since_previous": "距上一笔交易{duration}{usually}",
-    "days_since_last": "距上一笔交易{duration}{usually}",
-    "days_since_first": "该用户的历史有{whole}天",
-    "hour_of_day": "发生在UTC时间{whole}点",
-    "day_of_week": "发生在{weekday}",
-    "weekdays": "星期一 星期二 星期三 星期四 星期五 星期六 星期日",
-    "is_weekend.yes": "发生在周末",
-    "is_weekend.no": "不在周末",
-    "is_month_end.yes": "发生在当月最后一天",
-    "is_month_end.no": "不在当月最后一天",
-    "balance_change_ratio": "金额占交易前余额的{percent}",
-    "balance_after_ratio": "余额剩余{percent}",
-    "lifetime_count": "该用户迄今共有{whole}笔交易",
-    "lifetime_amount_mean": "该用户迄今的平均金额为{money}",
-    "lifetime_amount_max": "该用户迄今的最大金额为{money}",
-    "lifetime_amount_std": "该用户迄今金额的标准差为{money}",
-    "lifetime_amount_cv": "该用户迄今金额的标准差为均值的{percent}",
-    "seconds_since_previous.none": "这是该用户已知的第一笔交易",
-    "days_since_last.none": "这是该用户已知的第一笔交易",
-    "amount_to_mean_7d.none": "该用户最近7天没有其他支出",
-    "amount_to_mean_30d.none": "该用户最近30天没有其他支出",
-    "amount_zscore_30d.none": "该用户最近30天的交易太少，无法比较",
-    "balance_change_ratio.none": "交易前余额未知",
-    "balance_after_ratio.none": "交易后余额未知",
-    "lifetime_amount_std.none": "该用户没有可供比较的历史交易",
-    "lifetime_amount_cv.none": "该用户没有可供比较的历史交易",
-    "user": "用户",
-    "merchant": "商户",
-    "card": "卡片",
-    "device": "设备",
-    "ip": "IP地址",
-    "profile.none": "对该{entity}了解太少，无法比较",
-    "profile.no_fraud": "{span}该{entity}没有已确认的欺诈",
-    "profile.count.one": "该{entity}{span}有{value}笔交易",
-    "profile.count": "该{entity}{span}有{value}笔交易",
-    "profile.amount_sum": "该{entity}{span}交易总额为{money}",
-    "profile.amount_mean": "该{entity}{span}平均金额为{money}",
-    "profile.amount_max": "该{entity}{span}最大金额为{money}",
-    "profile.user_distinct.one": "该{entity}{span}有{value}个用户",
-    "profile.user_distinct": "该{entity}{span}有{value}个不同用户",
-    "profile.amount_to_mean": "金额是该{entity}{span}均值的{times}倍",
-    "profile.amount_median": "该{entity}{span}金额中位数为{money}",
-    "profile.amount_to_median": "金额是该{entity}{span}中位数的{times}倍",
-    "profile.max_to_usual": "该{entity}{span}其他交易的最大金额是通常金额的{times}倍",
-    "profile.large_count.one": "该{entity}{span}另有{value}笔异常大额交易",
-    "profile.large_count": "该{entity}{span}另有{value}笔异常大额交易",
-    "profile.amount_to_usual": "金额是该{entity}通常金额的{times}倍",
-    "profile.fraud_count.one": "该{entity}{span}确认了{value}笔欺诈",
-    "profile.fraud_count": "该{entity}{span}确认了{value}笔欺诈",
-    "profile.label_count.one": "该{entity}{span}有{value}笔交易得到核实",
-    "profile.label_count": "该{entity}{span}有{value}笔交易得到核实",
-    "profile.fraud_share": "该{entity}{span}核实的交易中{percent}为欺诈",
-    "profile.fraud_to_usual_min": "该{entity}{span}确认的最小欺诈是其用户通常金额的{times}倍",
-    "profile.days_since_first_fraud": "该{entity}首笔已知欺诈发生在{duration}前",
-    "profile.days_since_last_fraud": "该{entity}最近一笔已知欺诈发生在{duration}前",
-    "profile.legitimate_since_fraud.one": "该{entity}自上次欺诈以来有{value}笔交易核实为正常",
-    "profile.legitimate_since_fraud": "该{entity}自上次欺诈以来有{value}笔交易核实为正常",
-    "profile.fraud_amount_min": "该{entity}已知的最小欺诈金额为{money}",
-}
-
-_TEMPLATES: Final[dict[Language, Mapping[str, str]]] = {"en": _ENGLISH, "zh": _CHINESE}
-
-#: What has no value where no fraud is known, rather than too little of anything.
+#: Aggregates that have no value as long as no fraud is known.
 _OF_FRAUDS: Final = frozenset(
     {
         "fraud_to_usual_min",
@@ -240,16 +39,23 @@ _OF_FRAUDS: Final = frozenset(
 )
 
 
+@cache
+def load_templates(language: Language) -> Mapping[str, str]:
+    """Return the templates of a language by key."""
+    file = resources.files("stream.decisions") / "locales" / f"{language}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
 class Sentences:
-    """Says what a feature's value means, in one language."""
+    """Sentences about the values of features, in one language."""
 
     def __init__(self, language: Language = "en") -> None:
-        self._texts = _TEMPLATES[language]
-        #: A text's value that training never saw.
+        self._texts = load_templates(language)
+        #: Stands for a category that training never saw.
         self.unseen = self._texts["unseen"]
 
     def category(self, name: str, value: str | None) -> str:
-        """Say a text's value; None is one that training never saw."""
+        """Return the sentence of a category; None is a category that training never saw."""
         shown = self.unseen if value is None else value
         # An attribute has the file's name for it, in whatever language that is.
         known = name in CATEGORY_COLUMNS
@@ -258,12 +64,12 @@ class Sentences:
         )
 
     def missing(self, name: str) -> str:
-        """Say that a feature has no value."""
+        """Return the sentence of a feature without a value."""
         text = self._texts.get(f"{name}.none")
         return self._texts["unknown"].format(name=name) if text is None else text
 
     def window(self, base: str, window: str, value: float, usual: float | None) -> str:
-        """Say an aggregate (``amount_sum``) over a window (``24h``) of the user's history."""
+        """Return the sentence of an aggregate (``amount_sum``) over a window (``24h``)."""
         if base == "amount_zscore":
             key = "amount_zscore.above" if value >= 0 else "amount_zscore.below"
         else:
@@ -283,7 +89,7 @@ class Sentences:
     def profile(
         self, entity: str, aggregate: str, days: float | None, longest: float | None, value: float
     ) -> str:
-        """Say a profile's feature, over ``days``, or over the longest label window where None."""
+        """Return the sentence of a profile's feature over ``days``, or over the longest label window."""
         of = self._texts[entity]
         length = longest if days is None else days
         span = "" if length is None else self._span(length)
@@ -304,7 +110,10 @@ class Sentences:
         )
 
     def plain(self, name: str, value: float, usual: float | None, mean_ratio: float) -> str:
-        """Say any other feature; ``mean_ratio`` is the amount against the 30-day mean, NaN without one."""
+        """Return the sentence of any other feature.
+
+        ``mean_ratio`` is the amount divided by the 30-day mean, NaN without one.
+        """
         key = {"hour": "hour_of_day"}.get(name, name)
         if name == "amount" and mean_ratio > 0:
             key = "amount.ratio"

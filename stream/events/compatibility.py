@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
+__all__ = ["breaking_changes"]
+
 #: Keyword -> whether a larger value is the stricter one.
 _BOUNDS: Final = {
     "minimum": True,

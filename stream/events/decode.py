@@ -32,6 +32,20 @@ from stream.events.models import Label, Transaction
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "MAX_RECORD_VALUES",
+    "TransactionRow",
+    "decode_label",
+    "decode_row",
+    "decode_transaction",
+    "field_check",
+    "parse_object",
+    "row_of",
+    "row_of_object",
+    "validate_transaction",
+]
+
 
 #: Largest record that is parsed at all; a longer one is a dead letter.
 MAX_RECORD_BYTES: Final = 65_536

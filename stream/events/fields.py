@@ -15,6 +15,19 @@ from pydantic_core import PydanticCustomError
 
 from stream.events.currencies import MINOR_UNIT_DECIMALS
 
+__all__ = [
+    "MAX_AMOUNT_MINOR",
+    "MS_PER_DAY",
+    "Amount",
+    "Balance",
+    "EventTime",
+    "EventTimeOut",
+    "Identifier",
+    "Name",
+    "format_event_time",
+    "parse_event_time",
+]
+
 MS_PER_DAY: Final = 86_400_000
 
 #: Largest amount or balance, in minor units. Sums of squares of such amounts stay exact in 128 bits.

@@ -42,6 +42,8 @@ from stream.events.fields import (
 if TYPE_CHECKING:
     from decimal import Decimal
 
+__all__ = ["Alert", "DeadLetterHeader", "Decision", "Label", "Outcome", "Reason", "RiskLevel", "Transaction"]
+
 
 class Outcome(StrEnum):
     """What became of one record of ``transactions``."""

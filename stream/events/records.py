@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+__all__ = ["TRACEPARENT", "ConsumerRecord", "Headers", "ProducerRecord", "trace_context"]
+
 Headers = tuple[tuple[str, bytes], ...]
 
 #: W3C Trace Context: which trace a record belongs to, and what tracing systems add to it.

@@ -1,1 +1,1 @@
-"""Features: exact windows over each user's history, and the model's input vectors."""
+"""Features: events and state become the input of a model."""

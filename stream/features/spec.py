@@ -16,6 +16,19 @@ from stream.features.profiles.spec import EntityProfile
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+__all__ = [
+    "BALANCE_FEATURES",
+    "CALENDAR_FEATURES",
+    "CATEGORY_COLUMNS",
+    "HISTORY_FEATURES",
+    "MISSING",
+    "SPEC_VERSION",
+    "UNSEEN_CODE",
+    "WINDOWS",
+    "WINDOW_MS",
+    "FeatureSpec",
+]
+
 
 #: Raised when the meaning of a feature changes, so that an old model is refused by new code.
 SPEC_VERSION: Final = 1

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["Columns", "VectorBuilder"]
+
 
 _BALANCE: Final = 1 + len(CALENDAR_FEATURES)
 _CATEGORY: Final = _BALANCE + len(BALANCE_FEATURES)

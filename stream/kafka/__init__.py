@@ -1,1 +1,1 @@
-"""Brokers that this machine can run, and the topics on any broker."""
+"""Everything that speaks to Kafka, except through Faust."""

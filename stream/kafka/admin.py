@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
     from stream.settings import KafkaSettings, Settings
 
+__all__ = [
+    "check_each_topic",
+    "check_topics",
+    "create_topics",
+    "probe",
+    "records_behind",
+    "require_topics",
+    "topic_ids",
+    "wait_until_ready",
+]
+
 
 _MISSING: Final = for_code(UnknownTopicOrPartitionError.errno)
 _EXISTS: Final = for_code(TopicAlreadyExistsError.errno)
@@ -239,7 +250,7 @@ def _differences(spec: TopicSpec, topic: Mapping[str, Any], configs: Mapping[str
         return [f"cannot be read: {for_code(code).description}"]
     problems = []
     partitions = topic["partitions"]
-    if spec.exact_partitions and len(partitions) != spec.partitions:
+    if len(partitions) != spec.partitions:
         problems.append(f"has {len(partitions)} partitions, not {spec.partitions}")
     replicas = min((len(partition["replica_nodes"]) for partition in partitions), default=0)
     if replicas < spec.replication_factor:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stream.settings import KafkaSettings
 
+__all__ = ["aiokafka_config", "client_config", "ssl_context"]
+
 
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
     """Return how to reach the broker, as keyword arguments of kafka-python's clients.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stream.kafka.producer import BatchProducer
     from stream.settings import Settings
 
+__all__ = ["OWNER_KEY", "PartitionFencing"]
+
 
 #: Key of a partition's owner record: that of a user without a name, which no user has.
 OWNER_KEY: Final = b"\0O\0\0\0\0"

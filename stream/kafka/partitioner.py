@@ -7,6 +7,8 @@ from zlib import crc32
 
 from aiokafka.partitioner import murmur2
 
+__all__ = ["partition_of"]
+
 _MAX_INT32: Final = 0x7FFFFFFF
 
 

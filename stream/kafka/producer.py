@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from stream.events.records import Headers, ProducerRecord
 
+__all__ = ["BatchProducer", "EncodedBatch", "RecordTuple"]
+
 if TYPE_CHECKING:
     RecordTuple = tuple[bytes | None, bytes | None, Headers]
 

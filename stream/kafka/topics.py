@@ -12,6 +12,16 @@ if TYPE_CHECKING:
 
     from stream.settings import Settings
 
+__all__ = [
+    "HISTORY_TABLE",
+    "TopicSpec",
+    "changelog_topic",
+    "requests_topic",
+    "responses_topic",
+    "topic_specs",
+    "transactional_id",
+]
+
 
 #: Name of the one table; its changelog topic is named after it.
 HISTORY_TABLE: Final = "history"
@@ -25,16 +35,12 @@ class TopicSpec:
     ----------
     config:
         Topic configuration by Kafka's names, as texts.
-    exact_partitions:
-        Whether another number of partitions is an error: true where a user's records must meet on one
-        partition.
     """
 
     name: str
     partitions: int
     replication_factor: int
     config: Mapping[str, str] = field(default_factory=dict)
-    exact_partitions: bool = True
 
 
 def changelog_topic(settings: Settings) -> str:

@@ -1,1 +1,1 @@
-"""What a worker tells about itself."""
+"""Monitoring: metrics, drift, logs, traces and the watchdog."""

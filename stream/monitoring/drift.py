@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["PSI_THRESHOLD", "RESTLESS", "Drift", "Found", "choose_watched"]
+
 
 #: The score's name among the features.
 SCORE: Final = "score"

@@ -20,6 +20,16 @@ from stream.events.fields import format_event_time
 if TYPE_CHECKING:
     from stream.settings import Settings
 
+__all__ = [
+    "CONTEXT",
+    "ConsoleFormatter",
+    "JsonFormatter",
+    "LineBudget",
+    "Sparingly",
+    "configure_logging",
+    "context_of",
+]
+
 
 #: What a line may say beside its message, in this order; given to a logger as ``extra``.
 CONTEXT: Final = (

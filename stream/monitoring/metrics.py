@@ -15,7 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from stream import __version__
+from stream._version import __version__
 from stream.events.models import Outcome, RiskLevel
 from stream.pipeline.counters import JOIN_EVENTS
 
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
     from stream.monitoring.drift import Drift
 
+__all__ = ["Description", "Distribution", "Metrics", "StoreMetrics"]
+
 
 #: The stages of a batch, in order.
 STAGES: Final = ("decide", "produce", "changelog", "store")
-
-#: What says that a feature moved: a window's PSI, or a change detector of river's.
-METHODS: Final = ("psi", "adwin", "page_hinkley")
 
 _PREFIX: Final = "riskstream"
 _SECONDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

@@ -10,6 +10,8 @@ from stream.monitoring.metrics import StoreMetrics
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+__all__ = ["read"]
+
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from stream.pipeline.effects import Batch, BatchEffects
     from stream.settings import Settings
 
+__all__ = ["MicroBatchTimes", "Tracer", "build_tracer", "remote_parent"]
+
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from stream.settings import WatchdogSettings
 
+__all__ = ["Liveness", "Watchdog", "WorkerProbe", "log_ends"]
+
 
 logger = logging.getLogger(__name__)
 _LATEST: Final = -1

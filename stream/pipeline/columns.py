@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from stream.features.spec import FeatureSpec
     from stream.pipeline.effects import DecodedRecord, PartitionBatch
 
+__all__ = ["columns_of", "events_of"]
+
 
 def events_of(
     parts: list[PartitionBatch], everything: list[DecodedRecord]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+__all__ = ["JOIN_EVENTS", "JoinEvent"]
+
 #: Kind and outcome.
 JoinEvent = tuple[str, str]
 

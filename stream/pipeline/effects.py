@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from stream.errors import InvalidRecordError, RiskStreamError, StateError
     from stream.pipeline.counters import JoinEvent
 
+__all__ = [
+    "Alerted",
+    "Batch",
+    "BatchEffects",
+    "DecodedRecord",
+    "PartitionBatch",
+    "PipelineConfig",
+    "Sends",
+    "gather",
+]
+
 
 #: Records by topic and partition.
 Sends = dict[tuple[str, int], list[ProducerRecord]]

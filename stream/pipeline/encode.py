@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from stream.errors import RiskStreamError
     from stream.events.decode import TransactionRow
 
+__all__ = ["MAX_DEAD_LETTER_BYTES", "Encoder", "dead_letter"]
+
 
 #: Most bytes of a record that its dead letter carries. Brokers take 1 MiB unless told otherwise, measured
 #: after compression, so that with its headers more a record that came in may not go out again.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from stream.pipeline.transactions import TransactionPipeline
     from stream.state.store import MemoryStore
 
+__all__ = ["InMemoryTopology"]
+
 
 class InMemoryTopology:
     """Runs a pipeline over one partition of each topic, to warm it up or to measure it.

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from stream.scoring.bundle import Bundle
     from stream.state.store import StateReader
 
+__all__ = ["Preview"]
+
 
 #: Behind every offset that a history can hold, so that nothing is taken for a replay.
 _NEVER_APPLIED: Final = 2**62

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from stream.events.records import ConsumerRecord
     from stream.scoring.bundle import Bundle
 
+__all__ = ["TransactionPipeline"]
+
 
 #: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)

@@ -1,1 +1,1 @@
-"""The Faust app: transport, table, order of effects, worker."""
+"""One worker process: the Faust app, micro-batches and the commit protocol."""

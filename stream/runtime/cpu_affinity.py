@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
+__all__ = ["pin_to_core", "pin_to_cores", "unpinned"]
+
 
 #: Where the process may run, once it keeps to a part of that.
 _everywhere: set[int] = set()

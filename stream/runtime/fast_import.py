@@ -6,6 +6,8 @@ import importlib
 import sys
 from typing import Final
 
+__all__ = ["import_without_optional"]
+
 _BESIDE: Final = ("sklearn", "pandas")
 
 

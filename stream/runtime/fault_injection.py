@@ -17,6 +17,8 @@ from stream.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["FAULT_VARIABLE", "STEPS", "fault_from_environment", "no_fault"]
+
 
 logger = logging.getLogger(__name__)
 FAULT_VARIABLE: Final = "RISKSTREAM_TEST_FAULT"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from stream.pipeline.transactions import TransactionPipeline
 
+__all__ = ["warm_up"]
+
 
 _MINUTE_MS: Final = 60_000
 _START_MS: Final = 1_700_000_000_000

@@ -23,6 +23,8 @@ from stream.runtime.wiring import build_runtime
 if TYPE_CHECKING:
     from stream.settings import Settings
 
+__all__ = ["STOP_SECONDS", "run_worker"]
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Scores, policy and reasons."""
+"""Scoring: from features to a score, with a model bundle."""

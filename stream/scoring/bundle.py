@@ -19,6 +19,8 @@ from typing import Any, Final
 from stream.errors import BundleError
 from stream.features.spec import FeatureSpec
 
+__all__ = ["BUNDLE_FORMAT", "Bundle", "Thresholds"]
+
 BUNDLE_FORMAT: Final = 1
 _MODEL_FILE: Final = "model.txt"
 _META_FILE: Final = "bundle.json"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+__all__ = ["UnsupportedModelError"]
+
 _CATEGORICAL: Final = 1
 _DEFAULT_LEFT: Final = 2
 _MISSING_ZERO: Final = 1

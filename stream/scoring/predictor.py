@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from stream.scoring.bundle import Bundle
 
+__all__ = ["Predictor"]
+
 
 logger = logging.getLogger(__name__)
 

@@ -36,6 +36,8 @@ from stream.scoring.tree_kernels import _explain, _gauss, _slots, _walk, _widen
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+__all__ = ["CompiledTrees"]
+
 
 #: Bits of the word that says which way a row goes at each node of a tree.
 _MAX_NODES: Final = 64

@@ -1,1 +1,1 @@
-"""serving."""
+"""The HTTP endpoints of a worker."""

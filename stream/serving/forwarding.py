@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from stream.settings import ScoringSettings
     from stream.state.store import StateReader
 
+__all__ = ["ONLY_HEADER", "SPEC_HEADER", "PredictForwarder"]
+
 
 logger = logging.getLogger(__name__)
 _Read = TypeVar("_Read")

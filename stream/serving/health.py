@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from stream.settings import MetricsSettings
 
+__all__ = ["HEALTH_PATH", "READY_PATH", "Endpoint"]
+
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ from stream.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
+__all__ = ["guard", "listen"]
+
 
 async def listen(app: web.Application, host: str, port: int, *, option: str) -> tuple[web.AppRunner, int]:
     """Serve on an address, and return the runner to clean up and the port in use.

@@ -11,7 +11,7 @@ import jiter
 import orjson
 from aiohttp import web
 
-from stream import __version__
+from stream._version import __version__
 from stream.errors import InvalidRecordError
 from stream.events.currencies import MINOR_UNIT_DECIMALS
 from stream.events.decode import MAX_RECORD_BYTES, parse_object
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from stream.events.decode import TransactionRow
     from stream.pipeline.preview import Preview
+
+__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi", "problem", "refuse"]
 
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,27 @@ from stream.jit import Ints, jit
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+__all__ = [
+    "CORRUPT",
+    "FORMAT_VERSION",
+    "OK",
+    "OTHER_VERSION",
+    "Migrations",
+    "Words",
+    "checksum",
+    "complaint",
+    "describe_record",
+    "entity_prefix",
+    "first_word",
+    "is_of_entity",
+    "join",
+    "make_record",
+    "migrate_record",
+    "read_words",
+    "record_key",
+    "user_of_key",
+]
+
 
 Words = npt.NDArray[np.int64]
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["hash_id", "hash_ids"]
+
 
 _UNKNOWN = bytes(8)
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["MemoryStore", "PartitionedReader", "StateReader"]
+
 
 class StateReader(Protocol):
     """Where records are read from; all keys of one call belong to the same partition."""

@@ -413,7 +413,7 @@ def test_the_command_creates_and_checks_with_one_line_a_topic(
         return [line[0] for line in lines], result.stdout.splitlines(), result.exception
 
     states, _, error = run("check")
-    assert set(states) == {"WRONG"}
+    assert set(states) == {"FAIL"}
     assert isinstance(error, TopicMismatchError)
     assert error.exit_code != 0
     assert (set(run("create")[0]), run("create")[2]) == ({"created"}, None)
@@ -421,7 +421,7 @@ def test_the_command_creates_and_checks_with_one_line_a_topic(
     monkeypatch.setenv("RISKSTREAM_TOPICS__PARTITIONS", "5")
     states, lines, error = run("create")
     assert isinstance(error, TopicMismatchError)
-    assert f"WRONG    {names[0]}: has 4 partitions, not 5" in lines
+    assert f"FAIL  {names[0]}: has 4 partitions, not 5" in lines
     assert states.count("ok") == 1
 
 

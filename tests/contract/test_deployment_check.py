@@ -30,7 +30,7 @@ def states(settings: Settings, now_ms: int | None = None) -> dict[str, str]:
     """Return the worst state of each name."""
     worst: dict[str, str] = {}
     for found in findings(settings, now_ms):
-        if worst.get(found.name) != "WRONG":
+        if worst.get(found.name) != "FAIL":
             worst[found.name] = found.state
     return worst
 
@@ -59,7 +59,7 @@ def test_all_is_well(good: Settings) -> None:
 def test_missing_topics_are_a_note_where_a_worker_makes_them(good: Settings) -> None:
     assert states(good)["topic"] == "note"
     strict = good.model_copy(update={"topics": good.topics.model_copy(update={"create": False})})
-    assert states(strict)["topic"] == "WRONG"
+    assert states(strict)["topic"] == "FAIL"
     done = subprocess.run(
         COMMAND, env=strict.child_environment(), capture_output=True, text=True, check=False
     )
@@ -71,7 +71,7 @@ def test_missing_topics_are_a_note_where_a_worker_makes_them(good: Settings) -> 
 def test_topics_of_another_shape_are_wrong(good: Settings) -> None:
     admin.create_topics(good)
     other = good.model_copy(update={"topics": good.topics.model_copy(update={"partitions": 7})})
-    wrong = [found for found in findings(other) if found.state == "WRONG"]
+    wrong = [found for found in findings(other) if found.state == "FAIL"]
     assert wrong
     assert all("partitions, not 7" in found.text and found.exit_code == 4 for found in wrong)
 
@@ -88,7 +88,7 @@ def test_the_clock_is_compared_with_the_newest_transaction(good: Settings) -> No
         producer.close()
     now = time.time_ns() // 1_000_000
     assert states(good)["clock"] == "ok"
-    assert states(good, now - 3_600_000)["clock"] == "WRONG"
+    assert states(good, now - 3_600_000)["clock"] == "FAIL"
 
 
 def test_no_broker(good: Settings) -> None:
@@ -96,4 +96,4 @@ def test_no_broker(good: Settings) -> None:
         update={"bootstrap_servers": f"127.0.0.1:{free_port()}", "request_timeout_seconds": 1.0}
     )
     found = list(findings(good.model_copy(update={"kafka": kafka})))
-    assert (found[-1].name, found[-1].state, found[-1].exit_code) == ("broker", "WRONG", 4)
+    assert (found[-1].name, found[-1].state, found[-1].exit_code) == ("broker", "FAIL", 4)

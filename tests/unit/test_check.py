@@ -31,7 +31,7 @@ def one(found: list[Finding], name: str) -> Finding:
 
 def test_no_model(tmp_path: Path) -> None:
     found = one(looked(tmp_path), "model")
-    assert (found.state, found.exit_code) == ("WRONG", 3)
+    assert (found.state, found.exit_code) == ("FAIL", 3)
     assert "riskstream train" in found.text
 
 
@@ -40,7 +40,7 @@ def test_a_model_before_whose_training_the_clock_stands(tmp_path: Path) -> None:
     bundle.save(tmp_path / "bundle")
     assert bundle.trained_at_seconds is not None
     trained_ms = int(bundle.trained_at_seconds * 1000)
-    assert one(looked(tmp_path, trained_ms - 1000), "clock").state == "WRONG"
+    assert one(looked(tmp_path, trained_ms - 1000), "clock").state == "FAIL"
     found = looked(tmp_path, trained_ms + 10 * 86_400_000)
     assert "10.0 days old" in one(found, "model").text
     assert not [finding for finding in found if finding.name == "clock"]
@@ -59,4 +59,4 @@ def test_another_lateness_than_in_training_is_a_note(tmp_path: Path) -> None:
 def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = one(looked(tmp_path, state_dir=tmp_path / "file" / "state"), "state")
-    assert (found.state, found.exit_code) == ("WRONG", 6)
+    assert (found.state, found.exit_code) == ("FAIL", 6)

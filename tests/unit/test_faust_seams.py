@@ -661,7 +661,7 @@ def test_upstream_decodes_what_it_hands_on_and_ours_does_not(run: Any, tmp_path:
         assert event.value == FETCHED
         assert event.message is message
         theirs = app.topic(TOPIC).schema.compile(app, on_key_decode_error=None, on_value_decode_error=None)
-        with pytest.raises(Exception):  # noqa: B017, PT011 - a list is no JSON
+        with pytest.raises(Exception):  # noqa: B017, PT011 - whatever RocksDB says of a list
             await theirs(message, propagate=True)
 
     run(main())

@@ -11,7 +11,7 @@ from bundles import simulated, trained_bundle
 from histories import Memory
 
 from stream.decisions.reasons import Explainer
-from stream.decisions.sentences import _TEMPLATES, LANGUAGES
+from stream.decisions.sentences import LANGUAGES, load_templates
 from stream.events.records import ConsumerRecord
 from stream.features.profiles.spec import (
     ACTIVITY_AGGREGATES,
@@ -59,9 +59,9 @@ def test_every_language_has_the_same_templates_with_fields_that_are_filled():
     def fields(text: str) -> set[str]:
         return {name for _, name, _, _ in string.Formatter().parse(text) if name}
 
-    english = _TEMPLATES["en"]
+    english = load_templates("en")
     for language in LANGUAGES:
-        other = _TEMPLATES[language]
+        other = load_templates(language)
         assert list(other) == list(english)
         for key, text in other.items():
             # A figure that one language tells, the other tells too.

@@ -1,1 +1,1 @@
-"""commands."""
+"""The commands of ``riskstream``, one module each."""

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
     from stream.settings import Settings
 
+__all__ = ["alerts"]
+
 
 _LEVELS: Final = ("LOW", "MEDIUM", "HIGH")
-
-#: A signal is noticed at least this often.
-_POLL_MS: Final = 250
 
 _SHOWN_ALERTS: Final = 20
 _STYLES: Final = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "dim"}
@@ -62,55 +61,27 @@ def _read(
     limit: int | None,
     stop: Callable[[], bool],
 ) -> Iterator[tuple[bytes, dict[str, Any]] | None]:
-    """Yield each alert of the levels as its bytes and its JSON; None whenever a poll brought nothing more."""
-    import orjson
-    from kafka import KafkaConsumer, TopicPartition
-    from kafka.errors import KafkaError
+    """Yield each alert of the levels as its bytes and its JSON; None after each poll."""
+    from stream.kafka.reader import TopicReader
 
-    from stream.errors import BrokerError
-    from stream.kafka.clients import client_config
-
-    topic = settings.topics.alerts
     seen = 0
-    try:
-        consumer = KafkaConsumer(
-            **client_config(settings.kafka),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-        )
-        try:
-            partitions = [
-                TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()
-            ]
-            consumer.assign(partitions)
-            if from_beginning:
-                consumer.seek_to_beginning(*partitions)
-            else:
-                consumer.seek_to_end(*partitions)
-                for partition in partitions:
-                    consumer.position(partition)  # resolved now: what comes from here on is shown
-            while not stop():
-                for records in consumer.poll(timeout_ms=_POLL_MS).values():
-                    for record in records:
-                        alert = _parsed(orjson, record.value)
-                        if alert is None or alert.get("risk_level") not in levels:
-                            continue
-                        yield record.value, alert
-                        seen += 1
-                        if limit is not None and seen >= limit:
-                            return
-                yield None
-        finally:
-            consumer.close()
-    except KafkaError as error:
-        raise BrokerError(
-            f"alerts cannot be read from {settings.kafka.bootstrap_servers}: {error}"
-        ) from error
+    with TopicReader(settings, settings.topics.alerts) as reader:
+        for batches in reader.follow(from_beginning=from_beginning, stop=stop):
+            for record in (record for records in batches.values() for record in records):
+                alert = _parsed(record.value)
+                if alert is None or alert.get("risk_level") not in levels:
+                    continue
+                yield record.value, alert
+                seen += 1
+                if limit is not None and seen >= limit:
+                    return
+            yield None
 
 
-def _parsed(orjson: Any, raw: bytes | None) -> dict[str, Any] | None:
-    """Return an alert's JSON, None for what somebody else wrote to the topic."""
+def _parsed(raw: bytes | None) -> dict[str, Any] | None:
+    """Return an alert's JSON, None for a record that is no alert."""
+    import orjson
+
     try:
         value = orjson.loads(raw or b"")
         usable = isinstance(value["risk_score"], int | float) and all(

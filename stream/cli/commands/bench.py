@@ -12,6 +12,8 @@ import click
 import stream
 from stream.errors import ConfigError
 
+__all__ = ["bench"]
+
 _PARTS = ("throughput", "latency", "recovery", "cost", "hop", "stages")
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from stream.kafka.local.base import Broker
 
+__all__ = ["broker", "start"]
+
 
 #: How often the child is looked at; a signal ends the wait at once.
 _WATCH_SECONDS: Final = 0.5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import click
 import psutil
 
-from stream.errors import BrokerError, ConfigError, RiskStreamError, StateError, TopicMismatchError
+from stream.errors import ConfigError, RiskStreamError, StateError, TopicMismatchError
 from stream.events.fields import MS_PER_DAY, format_event_time
 from stream.settings import load_settings
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from stream.settings import Settings
 
+__all__ = ["Finding", "check", "findings"]
+
 
 #: RocksDB needs room to compact in.
 _LEAST_FREE_BYTES: Final = 1 << 30
 
-_READ_MS: Final = 5_000
+_READ_SECONDS: Final = 5.0
 _DAY_SECONDS: Final = 86_400
 
 
@@ -34,13 +36,13 @@ class Finding(NamedTuple):
     Attributes
     ----------
     state
-        "ok", "note" where a worker would run and somebody should know, "WRONG" where it would not.
+        "ok", "note" where a worker would run and somebody should know, "FAIL" where it would not.
     exit_code
         That of the error which a worker would end with.
     """
 
     name: str
-    state: Literal["ok", "note", "WRONG"]
+    state: Literal["ok", "note", "FAIL"]
     text: str
     exit_code: int = 0
 
@@ -73,7 +75,7 @@ def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]
     yield from _guarded("state", lambda: _state(settings))
     reached = True
     for found in _guarded("broker", lambda: _broker(settings)):
-        reached = found.state != "WRONG"
+        reached = found.state != "FAIL"
         yield found
     if reached:
         yield from _guarded("topics", lambda: _topics(settings))
@@ -84,7 +86,7 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
     try:
         yield from look()
     except RiskStreamError as error:
-        yield Finding(name, "WRONG", str(error), error.exit_code)
+        yield Finding(name, "FAIL", str(error), error.exit_code)
 
 
 def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
@@ -113,7 +115,7 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
     if trained is not None and now_ms / 1000 < trained:
         yield Finding(
             "clock",
-            "WRONG",
+            "FAIL",
             f"it is {format_event_time(now_ms)} here, before the model was trained: set the clock",
             ConfigError.exit_code,
         )
@@ -161,7 +163,7 @@ def _topics(settings: Settings) -> Iterator[Finding]:
         elif missing and settings.topics.create:
             yield Finding("topic", "note", f"{name} does not exist; a worker will make it")
         else:
-            yield Finding("topic", "WRONG", f"{name} {'; '.join(problems)}", TopicMismatchError.exit_code)
+            yield Finding("topic", "FAIL", f"{name} {'; '.join(problems)}", TopicMismatchError.exit_code)
 
 
 def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
@@ -175,7 +177,7 @@ def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
     elif newest > now_ms + allowed:
         yield Finding(
             "clock",
-            "WRONG",
+            "FAIL",
             f"it is {format_event_time(now_ms)} here, and a transaction came at {format_event_time(newest)}: "
             "set this machine's clock, or a producer's; what seems to be of the future becomes a dead letter",
             ConfigError.exit_code,
@@ -189,32 +191,8 @@ def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
 
 
 def _newest_ms(settings: Settings) -> int | None:
-    """Return the timestamp of the newest of the partitions' last transactions, None where there is none."""
-    from kafka import KafkaConsumer, TopicPartition
-    from kafka.errors import KafkaError
+    """Return the timestamp of the newest of the partitions' last transactions, None if there is none."""
+    from stream.kafka.reader import TopicReader
 
-    from stream.kafka.clients import client_config
-
-    topic = settings.topics.transactions
-    try:
-        consumer = KafkaConsumer(**client_config(settings.kafka), enable_auto_commit=False)
-        try:
-            places = [
-                TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
-            starts, ends = consumer.beginning_offsets(places), consumer.end_offsets(places)
-            filled = {place for place in places if ends[place] > starts[place]}
-            consumer.assign(list(filled))
-            for place in filled:
-                consumer.seek(place, ends[place] - 1)
-            newest: int | None = None
-            deadline = time.monotonic() + _READ_MS / 1000
-            while filled and time.monotonic() < deadline:
-                for place, records in consumer.poll(timeout_ms=200).items():
-                    filled.discard(place)
-                    newest = max([newest or 0, *(record.timestamp for record in records)])
-            return newest
-        finally:
-            consumer.close()
-    except KafkaError as error:
-        raise BrokerError(f"{topic} cannot be read: {error}") from error
+    with TopicReader(settings, settings.topics.transactions) as reader:
+        return max((record.timestamp for record in reader.last_records(_READ_SECONDS)), default=None)

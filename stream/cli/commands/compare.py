@@ -10,6 +10,8 @@ import click
 from stream.cli.options import data_options, read_table, split_options, training_options
 from stream.cli.output import table_console, write_json
 
+__all__ = ["compare_models"]
+
 #: A row each: text, the figure's place, its format.
 _SHOWN: Final = (
     ("AUC", "auc", ".3f"),

@@ -7,97 +7,30 @@ import re
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from stream.cli.options import EVENT_TIME, parse_duration
-from stream.errors import BrokerError, DataError
-from stream.events.fields import parse_event_time
 from stream.events.models import DeadLetterHeader
+from stream.kafka.dead_letters import (
+    ADDED_HEADERS,
+    DeadLetter,
+    find_letter,
+    read_letters,
+    replayable,
+    replayer,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from stream.settings import Settings
 
+__all__ = ["dlq", "list_letters", "replay", "show"]
 
-#: On a record that was sent again: the place in the source topic that it was first at.
-REPLAYED_FROM: Final = "riskstream.replayed-from"
 
-_POLL_MS: Final = 250
-
-#: A last look behind the end that the broker told.
-_LAST_POLL_MS: Final = 50
-
-_ADDED: Final = tuple(header.value for header in DeadLetterHeader)
-_CUT: Final = re.compile(r"; cut to \d+ of \d+ bytes").search
 _SHOWN_BYTES: Final = 16
-
-#: Replayed records under way at once; each is at most as large as a broker takes.
-_MAX_PENDING: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class _Letter:
-    """A dead letter: where it lies, what came in, and what was said of it."""
-
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    #: The record's own, without those that the worker added.
-    headers: tuple[tuple[str, bytes | None], ...]
-    added: dict[str, str]
-
-    @property
-    def position(self) -> str:
-        return f"{self.partition}:{self.offset}"
-
-    @property
-    def source(self) -> tuple[str, int, int] | None:
-        """Topic, partition and offset that it came from; None where somebody else wrote it."""
-        try:
-            return (
-                self.added[DeadLetterHeader.TOPIC],
-                int(self.added[DeadLetterHeader.PARTITION]),
-                int(self.added[DeadLetterHeader.OFFSET]),
-            )
-        except (KeyError, ValueError):
-            return None
-
-    @property
-    def field(self) -> str:
-        return self.added.get(DeadLetterHeader.FIELD, "")
-
-    @property
-    def reason(self) -> str:
-        return self.added.get(DeadLetterHeader.REASON, "")
-
-    @property
-    def refused_ms(self) -> int:
-        """When it was refused, 0 where that is not said."""
-        try:
-            return parse_event_time(self.added[DeadLetterHeader.TIMESTAMP])
-        except (KeyError, ValueError):
-            return 0
-
-    def to_json(self) -> dict[str, Any]:
-        topic, partition, offset = self.source or (None, None, None)
-        return {
-            "position": self.position,
-            "source_topic": topic,
-            "source_partition": partition,
-            "source_offset": offset,
-            "refused_at": self.added.get(DeadLetterHeader.TIMESTAMP),
-            "field": self.field,
-            "reason": self.reason,
-            "exception": self.added.get(DeadLetterHeader.EXCEPTION),
-            "key": None if self.key is None else self.key.decode(errors="backslashreplace"),
-            "value_bytes": None if self.value is None else len(self.value),
-        }
 
 
 class _Position(click.ParamType):
@@ -184,12 +117,12 @@ def list_letters(
 def show(*, position: tuple[int, int], raw: bool) -> None:
     """Show one dead letter: what was said of it, its own headers, and its original bytes."""
     settings = _ready_settings()
-    letter = _one(settings, *position)
+    letter = find_letter(settings, *position)
     if raw:
         sys.stdout.buffer.write(letter.value or b"")
         sys.stdout.buffer.flush()
         return
-    for name in _ADDED:
+    for name in ADDED_HEADERS:
         print(f"{name:<30} {_printable(letter.added.get(name, ''))}")
     print(f"{'key':<30} {_text(letter.key)}")
     for name, value in letter.headers:
@@ -226,13 +159,15 @@ def replay(
     if not positions and not every and filters == (None, None, None):
         raise click.UsageError("say which: POSITIONS, --field, --since, --partition, or --all")
     settings = _ready_settings()
-    letters: Iterator[_Letter] = (
-        (_one(settings, *position) for position in positions) if positions else _chosen(settings, *filters)
+    letters: Iterator[DeadLetter] = (
+        (find_letter(settings, *position) for position in positions)
+        if positions
+        else _chosen(settings, *filters)
     )
     skipped: Counter[str] = Counter()
     sent: Counter[str] = Counter()
-    with _sender(settings, dry_run=dry_run) as send:
-        for letter in _sendable(letters, settings, skipped):
+    with replayer(settings, dry_run=dry_run) as send:
+        for letter in replayable(letters, settings, skipped):
             topic, source_partition, offset = letter.source or ("", 0, 0)
             if dry_run:
                 print(f"would send {letter.position} to {topic} {source_partition}, first at offset {offset}")
@@ -242,71 +177,6 @@ def replay(
         print(f"{'would send' if dry_run else 'sent'} {count:,} to {topic}")
     for why, count in skipped.items():
         print(f"left {count:,}: {why}", file=sys.stderr)
-
-
-def _sendable(letters: Iterator[_Letter], settings: Settings, skipped: Counter[str]) -> Iterator[_Letter]:
-    """Yield the letters that can be sent again, one for each source record; count the others by why."""
-    topics, partitions = (settings.topics.transactions, settings.topics.labels), settings.topics.partitions
-    seen: set[tuple[str, int, int]] = set()
-    for letter in letters:
-        source = letter.source
-        if source is None:
-            skipped["not written by a worker"] += 1
-        elif source[0] not in topics or source[1] >= partitions:
-            skipped[f"not from {' or '.join(topics)} with its {partitions} partitions"] += 1
-        elif _CUT(letter.reason):
-            skipped["cut, since too large; the whole is at the source"] += 1
-        elif source in seen:
-            skipped["delivered twice, sent once"] += 1
-        else:
-            seen.add(source)
-            yield letter
-
-
-@contextmanager
-def _sender(settings: Settings, *, dry_run: bool) -> Iterator[Callable[[_Letter], None]]:
-    """Give a function that sends a letter again; everything is acknowledged when the block ends."""
-    from kafka import KafkaProducer
-    from kafka.errors import KafkaError
-
-    from stream.kafka.clients import client_config
-
-    if dry_run:
-        yield lambda _: None
-        return
-    pending: list[Any] = []
-    seconds = settings.kafka.request_timeout_seconds
-
-    def settle() -> None:
-        for future in pending:
-            future.get(seconds)
-        pending.clear()
-
-    def send(letter: _Letter) -> None:
-        assert letter.source is not None
-        topic, partition, offset = letter.source
-        own = [pair for pair in letter.headers if pair[0] != REPLAYED_FROM]
-        mark = (REPLAYED_FROM, f"{topic}:{partition}:{offset}".encode())
-        pending.append(
-            producer.send(
-                topic, key=letter.key, value=letter.value, headers=[*own, mark], partition=partition
-            )
-        )
-        if len(pending) >= _MAX_PENDING:
-            settle()
-
-    try:
-        producer = KafkaProducer(**client_config(settings.kafka), acks="all", max_request_size=4_000_000)
-        try:
-            yield send
-            settle()
-        finally:
-            producer.close(timeout=seconds)
-    except KafkaError as error:
-        raise BrokerError(
-            f"dead letters cannot be sent again: {error}; those before it were: "
-            "send all of them again, what was taken meanwhile is recognised"
-        ) from error
 
 
 def _ready_settings() -> Settings:
@@ -320,92 +190,11 @@ def _ready_settings() -> Settings:
 
 def _chosen(
     settings: Settings, field: str | None, since: int | None, partition: int | None
-) -> Iterator[_Letter]:
-    """Yield the dead letters that the filters leave, oldest first in each partition."""
-    total = settings.topics.partitions
-    if partition is not None and partition >= total:
-        raise DataError(f"{settings.topics.dead_letters} has no partition {partition}, only 0 to {total - 1}")
-    for letter in _read(settings, range(total) if partition is None else [partition]):
+) -> Iterator[DeadLetter]:
+    """Yield the dead letters that pass the filters, oldest first in each partition."""
+    for letter in read_letters(settings, None if partition is None else [partition]):
         if (field is None or letter.field == field) and (since is None or letter.refused_ms >= since):
             yield letter
-
-
-def _one(settings: Settings, partition: int, offset: int) -> _Letter:
-    """Return the dead letter at a place.
-
-    Raises
-    ------
-    DataError
-        There is none.
-    """
-    if partition < settings.topics.partitions:
-        for letter in _read(settings, [partition], offset):
-            if letter.offset == offset:
-                return letter
-            break
-    raise DataError(
-        f"{settings.topics.dead_letters} has no dead letter at {partition}:{offset}; "
-        "'riskstream dlq list' shows those there are"
-    )
-
-
-def _read(settings: Settings, partitions: Sequence[int], start: int | None = None) -> Iterator[_Letter]:
-    """Yield what lies in partitions of the dead-letter topic at this moment, from ``start`` on."""
-    from kafka import KafkaConsumer, TopicPartition
-    from kafka.errors import KafkaError
-
-    from stream.kafka.clients import client_config
-
-    began_ms = time.time_ns() // 1_000_000
-    try:
-        consumer = KafkaConsumer(
-            **client_config(settings.kafka),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-        )
-        try:
-            for number in partitions:
-                place = TopicPartition(settings.topics.dead_letters, number)
-                consumer.assign([place])
-                first, end = consumer.beginning_offsets([place])[place], consumer.end_offsets([place])[place]
-                if start is not None and start < first:
-                    continue
-                consumer.seek(place, first if start is None else start)
-                yield from _up_to_now(consumer, place, end, began_ms)
-        finally:
-            consumer.close()
-    except KafkaError as error:
-        raise BrokerError(
-            f"dead letters cannot be read from {settings.kafka.bootstrap_servers}: {error}"
-        ) from error
-
-
-def _up_to_now(consumer: Any, place: Any, end: int, began_ms: int) -> Iterator[_Letter]:
-    """Yield what lies before ``end``, and what came before this was asked.
-
-    The embedded broker's end offset may lie behind the last acknowledged record.
-    """
-    while True:
-        behind = consumer.position(place) >= end
-        batches = consumer.poll(timeout_ms=_LAST_POLL_MS if behind else _POLL_MS)
-        for record in batches.get(place, ()):
-            if record.offset >= end and record.timestamp >= began_ms:
-                return
-            yield _letter(record)
-        if behind and not batches:
-            return
-
-
-def _letter(record: Any) -> _Letter:
-    """Take a record apart: the worker's headers are its last ones, in their order."""
-    headers = tuple((name, value) for name, value in record.headers)
-    added = headers[-len(_ADDED) :]
-    if tuple(name for name, _ in added) != _ADDED:
-        return _Letter(record.partition, record.offset, record.key, record.value, headers, {})
-    said = {name: (value or b"").decode(errors="backslashreplace") for name, value in added}
-    return _Letter(record.partition, record.offset, record.key, record.value, headers[: -len(_ADDED)], said)
 
 
 def _printable(text: str) -> str:

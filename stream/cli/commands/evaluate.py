@@ -14,6 +14,8 @@ from stream.cli.output import table_console, write_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["evaluate"]
+
 
 #: Random orders that the ceiling is the mean of.
 _ORDERS: Final = 20

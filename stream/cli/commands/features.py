@@ -16,6 +16,8 @@ from stream.cli.options import (
 )
 from stream.errors import DataError
 
+__all__ = ["features"]
+
 
 @click.command()
 @click.option(

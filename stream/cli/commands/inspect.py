@@ -10,6 +10,8 @@ import click
 from stream.cli.options import DURATION, data_options, read_table
 from stream.cli.output import table_console, write_json
 
+__all__ = ["inspect"]
+
 
 @click.command()
 @click.option(

@@ -8,6 +8,8 @@ import click
 
 from stream.errors import ConfigError
 
+__all__ = ["metrics", "table"]
+
 _HEAD = """# Metrics
 
 Written by `riskstream metrics` from the code; do not edit. What a worker tells at `/metrics`. A histogram has

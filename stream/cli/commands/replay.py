@@ -12,6 +12,8 @@ from stream.cli.options import EVENT_TIME, data_options, read_table
 if TYPE_CHECKING:
     from offline.data.table import TransactionTable
 
+__all__ = ["replay"]
+
 
 @click.command()
 @click.option(

@@ -12,6 +12,8 @@ from stream.errors import ConfigError
 from stream.events.compatibility import breaking_changes
 from stream.events.models import Alert, DeadLetterHeader, Decision, Label, Transaction
 
+__all__ = ["EVENTS", "build_schemas", "schemas", "to_text"]
+
 Side = Literal["producer", "consumer"]
 
 #: File name -> (model, whose program the schema is for).

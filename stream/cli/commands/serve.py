@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from stream.serving.predict import Asked, ScoringService
     from stream.state.store import MemoryStore
 
+__all__ = ["serve"]
+
 
 #: As the worker's settings have them.
 _MAX_FUTURE_MS = 300_000

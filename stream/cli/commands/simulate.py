@@ -12,6 +12,8 @@ from stream.events.fields import MS_PER_DAY
 if TYPE_CHECKING:
     from offline.data.table import TransactionTable
 
+__all__ = ["simulate"]
+
 
 @click.command()
 @click.option(

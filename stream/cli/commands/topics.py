@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from stream.kafka.topics import TopicSpec
     from stream.settings import Settings
 
+__all__ = ["check", "create", "topics"]
+
 
 @click.group()
 def topics() -> None:

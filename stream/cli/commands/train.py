@@ -25,6 +25,8 @@ from stream.errors import DataError
 if TYPE_CHECKING:
     from offline.training.train import TrainingResult
 
+__all__ = ["train"]
+
 
 _PARTS: Final = ("train", "validation", "test")
 
@@ -192,7 +194,4 @@ def _print_summary(result: TrainingResult, output: Path) -> None:
     console.print(f"Bundle written to {output}")
     if bundle.spec.entities:
         entities = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
-        console.print(
-            f"With profiles of {entities}: workers keep them, from the topic 'labels' too; "
-            "'riskstream serve' and /predict do not."
-        )
+        console.print(f"With profiles of {entities}; workers keep them and read the topic 'labels'.")

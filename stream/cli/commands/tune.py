@@ -13,6 +13,8 @@ from stream.cli.output import write_json
 if TYPE_CHECKING:
     from offline.training.tune import Objective
 
+__all__ = ["tune"]
+
 
 @click.command()
 @click.option(

@@ -10,6 +10,8 @@ import click
 
 from stream.settings import load_settings
 
+__all__ = ["settings", "worker"]
+
 
 @click.command()
 def worker() -> None:

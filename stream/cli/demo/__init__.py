@@ -1,1 +1,1 @@
-"""demo."""
+"""``riskstream demo``: the whole job on one machine."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from offline.data.table import TransactionTable
     from stream.cli.demo.run import DemoResult
 
+__all__ = ["demo"]
+
 
 @click.command()
 @click.option("--broker", type=click.Choice(["embedded", "kafka"]), default="embedded", show_default=True)

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
-from kafka import KafkaConsumer, TopicPartition
 
 from offline.metrics import binary_metrics
 from offline.replay import Pacing, ReplayReport, replay, table_records
 from offline.training.train import TrainingOptions, TrainingResult
 from offline.training.train import train as fit
 from stream.errors import BrokerError, RiskStreamError
-from stream.kafka.clients import client_config
 from stream.kafka.local.apache import KafkaBroker
 from stream.kafka.local.embedded import EmbeddedBroker
+from stream.kafka.reader import TopicReader
 from stream.settings import KafkaSettings, MetricsSettings, Settings
 
 if TYPE_CHECKING:
@@ -36,6 +35,17 @@ if TYPE_CHECKING:
 
     from offline.data.table import TransactionTable
     from stream.kafka.local.base import Broker
+
+__all__ = [
+    "DemoResult",
+    "Latency",
+    "demo_settings",
+    "follow",
+    "run_demo",
+    "start_broker",
+    "start_worker",
+    "train_model",
+]
 
 
 #: The unseen part is sent at a rate that a person can watch, and no longer than this.
@@ -158,18 +168,14 @@ def train_model(table: TransactionTable, progress: Callable[[int], None]) -> Tra
 @contextmanager
 def start_worker(settings: Settings, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Run ``riskstream worker``; yields the process and its endpoint's address once it is ready."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RISKSTREAM_")}
-    environment |= {
-        "RISKSTREAM_APP_ID": settings.app_id,
-        "RISKSTREAM_STATE_DIR": str(settings.state_dir),
-        "RISKSTREAM_BUNDLE": str(settings.bundle),
-        "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
-        "RISKSTREAM_METRICS__PORT": "0",
-    }
     command = [sys.executable, "-c", "from stream.cli import main; main()", "worker"]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own program
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=settings.child_environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             yield process, _wait_until_ready(process, log)
@@ -219,28 +225,13 @@ def follow(settings: Settings) -> Iterator[_Seen]:
 
 def _follow(settings: Settings, seen: _Seen, stop: threading.Event) -> None:
     topics = settings.topics
+    names = (topics.alerts, topics.decisions, topics.dead_letters)
     try:
-        consumer = KafkaConsumer(
-            **client_config(settings.kafka),
-            enable_auto_commit=False,
-            fetch_max_wait_ms=5,
-            max_poll_records=5000,
-        )
-        wanted = [
-            TopicPartition(topic, partition)
-            for topic in (topics.alerts, topics.decisions, topics.dead_letters)
-            for partition in range(topics.partitions)
-        ]
-        consumer.assign(wanted)
-        consumer.seek_to_beginning(*wanted)
-        try:
-            while not stop.is_set():
-                for partition, records in consumer.poll(timeout_ms=100).items():
-                    _take(
-                        seen, partition.topic == topics.alerts, partition.topic == topics.decisions, records
-                    )
-        finally:
-            consumer.close()
+        with TopicReader(settings, *names, fetch_max_wait_ms=5, max_poll_records=5000) as reader:
+            for batches in reader.follow(from_beginning=True, stop=stop.is_set, poll_ms=100):
+                for partition, records in batches.items():
+                    topic = partition.topic
+                    _take(seen, topic == topics.alerts, topic == topics.decisions, list(records))
     except Exception as error:  # noqa: BLE001 - told to the main thread, which ends the demo
         seen.error = error
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from stream.jit import Ints
     from stream.state.store import StateReader
 
+__all__ = ["EntityLogs"]
+
 
 class EntityLogs:
     """Logs in memory, the last used ones up to so many bytes.

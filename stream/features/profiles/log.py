@@ -47,6 +47,17 @@ if TYPE_CHECKING:
     from stream.features.profiles.online import ProfileReader
     from stream.jit import Floats, Ints
 
+__all__ = [
+    "CHUNK",
+    "EVENTS_KIND",
+    "HEAD_KIND",
+    "LABELS_KIND",
+    "MAX_WAITING",
+    "EntityLog",
+    "Horizon",
+    "Waiting",
+]
+
 
 HEAD_KIND: Final = ord("P")
 _HEAD_START: Final = first_word(HEAD_KIND)

@@ -13,6 +13,8 @@ from stream.features.profiles.spec import ACTIVITY_AGGREGATES, EntityProfile, pr
 if TYPE_CHECKING:
     from stream.jit import Floats, Ints
 
+__all__ = ["fill_profile"]
+
 
 _NEVER: Final = 2**63 - 1
 

@@ -9,6 +9,22 @@ import numpy as np
 
 from stream.jit import Flags, Floats, Ints, jit, jit_alloc
 
+__all__ = [
+    "COUNT",
+    "DISTINCT",
+    "LARGE_COUNT",
+    "MAX",
+    "MAX_TO_USUAL",
+    "MEAN",
+    "MEDIAN",
+    "SUM",
+    "TO_MEAN",
+    "TO_MEDIAN",
+    "fill_activity",
+    "fill_labels",
+    "mark_on_time",
+]
+
 # Places of the activity aggregates in ``ACTIVITY_AGGREGATES``.
 COUNT: Final = 0
 

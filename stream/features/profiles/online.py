@@ -29,6 +29,25 @@ from stream.features.profiles.offline_kernel import (
 from stream.features.profiles.spec import EntityProfile, profile_columns
 from stream.jit import Floats, Ints, jit
 
+__all__ = [
+    "E_AMOUNT",
+    "E_CASE",
+    "E_IDENT",
+    "E_SIZE",
+    "E_TIME",
+    "E_TO_USUAL",
+    "E_USER",
+    "L_IDENT",
+    "L_OFFSET",
+    "L_SIZE",
+    "L_TIME",
+    "L_UNTIL",
+    "L_WHEN",
+    "NEVER",
+    "ProfileReader",
+    "find",
+]
+
 #: Rows of a log's transactions, each a column of its array: event time, amount in minor units, the user's and
 #: the transaction's identity, the amount in proportion to the user's usual one (the bits of a float64), and
 #: the case that asked.

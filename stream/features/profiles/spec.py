@@ -45,6 +45,16 @@ if TYPE_CHECKING:
 
     from stream.jit import Ints
 
+__all__ = [
+    "ACTIVITY_AGGREGATES",
+    "ENTITIES",
+    "LABEL_AGGREGATES",
+    "LABEL_RECENCY",
+    "EntityProfile",
+    "profile_columns",
+    "profile_features",
+]
+
 
 _MAX_DAYS: Final = 3650
 

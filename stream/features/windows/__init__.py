@@ -1,1 +1,1 @@
-"""windows."""
+"""Exact windows over each user's history, at any event time."""

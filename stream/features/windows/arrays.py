@@ -9,6 +9,53 @@ import numpy as np
 from stream.features.spec import HISTORY_FEATURES, WINDOW_MS
 from stream.jit import Fingerprints, Ints, Slots, jit
 
+__all__ = [
+    "AMOUNT",
+    "CHUNK",
+    "DEFERRED",
+    "DUPLICATE",
+    "F_END",
+    "F_LOADED",
+    "F_STRADDLING",
+    "HDR_SIZE",
+    "HEAD",
+    "H_BASE",
+    "H_COUNT",
+    "H_FIRST",
+    "H_FIRST_CHUNK",
+    "H_HEAD",
+    "H_LIVE",
+    "H_MAX",
+    "H_NEWEST",
+    "H_NEWEST_EXPIRED",
+    "H_NEXT_CHUNK",
+    "H_OFFSET",
+    "H_PAGE",
+    "H_PAGES",
+    "H_PENDING",
+    "H_SOURCE",
+    "H_SQUARES",
+    "H_SUM",
+    "ID",
+    "LATE",
+    "MERCHANT",
+    "NO_TIME",
+    "OUT_SIZE",
+    "REPLAYED",
+    "SCORED",
+    "SEGMENT",
+    "TABLE",
+    "TIME",
+    "WINDOW_CACHE_SIZE",
+    "Sealed",
+    "clear_header",
+    "clear_sealed",
+    "is_full",
+    "new_header",
+    "new_sealed",
+    "set_edges",
+]
+
 CHUNK: Final = 32
 HEAD: Final = 2 * CHUNK  # so that a user of an ordinary month has nothing sealed
 SEGMENT: Final = 32

@@ -38,6 +38,8 @@ from stream.jit import Flags, Ints, Slots, jit, jit_alloc
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["BASE", "CHECKSUM", "PAGE", "PAGES", "HistoryCache"]
+
 
 _CHUNK_BYTES: Final = 4 * 8 * CHUNK
 _PAGE_BYTES: Final = SEGMENT * (6 * 8 + 12 * CHUNK + 12) + 8 * (7 + WINDOW_CACHE_SIZE + TABLE)

@@ -40,6 +40,8 @@ from stream.features.windows.arrays import (
 from stream.features.windows.sums import _DISTINCT, ACC_SIZE, _add_amount, _add_sums, _popcount, _write_sums
 from stream.jit import Ints, Slots, jit, jit_alloc, prefetch
 
+__all__ = ["index_chunk", "plan", "prefetch_chunks", "prefetch_table_slots", "prefetch_window_cache", "seal"]
+
 #: A frame is made anew when so many chunks have been sealed since.
 _MAX_BEHIND: Final = 8
 

@@ -28,6 +28,8 @@ from stream.features.windows.kernel import step
 from stream.features.windows.sums import ACC_SIZE
 from stream.jit import Codes, Flags, Floats, Ints, jit_alloc, prefetch
 
+__all__ = ["run_heads", "run_users"]
+
 #: How many events ahead the offline driver asks for a row's memory.
 _AHEAD: Final = 8
 

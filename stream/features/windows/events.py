@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from stream.errors import StateError
 
+__all__ = ["FAILED", "HistoryConfig", "HistoryEvents", "HistoryResult"]
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryConfig:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+__all__ = ["advance"]
+
 
 def advance(
     events: HistoryEvents,

@@ -83,6 +83,8 @@ from stream.features.windows.sums import (
 )
 from stream.jit import Floats, Ints, jit, jit_alloc
 
+__all__ = ["apply", "expire", "find_merchant", "is_duplicate", "query", "step"]
+
 
 @jit
 def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int | np.int64) -> None:

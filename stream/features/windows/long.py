@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from stream.features.windows.events import HistoryConfig, HistoryEvents
     from stream.state.store import PartitionedReader
 
+__all__ = ["LongHistories"]
+
 
 _PLANNED: Final = -2  # a slot that is about to be filled
 

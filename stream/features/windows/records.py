@@ -54,6 +54,22 @@ from stream.state.format import (
     read_words,
 )
 
+__all__ = [
+    "chunk_key",
+    "head_key",
+    "live_key",
+    "migrate",
+    "pack_head",
+    "pack_heads",
+    "pack_parts",
+    "segment_key",
+    "unpack_chunk",
+    "unpack_head",
+    "unpack_heads",
+    "unpack_live",
+    "unpack_segment",
+]
+
 HEAD_KIND: Final = ord("H")
 CHUNK_KIND: Final = ord("C")
 SEGMENT_KIND: Final = ord("S")

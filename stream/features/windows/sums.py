@@ -14,6 +14,8 @@ import numpy as np
 
 from stream.jit import Ints, jit, jit_alloc
 
+__all__ = ["ACC_SIZE", "LIMB_BITS", "limbs_to_float", "mean_of", "std_of", "sum_of"]
+
 LIMB_BITS: Final = 25
 _BASE: Final = 1 << LIMB_BITS
 _MASK: Final = _BASE - 1

@@ -1,1 +1,1 @@
-"""local."""
+"""Brokers for development and tests on this machine."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from stream.settings import KafkaSettings
 
+__all__ = ["KAFKA_VERSION", "KafkaBroker", "missing_tools"]
+
 
 #: The newest release whose every module lies on Maven Central.
 KAFKA_VERSION: Final = "4.3.1"

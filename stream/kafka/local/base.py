@@ -23,6 +23,8 @@ from stream.settings import KafkaSettings
 if TYPE_CHECKING:
     from types import TracebackType
 
+__all__ = ["HOST", "START_TIMEOUT_SECONDS", "Broker", "free_port"]
+
 
 #: The only address that these brokers listen on and advertise.
 HOST: Final = "127.0.0.1"

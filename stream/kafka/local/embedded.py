@@ -14,6 +14,8 @@ from typing import ClassVar
 from stream.errors import BrokerError
 from stream.kafka.local.base import HOST, Broker
 
+__all__ = ["EmbeddedBroker"]
+
 
 class EmbeddedBroker(Broker):
     """The embedded broker in a child process; see :class:`stream.kafka.local.base.Broker`."""

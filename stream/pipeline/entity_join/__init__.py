@@ -1,1 +1,1 @@
-"""entity_join."""
+"""The entity join: transactions meet the profiles of their merchants, cards, devices and addresses."""

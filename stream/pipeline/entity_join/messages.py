@@ -31,6 +31,21 @@ from stream.events.records import ConsumerRecord, ProducerRecord, trace_context
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+__all__ = [
+    "CODES",
+    "EntityJoinTopics",
+    "EntityRequest",
+    "EntityResponse",
+    "LabelUpdate",
+    "PendingTransaction",
+    "decode_join_record",
+    "decode_request",
+    "decode_requests",
+    "ownership_marker",
+    "partition_of",
+    "pending_id_of",
+]
+
 
 #: What stands for each kind of entity in keys and messages; never changed, only added to.
 CODES: Final = {"user": 1, "merchant": 2, "card": 3, "device": 4, "ip": 5}

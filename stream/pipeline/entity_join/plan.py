@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stream.jit import Floats
     from stream.pipeline.entity_join.messages import EntityRequest
 
+__all__ = ["ROUTES", "USER_WIDTH", "JoinPlan", "ProfileColumns", "entities_of"]
+
 
 #: A user's log keeps of each transaction its time, amount, user and id hash, and then the id hashes of these
 #: entities, 0 for an unknown one: a label of the transaction is forwarded to them.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from stream.jit import Floats
     from stream.state.store import StateReader
 
+__all__ = ["ProfilePreview"]
+
 
 class ProfilePreview:
     """Asks entities about transactions, and answers for those whose logs somebody has."""

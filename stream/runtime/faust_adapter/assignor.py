@@ -8,6 +8,8 @@ from faust.assignor.client_assignment import ClientMetadata
 from faust.assignor.partition_assignor import PartitionAssignor
 from yarl import URL
 
+__all__ = ["Assignor"]
+
 
 class Assignor(PartitionAssignor):  # type: ignore[misc]
     """Takes an assignment with the address that this worker had before; the next rebalance corrects it."""

@@ -19,6 +19,8 @@ from stream.events.records import ConsumerRecord
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
+__all__ = ["BatchConsumer", "BatchTransport", "install_slim_records"]
+
 
 logger = logging.getLogger(__name__)
 

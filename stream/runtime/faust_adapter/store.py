@@ -18,6 +18,8 @@ from stream.runtime.cpu_affinity import unpinned
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+__all__ = ["HistoryTable", "RocksDBStore"]
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Rules: declared conditions over a transaction's features, and their effects on its decision."""

@@ -1,0 +1,1 @@
+"""Feedback: labels joined with the decisions that they judge."""

@@ -1,0 +1,1 @@
+"""Text signals: features from free text, for the scoring path."""
