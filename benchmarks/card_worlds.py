@@ -57,7 +57,7 @@ class World:
 def draw(world: World) -> tuple[TransactionTable, npt.NDArray[np.object_]]:
     """Return a world's transactions in the order of time, and the kind of fraud of each ("0" for none)."""
     rng = np.random.default_rng(world.seed)
-    places = rng.uniform(0, 100, (world.customers, 2))
+    indexes = rng.uniform(0, 100, (world.customers, 2))
     shops = rng.uniform(0, 100, (world.terminals, 2))
     level = rng.uniform(5, 100, world.customers)
     daily = rng.uniform(0, 4, world.customers)
@@ -70,8 +70,8 @@ def draw(world: World) -> tuple[TransactionTable, npt.NDArray[np.object_]]:
     terminal = np.concatenate(
         [
             rng.choice(near, number) if len(near) else np.full(number, -1)
-            for place, number in zip(places, count.tolist(), strict=True)
-            for near in [np.flatnonzero(((shops - place) ** 2).sum(axis=1) < _RADIUS**2)]
+            for index, number in zip(indexes, count.tolist(), strict=True)
+            for near in [np.flatnonzero(((shops - index) ** 2).sum(axis=1) < _RADIUS**2)]
         ]
     )
     kept = (second > 0) & (second < MS_PER_DAY / 1000) & (terminal >= 0)

@@ -130,11 +130,11 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """Return the processor time of the process and its children so far."""
-        return sum(times.user + times.system for one in self._family() for times in [one.cpu_times()])
+        return sum(times.user + times.system for item in self._family() for times in [item.cpu_times()])
 
     def rss_mib(self) -> float:
         """Return the resident memory of the process and its children."""
-        return sum(one.memory_info().rss for one in self._family()) / 2**20
+        return sum(item.memory_info().rss for item in self._family()) / 2**20
 
     def _family(self) -> list[psutil.Process]:
         own = psutil.Process(self.process.pid)

@@ -63,8 +63,8 @@ def growth(
 
     def ratio(name: str, other: str) -> float:
         pairs = zip(found[name], found[other], strict=True)
-        return statistics.median(one.seconds / one.transactions / (two.seconds / two.transactions)
-                                 for (one, _), (two, _) in pairs)  # fmt: skip
+        return statistics.median(item.seconds / item.transactions / (two.seconds / two.transactions)
+                                 for (item, _), (two, _) in pairs)  # fmt: skip
 
     return {
         "cases": {
@@ -105,7 +105,7 @@ def worker_counts(
         "per_second": {
             str(count): statistics.median(rate.per_second for rate in rates) for count, rates in found.items()
         },
-        "workers_ratio": statistics.median(many.cpu_micros / one.cpu_micros for many, one in pairs),
+        "workers_ratio": statistics.median(many.cpu_micros / pair.cpu_micros for many, pair in pairs),
     }
 
 

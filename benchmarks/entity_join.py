@@ -52,12 +52,12 @@ def hop(cluster: Cluster, folder: Path, rounds: int, say: Callable[[str], None])
         # Another one begins each round, so that nobody always follows the same neighbour.
         turn = number % len(VARIANTS)
         for case in VARIANTS[turn:] + VARIANTS[:turn]:
-            one = _round(cluster, case, works[case.name], folder)
-            found[case.name].append(one)
+            item = _round(cluster, case, works[case.name], folder)
+            found[case.name].append(item)
             say(
-                f"round {number + 1}: {case.name}: {one['per_second']:,.0f}/s, "
-                f"{one['cpu_micros']:.1f} us CPU; "
-                f"at {_RATE:,.0f}/s p50 {one['p50']:.1f} ms, p99 {one['p99']:.1f} ms"
+                f"round {number + 1}: {case.name}: {item['per_second']:,.0f}/s, "
+                f"{item['cpu_micros']:.1f} us CPU; "
+                f"at {_RATE:,.0f}/s p50 {item['p50']:.1f} ms, p99 {item['p99']:.1f} ms"
             )
     return {"rate": _RATE, "entities": {case.name: _entities(case) for case in VARIANTS}, **summary(found)}
 
@@ -68,13 +68,13 @@ def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "median": {
-            name: {figure: statistics.median(one[figure] for one in ones) for figure in ones[0]}
+            name: {figure: statistics.median(item[figure] for item in ones) for figure in ones[0]}
             for name, ones in rounds.items()
         },
         "ratio": {
             name: {
                 figure: statistics.median(
-                    one[figure] / other[figure] for one, other in zip(ones, first, strict=True)
+                    item[figure] / other[figure] for item, other in zip(ones, first, strict=True)
                 )
                 for figure in _FIGURES
             }

@@ -169,11 +169,11 @@ class _Past:
         amounts = np.maximum(random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64)
         id_hash, case = random.integers(1, 2**63 - 1, (2, count))
         users = range(spec.users)
-        user = hash_ids([user_key(one).decode() for one in users])[self._user]
+        user = hash_ids([user_key(item).decode() for item in users])[self._user]
         self._name = {
-            "merchant": hash_ids([merchant_name(one) for one in range(MERCHANTS)])[merchant],
-            "card": hash_ids([_card_name(one) for one in users])[self._user],
-            "device": hash_ids([device_name(one) for one in users])[self._user],
+            "merchant": hash_ids([merchant_name(item) for item in range(MERCHANTS)])[merchant],
+            "card": hash_ids([_card_name(item) for item in users])[self._user],
+            "device": hash_ids([device_name(item) for item in users])[self._user],
         }
         to_usual = np.full(count, _NAN_BITS)
         self._events = np.stack([times, amounts, user, id_hash, to_usual, case])

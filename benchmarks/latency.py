@@ -147,7 +147,7 @@ def open_loop(
     listener.stop()
     due = sent["start"] + order.due_seconds()
     index, arrived = (
-        np.array([one for one, _ in listener.arrived]) - first,
+        np.array([item for item, _ in listener.arrived]) - first,
         np.array([at for _, at in listener.arrived]),
     )
     waited = 1000 * (arrived - due[index])
@@ -194,4 +194,4 @@ def closed_loop(cluster: Cluster, workload: Workload, settings: Settings, count:
 
 def median_of(rounds: list[dict[str, Any]]) -> dict[str, float]:
     """Return the median of each figure over rounds."""
-    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    return {name: statistics.median(item[name] for item in rounds) for name in rounds[0]}

@@ -63,10 +63,10 @@ class PartitionReader:
 def link_folder(source: Path, target: Path) -> None:
     """Copy a closed database: RocksDB never changes an SST file, so those are linked."""
 
-    def copy(one: str, other: str) -> None:
-        if one.endswith(".sst"):
-            os.link(one, other)
+    def copy(item: str, other: str) -> None:
+        if item.endswith(".sst"):
+            os.link(item, other)
         else:
-            shutil.copy2(one, other)
+            shutil.copy2(item, other)
 
     shutil.copytree(source, target, copy_function=copy)

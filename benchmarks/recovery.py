@@ -47,7 +47,7 @@ def recovery(
     cluster.delete_like(settings.app_id.removeprefix("bench-"))
     cluster.delete([source])
     return {
-        "rounds": [asdict(one) for one in found],
+        "rounds": [asdict(item) for item in found],
         "records": count,
-        "per_second": statistics.median(one.per_second for one in found),
+        "per_second": statistics.median(item.per_second for item in found),
     }

@@ -141,39 +141,39 @@ def tables(found: dict[str, Any]) -> list[Table]:
     if "latency" in found:
         made.append(_latency(found["latency"]))
     if "recovery" in found:
-        one = found["recovery"]
-        rows = [(f"{one['records']:,}", f"{one['per_second']:,.0f}", str(len(one["rounds"])))]
+        item = found["recovery"]
+        rows = [(f"{item['records']:,}", f"{item['per_second']:,.0f}", str(len(item["rounds"])))]
         made.append(Table("Recovery from the changelog", ("records", "records/s", "rounds"), rows))
     if "cost" in found:
         made += _cost(found["cost"])
     if "hop" in found:
         made.append(_hop(found["hop"]))
     if "stages" in found:
-        one = found["stages"]
+        item = found["stages"]
         rows = [
-            (stage, f"{micros:.2f}", f"{100 * micros / one['total']:.0f} %")
-            for stage, micros in one["micros"].items()
+            (stage, f"{micros:.2f}", f"{100 * micros / item['total']:.0f} %")
+            for stage, micros in item["micros"].items()
         ]
-        rows.append(("all", f"{one['total']:.2f}", "100 %"))
-        rows.append(("all, in rounds of one", f"{one['one_at_a_time']:.2f}", ""))
-        title = f"Where the time goes in process, rounds of {one['round']:,}"
+        rows.append(("all", f"{item['total']:.2f}", "100 %"))
+        rows.append(("all, in rounds of one", f"{item['one_at_a_time']:.2f}", ""))
+        title = f"Where the time goes in process, rounds of {item['round']:,}"
         made.append(Table(title, ("stage", "us a transaction", "share"), rows))
     return made
 
 
 def _throughput(found: dict[str, Any]) -> Table:
     rows = []
-    for name, one in found["median"].items():
+    for name, item in found["median"].items():
         ratio = found["ratio"].get(name)
         rounds = [rate["transactions"] / rate["seconds"] for rate in found["rounds"][name]]
         rows.append(
             (
                 name,
-                f"{one['per_second']:,.0f}",
+                f"{item['per_second']:,.0f}",
                 f"{min(rounds):,.0f} - {max(rounds):,.0f}",
-                f"{one['cpu_micros']:.1f}",
-                f"{one['rss_mib']:,.0f}",
-                f"{100 * one['alert_share']:.1f} %",
+                f"{item['cpu_micros']:.1f}",
+                f"{item['rss_mib']:,.0f}",
+                f"{100 * item['alert_share']:.1f} %",
                 "" if ratio is None else f"{ratio:.2f}",
             )
         )
@@ -186,11 +186,11 @@ def _latency(found: dict[str, Any]) -> Table:
     rows = []
     for name in ("steady", "busy", "idle"):
         if name in found:
-            one = found[name]
-            label = f"{one['rate']:,.0f}/s" if "rate" in one else "one at a time"
-            figures = (f"{one[part]:.1f}" for part in ("p50", "p90", "p99", "p99.9", "max"))
-            sent = (f"{one['sent_p50']:.1f}", f"{one['sent_p99']:.1f}") if "sent_p50" in one else ("", "")
-            rows.append((label, *figures, f"{one['alerts']:,.0f}", *sent))
+            item = found[name]
+            label = f"{item['rate']:,.0f}/s" if "rate" in item else "one at a time"
+            figures = (f"{item[part]:.1f}" for part in ("p50", "p90", "p99", "p99.9", "max"))
+            sent = (f"{item['sent_p50']:.1f}", f"{item['sent_p99']:.1f}") if "sent_p50" in item else ("", "")
+            rows.append((label, *figures, f"{item['alerts']:,.0f}", *sent))
     head = ("", "p50", "p90", "p99", "p99.9", "max", "alerts", "due -> in Kafka p50", "p99")
     return Table("Due to be sent -> alert consumed, ms", head, rows)
 
@@ -199,16 +199,16 @@ def _cost(found: dict[str, Any]) -> list[Table]:
     made = []
     if "growth" in found:
         rows = [
-            (name, f"{one['micros']:.1f}", f"{one['cpu_micros']:.1f}", f"{one['state_bytes']:,.0f}")
-            for name, one in found["growth"]["cases"].items()
+            (name, f"{item['micros']:.1f}", f"{item['cpu_micros']:.1f}", f"{item['state_bytes']:,.0f}")
+            for name, item in found["growth"]["cases"].items()
         ]
         head = ("in process", "us each", "us of CPU each", "bytes of state each")
         made.append(Table("Cost of a transaction", head, rows))
     if "workers" in found:
-        one = found["workers"]
+        item = found["workers"]
         rows = [
-            (count, f"{one['per_second'][count]:,.0f}", f"{micros:.1f}")
-            for count, micros in one["cpu_micros"].items()
+            (count, f"{item['per_second'][count]:,.0f}", f"{micros:.1f}")
+            for count, micros in item["cpu_micros"].items()
         ]
         made.append(Table("Workers on one machine", ("workers", "transactions/s", "us of CPU each"), rows))
     return made
@@ -217,21 +217,21 @@ def _cost(found: dict[str, Any]) -> list[Table]:
 def _hop(found: dict[str, Any]) -> Table:
     rows = []
     first = next(iter(found["median"].values()))
-    for name, one in found["median"].items():
+    for name, item in found["median"].items():
         ratio = found["ratio"][name]
         rounds = [each["per_second"] for each in found["rounds"][name]]
         rows.append(
             (
                 name,
-                f"{one['per_second']:,.0f}",
+                f"{item['per_second']:,.0f}",
                 f"{min(rounds):,.0f} - {max(rounds):,.0f}",
                 f"{ratio['per_second']:.2f}",
-                f"{one['cpu_micros']:.1f}",
+                f"{item['cpu_micros']:.1f}",
                 f"{ratio['cpu_micros']:.2f}",
-                f"{one['p50']:.1f}",
-                f"{one['p50'] - first['p50']:+.1f}",
+                f"{item['p50']:.1f}",
+                f"{item['p50'] - first['p50']:+.1f}",
                 f"{ratio['p50']:.2f}",
-                f"{one['p99']:.1f}",
+                f"{item['p99']:.1f}",
                 f"{ratio['p99']:.2f}",
             )
         )
@@ -246,12 +246,12 @@ def _hop(found: dict[str, Any]) -> Table:
 def text(table: Table) -> str:
     """Return a table for a terminal."""
     lines = [table.head, *table.rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(table.head))]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(table.head))]
 
     def row(cells: Iterable[str]) -> str:
         parts = [
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "   " + "  ".join(parts).rstrip()
 
@@ -277,8 +277,8 @@ def write_markdown(path: Path, found: dict[str, Any], environment: list[str]) ->
     """
     before = path.read_text(encoding="utf-8") if path.exists() else ""
 
-    def fill(place: re.Match[str]) -> str:
-        return f"{place[1]}\n{markdown(found, environment, short=place[2] is not None)}{place[3]}"
+    def fill(index: re.Match[str]) -> str:
+        return f"{index[1]}\n{markdown(found, environment, short=index[2] is not None)}{index[3]}"
 
-    after, places = _PLACE.subn(fill, before)
-    path.write_text(after if places else markdown(found, environment), encoding="utf-8")
+    after, indexes = _PLACE.subn(fill, before)
+    path.write_text(after if indexes else markdown(found, environment), encoding="utf-8")

@@ -95,7 +95,7 @@ def serving(cluster: Cluster, workload: Workload, folder: Path, count: int) -> I
     settings = cluster.settings(folder, workload.bundle, source)
     settings = settings.model_copy(update={"scoring": ScoringSettings(enabled=True, port=0)})
     create_topics(settings)
-    placed = ((place(partition, key), key, value) for partition, key, value in workload.records())
+    placed = ((index(partition, key), key, value) for partition, key, value in workload.records())
     cluster.fill(changelog_topic(settings), with_headers(placed))
     try:
         with workers(settings, folder, count) as children:
@@ -108,7 +108,7 @@ def serving(cluster: Cluster, workload: Workload, folder: Path, count: int) -> I
         cluster.delete([source])
 
 
-def place(partition: int, key: bytes) -> int:
+def index(partition: int, key: bytes) -> int:
     """Return the partition of a record: an entity's as it is, a user's as producers choose it."""
     return partition if is_of_entity(key) else partition_of(key[:_USER_BYTES], PARTITIONS, "murmur2")
 
@@ -208,7 +208,7 @@ def main() -> None:
                     measure(cluster, case, chosen.rate, chosen.seconds, Path(tempfile.mkdtemp(dir=made)))
                 )
     found = {
-        name: {figure: statistics.median(one[figure] for one in all_of) for figure in all_of[0]}
+        name: {figure: statistics.median(item[figure] for item in all_of) for figure in all_of[0]}
         for name, all_of in rounds.items()
     }
     print("\n".join(describe(around)))

@@ -207,10 +207,10 @@ class _Comparison:
 
     def forget(self) -> None:
         """Delete from the broker what has been read."""
-        (place,) = self._consumer.position([TopicPartition(self._topic, 0)])
-        if place.offset > self._kept:
-            self._kept = place.offset
-            for done in self._admin.delete_records([place]).values():
+        (index,) = self._consumer.position([TopicPartition(self._topic, 0)])
+        if index.offset > self._kept:
+            self._kept = index.offset
+            for done in self._admin.delete_records([index]).values():
                 done.result(60)
 
     def _take(self, decision: dict[str, Any]) -> None:
@@ -235,7 +235,7 @@ class _Comparison:
         other = ~((values == offline) | (np.isnan(values) & np.isnan(offline)))
         if other.any():
             found.features += 1
-            found.by_feature.update(self._names[place] for place in np.flatnonzero(other).tolist())
+            found.by_feature.update(self._names[index] for index in np.flatnonzero(other).tolist())
 
 
 def replay(
@@ -309,8 +309,8 @@ def _send(
         _settle(child, comparison, (begin, told, told_notes), progress)
         comparison.forget()
         until = int(np.searchsorted(labels.row, begin))
-        for place in range(told, until):
-            record = label_record(table, labels, place, settings.topics.labels)
+        for index in range(told, until):
+            record = label_record(table, labels, index, settings.topics.labels)
             producer.produce(record.topic, record.value, record.key, partition=0)
         _flush(producer)
         told_notes += int(notes[labels.row[told:until]].sum())
@@ -385,14 +385,14 @@ def _shown(replayed: Replayed, judged: dict[str, dict[str, Any]]) -> list[Table]
     compared = [
         (
             name,
-            f"{one.transactions:,}",
-            *(f"{count:,}" for count in (one.outcomes, one.features, one.scores)),
+            f"{item.transactions:,}",
+            *(f"{count:,}" for count in (item.outcomes, item.features, item.scores)),
         )
-        for name, one in (("the test week", replayed.week), ("all before it", replayed.before))
+        for name, item in (("the test week", replayed.week), ("all before it", replayed.before))
     ]
     head = ("", "AUC", "average precision", "card precision@100")
     names = ("auc", "average_precision", "card_precision_100")
-    rows = [(name, *(f"{one[key]:.4f}" for key in names)) for name, one in judged.items()]
+    rows = [(name, *(f"{item[key]:.4f}" for key in names)) for name, item in judged.items()]
     whole, alone = judged["offline, as evaluate has it"], judged["offline, user-only"]
     rows.append(("what entities bring", *(f"{whole[key] - alone[key]:+.4f}" for key in names)))
     return [
@@ -440,21 +440,21 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     )
     for table_shown in _shown(replayed, judged):
         print(text(table_shown))
-    for name, one in (("week", replayed.week), ("before", replayed.before)):
-        if one.by_feature:
-            print(f"\nfeatures that differ, {name}: {dict(one.by_feature.most_common())}")
+    for name, item in (("week", replayed.week), ("before", replayed.before)):
+        if item.by_feature:
+            print(f"\nfeatures that differ, {name}: {dict(item.by_feature.most_common())}")
     if options.json is not None:
         found = {
             "environment": around,
             "differences": {
                 name: {
-                    "transactions": one.transactions,
-                    "outcomes": one.outcomes,
-                    "features": one.features,
-                    "scores": one.scores,
-                    "by_feature": dict(one.by_feature),
+                    "transactions": item.transactions,
+                    "outcomes": item.outcomes,
+                    "features": item.features,
+                    "scores": item.scores,
+                    "by_feature": dict(item.by_feature),
                 }
-                for name, one in (("week", replayed.week), ("before", replayed.before))
+                for name, item in (("week", replayed.week), ("before", replayed.before))
             },
             "figures": judged,
             "seconds": replayed.seconds,

@@ -147,7 +147,7 @@ def _run_peer(peer: str, cluster: Cluster, workload: Workload, source: str, fold
     elif peer == "quix":
         changelog = f"changelog__{job.group}--{source}--default"
         cluster.create(changelog, compacted=True)
-        suffixed = ((place, key[:-6] + b"|" + key[-6:], value) for place, key, value in workload.records())
+        suffixed = ((index, key[:-6] + b"|" + key[-6:], value) for index, key, value in workload.records())
         cluster.fill(changelog, with_headers(suffixed, _QUIX_HEADERS))
     else:
         link_folder(workload.state, Path(job.state))
@@ -238,7 +238,7 @@ def throughput(
             for name, rates in found.items()
             if name != "riskstream worker" and "riskstream worker" in found
         },
-        "recovery": [asdict(one) for one in recoveries],
+        "recovery": [asdict(item) for item in recoveries],
     }
 
 

@@ -100,8 +100,8 @@ class _Names:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, place: int) -> bytes:
-        return b"user-%07d" % (self.first + _PARTITIONS * place)
+    def __getitem__(self, index: int) -> bytes:
+        return b"user-%07d" % (self.first + _PARTITIONS * index)
 
 
 @dataclass(slots=True)
@@ -123,10 +123,10 @@ class _Users:
         for index, user in enumerate(chosen.tolist()):
             self.clock_ms[user] += gaps[index]
             times[index] = self.clock_ms[user]
-        places, user = np.unique(chosen, return_inverse=True)
+        indexes, user = np.unique(chosen, return_inverse=True)
         first, self.offset = self.offset, self.offset + count
         return HistoryEvents(
-            users=[self.names[place] for place in places.tolist()],
+            users=[self.names[position] for position in indexes.tolist()],
             user=user.astype(np.int64),
             time_ms=times,
             amount_minor=np.maximum(self.random.lognormal(8.0, 1.2, count), 1.0).astype(np.int64),
@@ -134,7 +134,7 @@ class _Users:
             id_hash=self.random.integers(1, 2**63 - 1, count),
             minor_units=np.full(count, 100, np.int64),
             offset=np.arange(first, first + count),
-            source=np.full(len(places), _SOURCE),
+            source=np.full(len(indexes), _SOURCE),
         )
 
 
@@ -265,24 +265,24 @@ def flat_cost(folder: Path, rounds: int, *, quick: bool) -> list[dict[str, Any]]
         for batch in _BATCHES:
             batches = (100 if quick else 300) if batch == 1 else (2 if quick else 6)
             for case in cases:
-                one = _flat_round(case, batch, batches)
+                item = _flat_round(case, batch, batches)
                 if number:
-                    found.setdefault((batch, case.merchants, case.length), []).append(one)
+                    found.setdefault((batch, case.merchants, case.length), []).append(item)
     for case in cases:
         case.store.close()
     rows = []
     for (batch, merchants, length), measured in found.items():
         base = found[batch, merchants, lengths[0]]
-        middle = {part: statistics.median(one[part] for one in measured) for part in measured[0]}
-        ratios = [one["total"] / other["total"] for one, other in zip(measured, base, strict=True)]
+        middle = {part: statistics.median(item[part] for item in measured) for part in measured[0]}
+        ratios = [item["total"] / other["total"] for item, other in zip(measured, base, strict=True)]
         rows.append(
             {
                 "batch": batch,
                 "merchants": merchants,
                 "length": length,
                 "microseconds": round(middle["total"], 2),
-                "lowest": round(min(one["total"] for one in measured), 2),
-                "highest": round(max(one["total"] for one in measured), 2),
+                "lowest": round(min(item["total"] for item in measured), 2),
+                "highest": round(max(item["total"] for item in measured), 2),
                 "ratio": round(statistics.median(ratios), 2),
                 "read_microseconds": round(middle["read"], 2),
                 "engine_microseconds": round(middle["engine"], 2),

@@ -281,8 +281,8 @@ def _bundle(spec: WorkloadSpec, grown: list[Grown], transactions: list[tuple[int
     matrices = []
     for begin in range(0, len(transactions), _ROUND):
         records = [
-            ConsumerRecord(begin + place, 0, user_key(user), value)
-            for place, (user, value) in enumerate(transactions[begin : begin + _ROUND])
+            ConsumerRecord(begin + index, 0, user_key(user), value)
+            for index, (user, value) in enumerate(transactions[begin : begin + _ROUND])
         ]
         effects = pipeline.process(Batch("t", 0, 1, records), memory, START_MS + 400 * MS_PER_DAY)
         memory.write(effects.writes)
@@ -301,7 +301,7 @@ def fitted(
 ) -> Bundle:
     """Return a model of the features in ``matrix`` (shape ``(n, features)``), as ``_bundle`` has it."""
     chosen = matrix[random.permutation(len(matrix))[:_TRAINING_ROWS]]
-    steady = [place for place, name in enumerate(features.names) if name not in _DRIFTING]
+    steady = [index for index, name in enumerate(features.names) if name not in _DRIFTING]
     model = _fit(chosen, _labels(chosen[:, steady], random), spec.trees, spec.leaves)
     scores = lightgbm.Booster(model_str=model).predict(matrix, num_threads=1)
     if spec.alert_share >= 1:

@@ -129,13 +129,13 @@ def table_records(
     times = table.event_time_ms[table.valid].tolist()
     known = _labels_in_order(table)
     label_times = known.time_ms.tolist() if labels else []
-    place = 0
+    index = 0
     clock = -1
     for event_time_ms, (key, value) in zip(times, table.to_records(), strict=True):
         clock = max(clock, event_time_ms)
-        while place < len(label_times) and label_times[place] <= clock:
-            yield label_record(table, known, place, topics.labels)
-            place += 1
+        while index < len(label_times) and label_times[index] <= clock:
+            yield label_record(table, known, index, topics.labels)
+            index += 1
         yield Record(topics.transactions, key, value, event_time_ms)
 
 
@@ -159,14 +159,14 @@ def _labels_in_order(table: TransactionTable) -> Labels:
     return labels.only(order)
 
 
-def label_record(table: TransactionTable, labels: Labels, place: int, topic: str) -> Record:
+def label_record(table: TransactionTable, labels: Labels, index: int, topic: str) -> Record:
     """Return one of a table's labels as a record, due when it becomes known."""
-    row, label_time_ms = int(labels.row[place]), int(labels.time_ms[place])
+    row, label_time_ms = int(labels.row[index]), int(labels.time_ms[index])
     value = orjson.dumps(
         {
             "transaction_id": table.transaction_id[row],
             "user_id": table.user_id[row],
-            "is_fraud": bool(labels.is_fraud[place] == 1),
+            "is_fraud": bool(labels.is_fraud[index] == 1),
             "event_time": format_event_time(int(table.event_time_ms[row])),
             "label_time": format_event_time(label_time_ms),
         }

@@ -72,12 +72,12 @@ def jit_alloc(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return jitted  # type: ignore[no-any-return]
 
 
-def _no_prefetch(array: Any, place: int | np.int64) -> None:
+def _no_prefetch(array: Any, index: int | np.int64) -> None:
     """Stand in for :func:`prefetch` where the kernels are run as plain Python."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _prefetch(_context: Any, array: Any, place: Any) -> Any:  # noqa: ARG001 - numba's signature
+def _prefetch(_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 - numba's signature
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         items = context.make_array(signature.args[0])(context, builder, values[0]).data
         address = builder.bitcast(builder.gep(items, [values[1]]), ir.IntType(8).as_pointer())

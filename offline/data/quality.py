@@ -65,7 +65,7 @@ def check_quality(table: TransactionTable, *, allowed_lateness_ms: int) -> dict[
 
 
 def _finding(
-    table: TransactionTable, severity: str, field: str, what: str, rows: npt.NDArray[np.int64]
+    table: TransactionTable, severity: str, field: str, description: str, rows: npt.NDArray[np.int64]
 ) -> list[dict[str, Any]]:
     if not len(rows):
         return []
@@ -74,7 +74,7 @@ def _finding(
             "severity": severity,
             "field": field,
             "column": None,
-            "what": what,
+            "what": description,
             "rows": len(rows),
             "share": len(rows) / len(table),
             "first_rows": (rows[:_NAMED] + 1).tolist(),
@@ -86,22 +86,22 @@ def _invalid(table: TransactionTable) -> list[dict[str, Any]]:
     kinds: dict[tuple[str, str | None, str], list[int]] = {}
     for row, error in table.invalid.items():
         where = _WHERE.search(error.reason)
-        what = _VALUE.sub("", _WHERE.sub("", error.reason))
-        kinds.setdefault((error.field, where[1] if where else None, what), []).append(row)
+        message = _VALUE.sub("", _WHERE.sub("", error.reason))
+        kinds.setdefault((error.field, where[1] if where else None, message), []).append(row)
     return [
         found | {"column": column}
-        for (field, column, what), rows in kinds.items()
-        for found in _finding(table, "error", field, what, np.array(sorted(rows), np.int64))
+        for (field, column, message), rows in kinds.items()
+        for found in _finding(table, "error", field, message, np.array(sorted(rows), np.int64))
     ]
 
 
 def _duplicates(table: TransactionTable) -> list[dict[str, Any]]:
     rows = np.flatnonzero(table.valid)
-    _, first, place = np.unique(
+    _, first, index = np.unique(
         table.transaction_id[rows].astype(str), return_index=True, return_inverse=True
     )
-    again = first[place] != np.arange(len(rows))
-    later, earlier = rows[again], rows[first[place[again]]]
+    again = first[index] != np.arange(len(rows))
+    later, earlier = rows[again], rows[first[index[again]]]
     same = np.ones(len(later), np.bool_)
     for column in (table.user_id, table.event_time_ms, table.amount_minor):
         same &= np.asarray(column[later] == column[earlier], np.bool_)

@@ -159,12 +159,12 @@ def _read_arrow(path: Path, wanted: tuple[str, ...] | None) -> pa.Table:
 
 def _plain_texts(arrow: pa.Table) -> pa.Table:
     """Return a table whose texts all have the one type string, whatever wrote the file."""
-    for place, part in enumerate(arrow.schema):
+    for index, part in enumerate(arrow.schema):
         kind = part.type.value_type if pa.types.is_dictionary(part.type) else part.type
         if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
             kind = pa.string()
         if kind != part.type:
-            arrow = arrow.set_column(place, part.name, arrow.column(place).cast(kind))
+            arrow = arrow.set_column(index, part.name, arrow.column(index).cast(kind))
     return arrow
 
 

@@ -192,7 +192,7 @@ class TransactionTable:
         columns["attributes"] = {name: column[indices] for name, column in self.attributes.items()}
         indices = np.where(indices < 0, indices + len(self), indices)
         columns["invalid"] = (
-            {place: self.invalid[row] for place, row in enumerate(indices.tolist()) if row in self.invalid}
+            {index: self.invalid[row] for index, row in enumerate(indices.tolist()) if row in self.invalid}
             if self.invalid
             else {}
         )

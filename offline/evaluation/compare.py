@@ -86,7 +86,7 @@ class _Data:
 
     @property
     def codes(self) -> list[int]:
-        return [place for place, name in enumerate(self.spec.names) if name in self.spec.categorical]
+        return [index for index, name in enumerate(self.spec.names) if name in self.spec.categorical]
 
 
 def compare_models(

@@ -189,11 +189,11 @@ def card_precision(
     shares = []
     for today in np.unique(day):
         rows = (day == today) & ~found[card]
-        names, place = np.unique(card[rows], return_inverse=True)
+        names, index = np.unique(card[rows], return_inverse=True)
         highest = np.full(len(names), -np.inf)
-        np.maximum.at(highest, place, scores[rows])
+        np.maximum.at(highest, index, scores[rows])
         compromised = np.zeros(len(names), np.bool_)
-        np.logical_or.at(compromised, place, fraud[rows])
+        np.logical_or.at(compromised, index, fraud[rows])
         first = np.argsort(-highest, kind="stable")[:cards]
         caught = names[first[compromised[first]]]
         found[caught] = True
@@ -222,8 +222,8 @@ def fold_metrics(
     by_scenario = {}
     if scenario is not None:
         false_positives, _, thresholds = roc_curve(fraud, scores, drop_intermediate=False)
-        place = int(np.searchsorted(false_positives, _FALSE_POSITIVES, side="right")) - 1
-        flagged = scores >= thresholds[place]
+        index = int(np.searchsorted(false_positives, _FALSE_POSITIVES, side="right")) - 1
+        flagged = scores >= thresholds[index]
         kinds = scenario[test]
         by_scenario = {
             str(kind): float(flagged[fraud & (kinds == kind)].mean())

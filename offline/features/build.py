@@ -138,8 +138,8 @@ def build_features(
             progress(int(part[-1] - part[0]))
     builder.fill(_columns(table, spec), matrix)
     to_usual: npt.NDArray[np.float64] | None = None
-    for place, profile in enumerate(spec.entities):
-        filled = builder.entities(matrix, place)
+    for index, profile in enumerate(spec.entities):
+        filled = builder.entities(matrix, index)
         fill_entity(table, profile, outcome == SCORED, allowed_lateness_ms, filled, to_usual)
         if profile.entity == "user" and profile.usual_days is not None:
             to_usual = filled[:, -1].copy()

@@ -74,8 +74,8 @@ def _to_usual(
 ) -> npt.NDArray[np.float64]:
     """Return each row's amount in proportion to its user's usual one, NaN where no profile wants it."""
     found = np.full((len(table), 1), np.nan)
-    if any("fraud_to_usual_min" in one.label_aggregates for one in spec.entities):
-        *_, days = (one.usual_days for one in spec.entities if one.entity == "user" and one.usual_days)
+    if any("fraud_to_usual_min" in item.label_aggregates for item in spec.entities):
+        *_, days = (item.usual_days for item in spec.entities if item.entity == "user" and item.usual_days)
         fill_entity(table, EntityProfile("user", usual_days=days), scored, lateness_ms, found, None)
     return found[:, 0]
 

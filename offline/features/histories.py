@@ -46,10 +46,10 @@ def load_histories(
         part = rows[begin : begin + _BATCH]
         names = table.user_id[part].tolist()
         users = list(dict.fromkeys(names))
-        places = {name: place for place, name in enumerate(users)}
+        indexes = {name: index for index, name in enumerate(users)}
         events = HistoryEvents(
             users=[name.encode() for name in users],
-            user=np.array([places[name] for name in names], np.int64),
+            user=np.array([indexes[name] for name in names], np.int64),
             time_ms=table.event_time_ms[part],
             amount_minor=table.amount_minor[part],
             merchant=hash_ids(

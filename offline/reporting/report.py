@@ -137,15 +137,15 @@ def _explanations(
     top = np.argsort(-np.abs(some.values).mean(axis=0), kind="stable")[:4].tolist()
     explainer = Explainer(spec, 5)
     decisions = []
-    for place, (name, row) in enumerate(chosen.items()):
+    for index, (name, row) in enumerate(chosen.items()):
         decisions.append(
             _shap_figure(
                 f"{name}: "
                 + _decision_caption(table, int(np.flatnonzero(result.split.test)[row]), float(scores[row])),
-                partial(shap.plots.waterfall, single[place], max_display=_WATERFALL, show=False),
+                partial(shap.plots.waterfall, single[index], max_display=_WATERFALL, show=False),
             )
         )
-        moved = np.append(single.values[place], single.base_values[place])
+        moved = np.append(single.values[index], single.base_values[index])
         decisions.append(_sentences(explainer.reasons(test[row], moved)))
     return [
         _section(
@@ -396,9 +396,9 @@ def _telling(
         ("The surest false alarm", ~fraud & (scores >= threshold), -1),
         ("The fraud that was missed most", fraud & (scores < threshold), 1),
     ):
-        places = np.flatnonzero(rows)
-        if len(places):
-            found[name] = int(places[np.argmin(sign * scores[places])])
+        indexes = np.flatnonzero(rows)
+        if len(indexes):
+            found[name] = int(indexes[np.argmin(sign * scores[indexes])])
     return found
 
 
@@ -417,8 +417,8 @@ def _sentences(reasons: Sequence[dict[str, Any]]) -> str:
 
 def _drift_table(reference: dict[str, Any], names: Sequence[str], test: npt.NDArray[np.float64]) -> str:
     found = [
-        (name, stability_index(reference["features"][name], test[:, place]))
-        for place, name in enumerate(names)
+        (name, stability_index(reference["features"][name], test[:, index]))
+        for index, name in enumerate(names)
     ]
     found.sort(key=lambda item: (-item[1], item[0]))
     rows = [(name, f"{value:.3f}") for name, value in found[:_TOP]]

@@ -186,15 +186,15 @@ def _to_table(
 def _names(
     prefix: str, numbers: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.object_]:
-    places, codes = np.unique(numbers, return_inverse=True)
-    names = np.array([f"{prefix}{place:07d}" for place in places.tolist()], dtype=np.object_)
+    indexes, codes = np.unique(numbers, return_inverse=True)
+    names = np.array([f"{prefix}{index:07d}" for index in indexes.tolist()], dtype=np.object_)
     return _where(known, names[codes])
 
 
 def _addresses(devices: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]) -> npt.NDArray[np.object_]:
     """Return an address of the shared range 100.64.0.0/10 for each device."""
-    places, codes = np.unique(devices, return_inverse=True)
-    names = [f"100.{64 + (p >> 16) % 64}.{(p >> 8) & 255}.{p & 255}" for p in places.tolist()]
+    indexes, codes = np.unique(devices, return_inverse=True)
+    names = [f"100.{64 + (p >> 16) % 64}.{(p >> 8) & 255}.{p & 255}" for p in indexes.tolist()]
     return _where(known, np.array(names, dtype=np.object_)[codes])
 
 

@@ -198,8 +198,8 @@ def purchase_channels(
 ) -> npt.NDArray[np.int64]:
     """Return pos, online or mobile for each event by the user's own shares."""
     draw = rng.random(len(who))[:, None]
-    places: npt.NDArray[np.int64] = np.minimum((draw > users.channel_shares[who]).sum(axis=1), 2)
-    return places.astype(np.int64)
+    indexes: npt.NDArray[np.int64] = np.minimum((draw > users.channel_shares[who]).sum(axis=1), 2)
+    return indexes.astype(np.int64)
 
 
 def ordinary_events(rng: np.random.Generator, users: Users, count: int, days: int) -> Events:

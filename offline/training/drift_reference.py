@@ -37,8 +37,8 @@ def reference_statistics(
         ``std`` are None where there is no value.
     """
     features: dict[str, Any] = {}
-    for place, name in enumerate(names):
-        column = matrix[:, place]
+    for index, name in enumerate(names):
+        column = matrix[:, index]
         features[name] = _categorical(column) if name in categorical else _numeric(column)
     return {"rows": len(matrix), "score": _numeric(scores), "features": features}
 

@@ -73,7 +73,7 @@ class Recipe:
 def column_names(spec: FeatureSpec) -> list[str]:
     """Return names that LightGBM's text format takes, each once; the spec has the real ones."""
     names = [re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in spec.names]
-    return [name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names)]
+    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
 
 
 def fit_booster(
@@ -92,7 +92,7 @@ def fit_booster(
         The training part.
     """
     used = np.array([not any(re.fullmatch(part, name) for part in recipe.unused) for name in spec.names])
-    codes = [place for place, name in enumerate(spec.names) if name in spec.categorical and used[place]]
+    codes = [index for index, name in enumerate(spec.names) if name in spec.categorical and used[index]]
     part = balance(recipe.imbalance, matrix, labels, categorical=codes, ratio=recipe.ratio, seed=recipe.seed)
     # A column of one value is never split on, and the model keeps the spec's number of columns.
     learnt = part.matrix if used.all() else np.where(used, part.matrix, 0.0)

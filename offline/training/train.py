@@ -277,7 +277,7 @@ def fit(
         "verbose": -1,
     }
     # LightGBM takes a negative category, the code of unseen values, as missing: in training and serving.
-    codes = [place for place, name in enumerate(spec.names) if name in spec.categorical]
+    codes = [index for index, name in enumerate(spec.names) if name in spec.categorical]
     part = balance(
         options.imbalance, matrix[split.train], labels[split.train], categorical=codes, seed=options.seed
     )

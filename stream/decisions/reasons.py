@@ -53,11 +53,11 @@ class Explainer:
         """
         values = dict(zip(self._names, row.tolist(), strict=True))
         found = []
-        for place in np.argsort(-contributions[:-1], kind="stable")[: self._most].tolist():
-            contribution = float(contributions[place])
+        for index in np.argsort(-contributions[:-1], kind="stable")[: self._most].tolist():
+            contribution = float(contributions[index])
             if contribution <= 0:
                 break
-            name = self._names[place]
+            name = self._names[index]
             value = values[name]
             usual = None if name in self._profiles else _usual(name, values)
             found.append(

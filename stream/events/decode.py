@@ -122,8 +122,8 @@ def field_check(name: str) -> Callable[[object], str | None]:
     By the schema itself, for those who look at a whole column's values and not at transactions.
     """
     field = Transaction.model_fields[name]
-    what: Any = Annotated[field.annotation, field]
-    adapter: TypeAdapter[object] = TypeAdapter(what, config=ConfigDict(strict=True))
+    message: Any = Annotated[field.annotation, field]
+    adapter: TypeAdapter[object] = TypeAdapter(message, config=ConfigDict(strict=True))
 
     def check(value: object) -> str | None:
         try:
@@ -324,10 +324,10 @@ def _minor(value: object, money: tuple[int, int, tuple[int, ...]]) -> int | None
     if not digits.isdigit():
         return None
     if point:
-        places = len(fraction)
-        if places > decimals or not fraction.isdigit():
+        indexes = len(fraction)
+        if indexes > decimals or not fraction.isdigit():
             return None
-        minor = int(digits + fraction) * scale[places]
+        minor = int(digits + fraction) * scale[indexes]
     else:
         minor = int(digits) * units
     if minor > MAX_AMOUNT_MINOR:

@@ -145,11 +145,11 @@ class FeatureSpec:
         """Every feature's name, in the order of the model's columns."""
         return self._names
 
-    def entity_columns(self, place: int) -> slice:
-        """Return the columns of the profile number ``place`` of ``entities``, which come last."""
-        behind = sum(len(profile.names) for profile in self.entities[place:])
+    def entity_columns(self, index: int) -> slice:
+        """Return the columns of the profile number ``index`` of ``entities``, which come last."""
+        behind = sum(len(profile.names) for profile in self.entities[index:])
         first = len(self._names) - behind
-        return slice(first, first + len(self.entities[place].names))
+        return slice(first, first + len(self.entities[index].names))
 
     @property
     def categorical(self) -> tuple[str, ...]:

@@ -77,9 +77,9 @@ class VectorBuilder:
         """Return float64[rows, features] of NaN."""
         return np.full((rows, len(self.spec.names)), np.nan)
 
-    def entities(self, matrix: npt.NDArray[np.float64], place: int) -> npt.NDArray[np.float64]:
-        """Return the columns of the spec's entity profile number ``place``, a view."""
-        return matrix[:, self.spec.entity_columns(place)]
+    def entities(self, matrix: npt.NDArray[np.float64], index: int) -> npt.NDArray[np.float64]:
+        """Return the columns of the spec's entity profile number ``index``, a view."""
+        return matrix[:, self.spec.entity_columns(index)]
 
     @staticmethod
     def history(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -96,15 +96,15 @@ class VectorBuilder:
             columns.post_balance_minor,
             matrix,
         )
-        for place, column in enumerate(CATEGORY_COLUMNS, _CATEGORY):
-            matrix[:, place] = self._encode(column, columns.categories[column])
-        place = _ATTRIBUTES
+        for index, column in enumerate(CATEGORY_COLUMNS, _CATEGORY):
+            matrix[:, index] = self._encode(column, columns.categories[column])
+        index = _ATTRIBUTES
         for name in self.spec.numeric_attributes:
-            matrix[:, place] = columns.numeric_attributes[name]
-            place += 1
+            matrix[:, index] = columns.numeric_attributes[name]
+            index += 1
         for name in self.spec.categorical_attributes:
-            matrix[:, place] = self._encode(name, columns.categorical_attributes[name])
-            place += 1
+            matrix[:, index] = self._encode(name, columns.categorical_attributes[name])
+            index += 1
 
     def _encode(self, column: str, values: Sequence[str | None]) -> npt.NDArray[np.float64]:
         codes: dict[str | None, int] = self._codes[column]  # type: ignore[assignment]  # None is in no spec

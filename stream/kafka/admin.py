@@ -220,16 +220,16 @@ def records_behind(settings: Settings, topic: str) -> int:
             **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
         )
         try:
-            places = [
+            indexes = [
                 TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
             ]
-            ends = {place: end for place, end in consumer.end_offsets(places).items() if end}
-            committed = {place: consumer.committed(place) for place in ends}
+            ends = {index: end for index, end in consumer.end_offsets(indexes).items() if end}
+            committed = {index: consumer.committed(index) for index in ends}
         finally:
             consumer.close()
     except KafkaError as error:
         raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
-    return sum(ends[place] - offset for place, offset in committed.items() if offset is not None)
+    return sum(ends[index] - offset for index, offset in committed.items() if offset is not None)
 
 
 def _describe(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, Any]]:

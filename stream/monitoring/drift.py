@@ -156,10 +156,10 @@ class Drift:
     def _look(self) -> Found:
         found = Found()
         codes = self._binning.codes(self._block)
-        for (name, detectors), places in zip(self._detectors, self._means(codes), strict=True):
+        for (name, detectors), indexes in zip(self._detectors, self._means(codes), strict=True):
             for method, detector in detectors:
-                for place in places:
-                    detector.update(place)
+                for index in indexes:
+                    detector.update(index)
                     if detector.drift_detected:
                         found.alarms.append((name, method))
         self._counts += self._binning.count(codes)
@@ -180,8 +180,8 @@ class Drift:
     def _means(self, codes: npt.NDArray[np.int64]) -> list[list[float]]:
         """Return each watched column's mean places, one for each group of rows."""
         columns = [column for _, column in self._watched]
-        places = codes[:, columns] / self._binning.last[columns]
-        means: list[list[float]] = places.reshape(-1, _GROUP, len(columns)).mean(axis=1).T.tolist()
+        indexes = codes[:, columns] / self._binning.last[columns]
+        means: list[list[float]] = indexes.reshape(-1, _GROUP, len(columns)).mean(axis=1).T.tolist()
         return means
 
 

@@ -109,8 +109,8 @@ class Distribution(Collector):
 
     def observe(self, values: npt.NDArray[np.float64]) -> None:
         """Count values: float64[n], none NaN."""
-        places = np.searchsorted(self._bounds, values)
-        self._counts += np.bincount(places, minlength=len(self._counts))
+        indexes = np.searchsorted(self._bounds, values)
+        self._counts += np.bincount(indexes, minlength=len(self._counts))
         self._sum += float(values.sum())
 
     def describe(self) -> Iterator[Metric]:

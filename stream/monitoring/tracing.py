@@ -106,7 +106,7 @@ class Tracer:
             if not traced:
                 continue
             left -= len(traced)
-            alerted = {one.offset: one for one in effects.alerted}
+            alerted = {item.offset: item for item in effects.alerted}
             refused = {offset for _, offset in effects.rejected}
             for record, parent in traced:
                 attributes: dict[str, Any] = {

@@ -32,11 +32,11 @@ def events_of(
     sources: list[int] = []
     ends: list[int] = []
     for part in parts:
-        places: dict[str, int] = {}
+        indexes: dict[str, int] = {}
         first = len(users)
-        user += [first + places.setdefault(row.user_id, len(places)) for _, row in part.decoded]
-        users += [name.encode() for name in places]
-        sources += [part.batch.source] * len(places)
+        user += [first + indexes.setdefault(row.user_id, len(indexes)) for _, row in part.decoded]
+        users += [name.encode() for name in indexes]
+        sources += [part.batch.source] * len(indexes)
         ends.append(len(users))
     numbers = np.array(
         [(row.event_time, row.amount_minor, row.minor_units, record.offset) for record, row in everything],

@@ -42,8 +42,8 @@ class InMemoryTopology:
                 first = self._ends.get((topic, partition), 0)
                 self._ends[topic, partition] = first + len(messages)
                 records = [
-                    ConsumerRecord(number, self._now_ms, one.key, one.value, one.headers)
-                    for number, one in enumerate(messages, first)
+                    ConsumerRecord(number, self._now_ms, message.key, message.value, message.headers)
+                    for number, message in enumerate(messages, first)
                 ]
                 effects = self._pipeline.process(
                     Batch(topic, partition, 1, records), self._memory, self._now_ms

@@ -109,25 +109,25 @@ class Preview:
         """
         if not rows:
             return []
-        users = {user: place for place, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
+        users = {user: index for index, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
         matrix, result = self._vectors(rows, users, reader, answers)
         scored = np.flatnonzero(result.outcome <= LATE)
         scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
         moved = dict(zip(scored.tolist(), self._predictor.contributions(matrix[scored]), strict=True))
         found = []
-        for place, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
+        for index, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
             answer: dict[str, Any] = {"transaction_id": row.transaction_id, "user_id": row.user_id}
             if code == FAILED:
                 answer |= {"outcome": "failed", "error": str(result.errors[users[row.user_id]])}
             else:
                 answer["outcome"] = _OUTCOMES[code].value
-            if place in scores:
-                verdict = self._policy.judge(scores[place])
+            if index in scores:
+                verdict = self._policy.judge(scores[index])
                 answer |= {
                     "risk_score": verdict.score,
                     "risk_level": verdict.level.value,
                     "prediction": verdict.prediction,
-                    "reasons": self._explainer.reasons(matrix[place], moved[place]),
+                    "reasons": self._explainer.reasons(matrix[index], moved[index]),
                 }
             found.append(answer | {"model_version": self._bundle.model_version})
         return found

@@ -144,9 +144,9 @@ class TransactionPipeline:
         result = advance(events, self._history, reader, features, cache=self._cache)
         for part in parts:
             part.outcome = result.outcome[part.rows]
-        for place, error in result.errors.items():
-            [at] = reader.part_of(np.array([place])).tolist()
-            parts[at].errors[events.users[place].decode()] = error
+        for index, error in result.errors.items():
+            [at] = reader.part_of(np.array([index])).tolist()
+            parts[at].errors[events.users[index].decode()] = error
         for at in reader.part_of(np.flatnonzero(result.other_source)).tolist():
             parts[at].effects.other_source += 1
         for at, write in zip(
@@ -201,13 +201,13 @@ class TransactionPipeline:
         counts = np.bincount(part.outcome, minlength=FAILED + 1).tolist()
         effects.replayed = counts[REPLAYED]
         effects.outcomes |= {outcome: counts[code] for code, outcome in enumerate(_OUTCOMES) if counts[code]}
-        places = range(part.rows.start, part.rows.stop)
-        for place, (record, row), code in zip(places, part.decoded, part.outcome.tolist(), strict=True):
+        indexes = range(part.rows.start, part.rows.stop)
+        for index, (record, row), code in zip(indexes, part.decoded, part.outcome.tolist(), strict=True):
             if code <= DUPLICATE:
                 if decide is not None:
-                    verdict, features = verdicts.get(place), None
+                    verdict, features = verdicts.get(index), None
                     if names and verdict is not None:
-                        features = dict(zip(names, matrix[place].tolist(), strict=True))
+                        features = dict(zip(names, matrix[index].tolist(), strict=True))
                     effects.decisions.append(decide(record, row, _OUTCOMES[code], verdict, features))
             elif code == FAILED:
                 error = part.errors[row.user_id]
@@ -217,23 +217,23 @@ class TransactionPipeline:
         self, parts: list[PartitionBatch], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]
     ) -> None:
         """Explain and encode the alerts."""
-        chosen = [place for place, verdict in verdicts.items() if verdict.alert]
+        chosen = [index for index, verdict in verdicts.items() if verdict.alert]
         explained = iter(zip(chosen, self._predictor.contributions(matrix[chosen]), strict=True))
-        place, moved = next(explained, (-1, None))
+        index, moved = next(explained, (-1, None))
         for part in parts:
             encoder = self._encoder(part.batch)
             effects = part.effects
-            while moved is not None and part.rows.start <= place < part.rows.stop:
-                record, row = part.decoded[place - part.rows.start]
-                verdict = verdicts[place]
-                reasons = self._explainer.reasons(matrix[place], moved)
+            while moved is not None and part.rows.start <= index < part.rows.stop:
+                record, row = part.decoded[index - part.rows.start]
+                verdict = verdicts[index]
+                reasons = self._explainer.reasons(matrix[index], moved)
                 effects.alerts.append(encoder.alert(record, row, verdict, reasons))
                 effects.alerted.append(
                     Alerted(
                         verdict.level, record.timestamp_ms, row.event_time, record.offset, row.transaction_id
                     )
                 )
-                place, moved = next(explained, (-1, None))
+                index, moved = next(explained, (-1, None))
 
     def _encoder(self, batch: Batch) -> Encoder:
         return Encoder(self.bundle.model_version, self._spec_hash, batch.topic, batch.partition)

@@ -76,7 +76,7 @@ def _tree(body: str) -> _Tree:
 
     inner = numbers("split_feature")
     decision = numbers("decision_type")
-    if any(one >> 2 & 3 == _MISSING_ZERO and not one & _CATEGORICAL for one in decision):
+    if any(item >> 2 & 3 == _MISSING_ZERO and not item & _CATEGORICAL for item in decision):
         raise UnsupportedModelError("it takes zeros for missing values")
     words, bounds = numbers("cat_threshold"), numbers("cat_boundaries")
     tree = _Tree(

@@ -48,19 +48,19 @@ def _gauss(points: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
 @_compiled
 def _widen(rows: Any, wide: Any, features: int, feature: Any, start: Any, words: Any) -> None:
     for row in range(len(wide)):
-        for place in range(features):
-            value = rows[row, place]
-            wide[row, place] = 0.0 if abs(value) <= _ZERO else value
-        for place in range(len(feature)):
-            value = wide[row, feature[place]]
+        for index in range(features):
+            value = rows[row, index]
+            wide[row, index] = 0.0 if abs(value) <= _ZERO else value
+        for index in range(len(feature)):
+            value = wide[row, feature[index]]
             inside = 1.0
             # As LightGBM: a missing or negative value is in no set, and a fraction is cut off.
             if -1.0 < value < 2147483648.0:  # what its int holds
                 code = int(value)
                 word = code >> 5
-                if word < start[place + 1] - start[place] and words[start[place] + word] >> (code & 31) & 1:
+                if word < start[index + 1] - start[index] and words[start[index] + word] >> (code & 31) & 1:
                     inside = 0.0
-            wide[row, features + place] = inside
+            wide[row, features + index] = inside
 
 
 @_compiled
@@ -78,10 +78,10 @@ def _walk(
     for tree in range(len(depth)):
         root, levels = start[tree], depth[tree]
         for row in range(0, whole, 4):
-            one = two = three = four = root
+            item = two = three = four = root
             for _ in range(levels):
-                x = rows[row, column[one]]
-                one = child[2 * one + (0 if (x <= threshold[one]) | (np.isnan(x) & nan_left[one]) else 1)]
+                x = rows[row, column[item]]
+                item = child[2 * item + (0 if (x <= threshold[item]) | (np.isnan(x) & nan_left[item]) else 1)]
                 x = rows[row + 1, column[two]]
                 two = child[2 * two + (0 if (x <= threshold[two]) | (np.isnan(x) & nan_left[two]) else 1)]
                 x = rows[row + 2, column[three]]
@@ -90,16 +90,16 @@ def _walk(
                 ]
                 x = rows[row + 3, column[four]]
                 four = child[2 * four + (0 if (x <= threshold[four]) | (np.isnan(x) & nan_left[four]) else 1)]
-            scores[row] += value[one]
+            scores[row] += value[item]
             scores[row + 1] += value[two]
             scores[row + 2] += value[three]
             scores[row + 3] += value[four]
         for row in range(whole, count):
-            one = root
+            item = root
             for _ in range(levels):
-                x = rows[row, column[one]]
-                one = child[2 * one + (0 if (x <= threshold[one]) | (np.isnan(x) & nan_left[one]) else 1)]
-            scores[row] += value[one]
+                x = rows[row, column[item]]
+                item = child[2 * item + (0 if (x <= threshold[item]) | (np.isnan(x) & nan_left[item]) else 1)]
+            scores[row] += value[item]
     for row in range(count):
         scores[row] = 1.0 / (1.0 + np.exp(-sigmoid * scores[row]))
 
@@ -121,9 +121,9 @@ def _explain(
             way[row] = 0
         for node in range(nodes):
             limit, nan = threshold[root + node], nan_left[root + node]
-            bit, place = np.uint64(1) << np.uint64(node), column[root + node]
+            bit, index = np.uint64(1) << np.uint64(node), column[root + node]
             for row in range(count):
-                x = columns[place, row]
+                x = columns[index, row]
                 way[row] |= bit if (x <= limit) | (np.isnan(x) & nan) else np.uint64(0)
         for leaf in range(tree_leaves[tree], tree_leaves[tree + 1]):
             first, size = slots[leaf], slots[leaf + 1] - slots[leaf]
@@ -150,6 +150,6 @@ def _explain(
                             without_agreeing if agrees[slot, row] else without_against
                         )
             for slot in range(size):
-                share, place = slot_share[first + slot], slot_feature[first + slot]
+                share, index = slot_share[first + slot], slot_feature[first + slot]
                 for row in range(count):
-                    found[place, row] += total[slot, row] * ((1.0 if agrees[slot, row] else 0.0) - share)
+                    found[index, row] += total[slot, row] * ((1.0 if agrees[slot, row] else 0.0) - share)

@@ -94,7 +94,7 @@ class CompiledTrees:
                 column.append(feature)
                 threshold.append(limit)
                 nan_left.append(1 if nan else 0)
-                child += [base + (one if one >= 0 else nodes + ~one) for one in tree.children[node]]
+                child += [base + (item if item >= 0 else nodes + ~item) for item in tree.children[node]]
                 value.append(0.0)
             for leaf, leaf_value in enumerate(tree.leaf_value):
                 column.append(0)

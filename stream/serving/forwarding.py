@@ -175,11 +175,11 @@ class PredictForwarder:
                 f"RISKSTREAM_SCORING__PARTITIONER={self._settings.partitioner}: set it as they do",
             )
         only = _only(asked)
-        places = range(len(asked.rows)) if only is None else only
+        indexes = range(len(asked.rows)) if only is None else only
         parts: dict[int, list[int]] = {}
-        for place in places:
-            partition = self._partition_of(asked.rows[place].user_id.encode())
-            parts.setdefault(partition, []).append(place)
+        for index in indexes:
+            partition = self._partition_of(asked.rows[index].user_id.encode())
+            parts.setdefault(partition, []).append(index)
         here: dict[int, list[int]] = {}
         away: dict[str, list[int]] = {}
         for partition, part in parts.items():
@@ -193,47 +193,47 @@ class PredictForwarder:
         found: dict[int, dict[str, Any]] = {}
         for answers in await asyncio.gather(self._score_here(here, asked), *asking):
             found |= answers
-        return [found[place] for place in places]
+        return [found[index] for index in indexes]
 
-    def _owner(self, partition: int, place: int, what: str) -> str:
+    def _owner(self, partition: int, index: int, description: str) -> str:
         """Return the address of a partition's worker, which is not this one."""
         owner = self._owners().get(partition)
         if owner is None or owner == self.address:
-            raise _on_its_way(partition, place, what)
+            raise _on_its_way(partition, index, description)
         return owner
 
     @contextmanager
-    def _reading(self, partition: int, place: int, what: str) -> Iterator[StateReader]:
+    def _reading(self, partition: int, index: int, description: str) -> Iterator[StateReader]:
         """Give what reads a partition, until the event loop goes on."""
         reader = self._reader(partition)
         if reader is None:
-            raise _on_its_way(partition, place, what)
+            raise _on_its_way(partition, index, description)
         try:
             yield reader
         except StateError as error:
             # The stream will meet the same, and end the worker with it.
-            logger.warning("%s cannot be read: %s", what, error)
-            raise Unavailable(place, f"the {what} of partition {partition} cannot be read") from error
+            logger.warning("%s cannot be read: %s", description, error)
+            raise Unavailable(index, f"the {description} of partition {partition} cannot be read") from error
 
     async def _score_here(self, parts: dict[int, list[int]], asked: Asked) -> dict[int, dict[str, Any]]:
         """Score transactions of this worker's users, their places by partition."""
-        mine, answers = await self._ask_entities([place for part in parts.values() for place in part], asked)
+        mine, answers = await self._ask_entities([index for part in parts.values() for index in part], asked)
         found: dict[int, dict[str, Any]] = {}
         for partition, part in parts.items():
             for start in range(0, len(part), _SLICE):
                 some = part[start : start + _SLICE]
                 if found:
                     await asyncio.sleep(0)
-                for one, features in self._look([one for place in some for one in mine.get(place, ())]):
-                    answers[one.pending_id][one.entity] = features
+                for item, features in self._look([item for index in some for item in mine.get(index, ())]):
+                    answers[item.pending_id][item.entity] = features
                 with self._reading(partition, some[0], "histories") as reader:
-                    rows = [asked.rows[place] for place in some]
-                    scored = self._preview.score(rows, reader, [answers[place] for place in some])
+                    rows = [asked.rows[index] for index in some]
+                    scored = self._preview.score(rows, reader, [answers[index] for index in some])
                 found |= dict(zip(some, scored, strict=True))
         return found
 
     async def _ask_entities(
-        self, places: list[int], asked: Asked
+        self, indexes: list[int], asked: Asked
     ) -> tuple[dict[int, list[EntityRequest]], defaultdict[int, dict[int, Floats]]]:
         """Ask other workers about their entities, all at once.
 
@@ -246,22 +246,26 @@ class PredictForwarder:
         if profiles is None:
             return mine, answers
         away: dict[str, list[EntityRequest]] = {}
-        questions = [one for place in places for one in profiles.questions(asked.rows[place], place)]
+        questions = [
+            question for index in indexes for question in profiles.questions(asked.rows[index], index)
+        ]
         for partition, some in self._by_partition(questions).items():
             if self._reader(partition) is None:
                 owner = self._owner(partition, some[0].pending_id, "profiles")
                 away.setdefault(owner, []).extend(some)
                 continue
-            for one in some:
-                mine.setdefault(one.pending_id, []).append(one)
+            for question in some:
+                mine.setdefault(question.pending_id, []).append(question)
         asking = [self._ask_about(profiles, owner, wanted, asked) for owner, wanted in away.items()]
         for wanted, found in zip(away.values(), await asyncio.gather(*asking), strict=True):
-            for one, features in zip(wanted, found, strict=True):
-                answers[one.pending_id][one.entity] = features
+            for question, features in zip(wanted, found, strict=True):
+                answers[question.pending_id][question.entity] = features
         return mine, answers
 
     def _by_partition(self, questions: Iterable[EntityRequest]) -> dict[int, list[EntityRequest]]:
-        return gather((entity_partition(one.name, self._partitions), [one]) for one in questions)
+        return gather(
+            (entity_partition(question.name, self._partitions), [question]) for question in questions
+        )
 
     def _look(self, questions: Sequence[EntityRequest]) -> Iterator[tuple[EntityRequest, Floats]]:
         """Yield questions about this worker's entities, by partition, each with its features."""
@@ -289,7 +293,7 @@ class PredictForwarder:
             return refuse([problem(error)], 422)
         except Unavailable as error:
             return refuse([{"loc": ["body"], "msg": error.reason}], 503)
-        features = np.concatenate([found[one] for one in questions])
+        features = np.concatenate([found[question] for question in questions])
         return web.Response(body=features.tobytes(), content_type="application/octet-stream")
 
     async def _ask_about(
@@ -299,22 +303,22 @@ class PredictForwarder:
         return await self._hand_on(
             f"{owner}/profiles",
             (questions[0].pending_id, "profiles"),
-            b"".join(one.encode().value or b"" for one in questions),
+            b"".join(question.encode().value or b"" for question in questions),
             {SPEC_HEADER: profiles.spec_hash, "Content-Type": "application/octet-stream"},
             asked,
             partial(profiles.split, questions),
         )
 
-    async def _ask(self, owner: str, places: list[int], asked: Asked) -> dict[int, dict[str, Any]]:
+    async def _ask(self, owner: str, indexes: list[int], asked: Asked) -> dict[int, dict[str, Any]]:
         """Let another worker answer for its users, from the very bytes that came."""
 
         def read(value: bytes) -> dict[int, dict[str, Any]]:
             answer = orjson.loads(value)
-            return dict(zip(places, answer if isinstance(answer, list) else [answer], strict=True))
+            return dict(zip(indexes, answer if isinstance(answer, list) else [answer], strict=True))
 
-        headers = {ONLY_HEADER: ",".join(map(str, places)), "Content-Type": "application/json"}
+        headers = {ONLY_HEADER: ",".join(map(str, indexes)), "Content-Type": "application/json"}
         return await self._hand_on(
-            f"{owner}/predict", (places[0], "history"), asked.body, headers, asked, read
+            f"{owner}/predict", (indexes[0], "history"), asked.body, headers, asked, read
         )
 
     async def _hand_on(
@@ -344,13 +348,13 @@ class PredictForwarder:
                 reason = _reason(response.status, answer)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             reason = str(error) or type(error).__name__
-        place, what = about
+        index, message = about
         owner = url.rpartition("/")[0]
-        raise Unavailable(place, f"the worker at {owner}, which has the {what}, says: {reason}")
+        raise Unavailable(index, f"the worker at {owner}, which has the {message}, says: {reason}")
 
 
-def _on_its_way(partition: int, place: int, what: str) -> Unavailable:
-    return Unavailable(place, f"the {what} of partition {partition} are being moved or restored")
+def _on_its_way(partition: int, index: int, description: str) -> Unavailable:
+    return Unavailable(index, f"the {description} of partition {partition} are being moved or restored")
 
 
 def _only(asked: Asked) -> list[int] | None:
@@ -365,12 +369,12 @@ def _only(asked: Asked) -> list[int] | None:
     if header is None:
         return None
     try:
-        places = [int(text) for text in header.split(",")]
+        indexes = [int(text) for text in header.split(",")]
     except ValueError:
-        places = [-1]
-    if not set(places) <= set(range(len(asked.rows))):
+        indexes = [-1]
+    if not set(indexes) <= set(range(len(asked.rows))):
         raise InvalidRecordError(ONLY_HEADER, "must name places in the request")
-    return places
+    return indexes
 
 
 def _reason(status: int, body: bytes) -> str:

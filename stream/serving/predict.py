@@ -58,9 +58,9 @@ class Asked(NamedTuple):
 class Unavailable(Exception):  # noqa: N818 - said to a client, not an error of this program
     """Some of the transactions asked about cannot be scored now."""
 
-    def __init__(self, place: int, reason: str) -> None:
+    def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
-        self.place = place
+        self.place = index
         self.reason = reason
 
 
@@ -126,13 +126,13 @@ class ScoringService:
         now_ms = time.time_ns() // 1_000_000
         rows: list[TransactionRow] = []
         problems = []
-        for place, item in enumerate(parsed):
+        for index, item in enumerate(parsed):
             try:
                 if not isinstance(item, dict):
                     raise InvalidRecordError("$", "must be a JSON object")
                 rows.append(self._preview.row(item, now_ms))
             except InvalidRecordError as error:
-                problems.append(problem(error, *(() if single else (place,))))
+                problems.append(problem(error, *(() if single else (index,))))
         if problems:
             return refuse(problems, 422)
         try:
@@ -166,9 +166,9 @@ def _parse_batch(body: bytes, most: int) -> list[Any]:
     return items
 
 
-def problem(error: InvalidRecordError, *place: int) -> dict[str, Any]:
+def problem(error: InvalidRecordError, *index: int) -> dict[str, Any]:
     """Return what is said of something invalid: where in the body, and the reason."""
-    return {"loc": ["body", *place, error.field], "msg": error.reason}
+    return {"loc": ["body", *index, error.field], "msg": error.reason}
 
 
 def refuse(problems: list[dict[str, Any]], status: int) -> web.Response:

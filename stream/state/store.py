@@ -62,8 +62,8 @@ class PartitionedReader:
         parts = self.part_of(owners)
         found: list[bytes | None] = [None] * len(keys)
         for part in np.unique(parts).tolist():
-            places = np.flatnonzero(parts == part).tolist()
-            values = self._readers[part].read([keys[place] for place in places])
-            for place, value in zip(places, values, strict=True):
-                found[place] = value
+            indexes = np.flatnonzero(parts == part).tolist()
+            values = self._readers[part].read([keys[index] for index in indexes])
+            for index, value in zip(indexes, values, strict=True):
+                found[index] = value
         return found

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 from streams import Sent, Stream
 
-from stream.cli.commands.dlq import REPLAYED_FROM, dlq
+from stream.cli.commands.dlq import dlq
 from stream.errors import DataError
+from stream.kafka.dead_letters import REPLAYED_FROM
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -136,6 +136,6 @@ def _table(rows: list[dict[str, Any]], total: int) -> Table:
         )
         style = _STYLES.get(str(alert.get("risk_level")), "")
         table.add_row(
-            *(Text(cell, style=style if place in (3, 4) else "") for place, cell in enumerate(cells))
+            *(Text(cell, style=style if index in (3, 4) else "") for index, cell in enumerate(cells))
         )
     return table

@@ -93,7 +93,7 @@ def features(
     columns = {
         "transaction_id": pa.array(table.transaction_id, pa.string()),
         "outcome": pa.array(outcomes[built.outcome], pa.string()),
-        **{name: pa.array(built.matrix[:, place]) for place, name in enumerate(spec.names)},
+        **{name: pa.array(built.matrix[:, index]) for index, name in enumerate(spec.names)},
     }
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

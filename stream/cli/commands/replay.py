@@ -52,9 +52,11 @@ def replay(
 
     As fast as can be, or paced by --rate or --speed. Ends when all are acknowledged.
     """
-    for one, other in (("rate", "speed"), ("from_fraction", "from_time")):
-        if locals()[one] is not None and locals()[other] is not None:
-            names = " and ".join("--" + name.removesuffix("_time").replace("_", "-") for name in (one, other))
+    for item, other in (("rate", "speed"), ("from_fraction", "from_time")):
+        if locals()[item] is not None and locals()[other] is not None:
+            names = " and ".join(
+                "--" + name.removesuffix("_time").replace("_", "-") for name in (item, other)
+            )
             raise click.UsageError(f"{names} exclude each other")
     from offline.replay import Pacing, count_labels, table_records
     from offline.replay import replay as send

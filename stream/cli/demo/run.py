@@ -361,12 +361,12 @@ def _result(
     rate: float,
 ) -> DemoResult:
     names = unseen.transaction_id[unseen.valid].tolist()
-    place = {name: index for index, name in enumerate(names)}
+    position = {name: index for index, name in enumerate(names)}
     recent = seen.alerts[alerts_before:]
     delays = [
-        (arrived - unseen_started - place[alert["transaction_id"]] / rate) * 1000
+        (arrived - unseen_started - position[alert["transaction_id"]] / rate) * 1000
         for arrived, alert in recent
-        if alert["transaction_id"] in place
+        if alert["transaction_id"] in position
     ]
     levels: dict[str, int] = {"HIGH": 0, "MEDIUM": 0, "LOW": 0}
     for _, alert in recent:

@@ -115,7 +115,7 @@ class EntityLogs:
     def _load(self, log: EntityLog, words: Ints, stored: dict[bytes, bytes | None]) -> None:
         log.newest, log.total = int(words[0]), int(words[1])
         tail, tail_labels, waiting = (int(count) for count in words[6:9])
-        place = _HEADER
+        index = _HEADER
         for kind, rows, at, count in (
             (EVENTS_KIND, log.events, 2, tail),
             (LABELS_KIND, log.labels, 4, tail_labels),
@@ -126,12 +126,12 @@ class EntityLogs:
                 for number in range(first, end)
             ]
             size = rows.width * count
-            parts.append(words[place : place + size].reshape(rows.width, count))
-            place += size
+            parts.append(words[index : index + size].reshape(rows.width, count))
+            index += size
             rows.fill(parts, first, end)
         log.waiting = [
             Waiting(*row)
-            for row in words[place : place + waiting * _WAITING_SIZE].reshape(-1, _WAITING_SIZE).tolist()
+            for row in words[index : index + waiting * _WAITING_SIZE].reshape(-1, _WAITING_SIZE).tolist()
         ]
         _link(log.labels)
 

@@ -253,7 +253,7 @@ class EntityLog:
             writes += [(record_key(prefix, kind, number), None) for number in rows.forget(times, until)]
         waiting = _NONE_WAITING
         if self.waiting:
-            words_of = [(one.id_hash, one.is_fraud, one.when_ms, one.offset) for one in self.waiting]
+            words_of = [(item.id_hash, item.is_fraud, item.when_ms, item.offset) for item in self.waiting]
             waiting = np.array(words_of, np.int64)
         sizes = (
             events.width * (events.end - events.tail), L_SIZE * (labels.end - labels.tail), waiting.size,
@@ -291,17 +291,17 @@ def _pack(
     words[2], words[3] = newest, total
     words[4], words[5], words[6], words[7] = first_chunk, next_chunk, first_labels, next_labels
     words[8], words[9], words[10] = end - begin, end_labels - begin_labels, len(waiting)
-    place = 2 + _HEADER
+    index = 2 + _HEADER
     for row in range(width):
         for at in range(begin, end):
-            words[place] = events[row, at]
-            place += 1
+            words[index] = events[row, at]
+            index += 1
     for row in range(L_SIZE):
         for at in range(begin_labels, end_labels):
-            words[place] = labels[row, at]
-            place += 1
+            words[index] = labels[row, at]
+            index += 1
     for at in range(len(waiting)):
         for column in range(_WAITING_SIZE):
-            words[place] = waiting[at, column]
-            place += 1
-    words[1] = checksum(words, 2, place)
+            words[index] = waiting[at, column]
+            index += 1
+    words[1] = checksum(words, 2, index)

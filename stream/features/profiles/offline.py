@@ -74,10 +74,10 @@ def fill_profile(
         )  # fmt: skip
         out[:, -1] = np.divide(amount_minor, usual, out=np.full(len(usual), np.nan), where=usual > 0)
     columns, label_columns, recency = profile_columns(profile)
-    for days, place in zip(profile.windows_days, columns, strict=True):
+    for days, position in zip(profile.windows_days, columns, strict=True):
         fill_activity(
-            starts, order, time_ms, amount_minor, minor_units, user, round(days * MS_PER_DAY), place, usual,
-            profile.large_factor, *scratch, out,
+            starts, order, time_ms, amount_minor, minor_units, user, round(days * MS_PER_DAY), position,
+            usual, profile.large_factor, *scratch, out,
         )  # fmt: skip
     if not profile.label_windows_days:
         return
@@ -100,25 +100,25 @@ def _labels_by_entity(
     counts = (place_of[rows] >= 0) & (
         own_time_ms <= time_ms[rows] + round(profile.label_horizon_days * MS_PER_DAY)
     )
-    place, is_fraud, own_time_ms = place_of[rows[counts]], is_fraud[counts], own_time_ms[counts]
-    known = np.maximum(time_ms[order[place]] + round(profile.label_delay_days * MS_PER_DAY), own_time_ms)
-    until = np.full(len(place), _NEVER, np.int64)
-    corrects = np.full(len(place), -1, np.int64)
-    if np.bincount(place).max(initial=0) > 1:
-        by_place = np.lexsort((own_time_ms, place))
-        place, is_fraud, known = place[by_place], is_fraud[by_place], known[by_place]
+    index, is_fraud, own_time_ms = place_of[rows[counts]], is_fraud[counts], own_time_ms[counts]
+    known = np.maximum(time_ms[order[index]] + round(profile.label_delay_days * MS_PER_DAY), own_time_ms)
+    until = np.full(len(index), _NEVER, np.int64)
+    corrects = np.full(len(index), -1, np.int64)
+    if np.bincount(index).max(initial=0) > 1:
+        by_place = np.lexsort((own_time_ms, index))
+        index, is_fraud, known = index[by_place], is_fraud[by_place], known[by_place]
         # Of labels that become known together only the last is ever seen.
-        seen = np.ones(len(place), np.bool_)
-        seen[:-1] = (place[1:] != place[:-1]) | (known[1:] != known[:-1])
-        place, is_fraud, known = place[seen], is_fraud[seen], known[seen]
-        corrected = np.flatnonzero(place[1:] == place[:-1])
-        until, corrects = until[: len(place)], corrects[: len(place)]
+        seen = np.ones(len(index), np.bool_)
+        seen[:-1] = (index[1:] != index[:-1]) | (known[1:] != known[:-1])
+        index, is_fraud, known = index[seen], is_fraud[seen], known[seen]
+        corrected = np.flatnonzero(index[1:] == index[:-1])
+        until, corrects = until[: len(index)], corrects[: len(index)]
         until[corrected] = known[corrected + 1]
         corrects[corrected + 1] = corrected
-    entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))[place]
-    by_known = np.lexsort((place, known, entity))
-    moved = np.empty(len(place), np.int64)
-    moved[by_known] = np.arange(len(place))
+    entity = np.repeat(np.arange(len(starts) - 1), np.diff(starts))[index]
+    by_known = np.lexsort((index, known, entity))
+    moved = np.empty(len(index), np.int64)
+    moved[by_known] = np.arange(len(index))
     corrects = np.where(corrects >= 0, moved[corrects], -1)[by_known]
     label_starts = np.searchsorted(entity[by_known], np.arange(len(starts)))
-    return label_starts, place[by_known], is_fraud[by_known], known[by_known], until[by_known], corrects
+    return label_starts, index[by_known], is_fraud[by_known], known[by_known], until[by_known], corrects

@@ -82,10 +82,10 @@ def _above(values: Ints, count: int, value: float) -> int:
 
 @jit
 def _insert(values: Ints, count: int, value: int) -> None:
-    place = _lower(values, count, value)
-    for at in range(count, place, -1):
+    index = _lower(values, count, value)
+    for at in range(count, index, -1):
         values[at] = values[at - 1]
-    values[place] = value
+    values[index] = value
 
 
 @jit
@@ -103,7 +103,7 @@ def fill_activity(
     minor_units: Ints,
     user: Ints,
     window: int,
-    place: Ints,
+    index: Ints,
     usual: Floats,
     large_factor: float,
     in_window: Ints,
@@ -118,7 +118,7 @@ def fill_activity(
     Entities whose rows are in the order of time are walked once with two ends of a window; the others, whose
     late rows see less than their neighbours, are looked at row by row.
     """
-    need_median = place[MEDIAN] >= 0 or place[TO_MEDIAN] >= 0 or place[LARGE_COUNT] >= 0
+    need_median = index[MEDIAN] >= 0 or index[TO_MEDIAN] >= 0 or index[LARGE_COUNT] >= 0
     for entity in range(len(starts) - 1):
         first, end = starts[entity], starts[entity + 1]
         ordered = True
@@ -186,27 +186,27 @@ def fill_activity(
                 for before in range(first, at + 1):
                     in_window[user[order[before]]] = 0
             units = float(minor_units[row])
-            if place[COUNT] >= 0:
-                out[row, place[COUNT]] = count + 1
-            if place[SUM] >= 0:
-                out[row, place[SUM]] = (others + amount) / units
-            if place[MEAN] >= 0:
-                out[row, place[MEAN]] = (others + amount) / units / (count + 1)
-            if place[MAX] >= 0:
-                out[row, place[MAX]] = largest / units
-            if place[DISTINCT] >= 0:
-                out[row, place[DISTINCT]] = distinct
-            if place[TO_MEAN] >= 0:
-                out[row, place[TO_MEAN]] = amount / (others / count) if others > 0 else math.nan
-            if place[MEDIAN] >= 0:
-                out[row, place[MEDIAN]] = middle / units
-            if place[TO_MEDIAN] >= 0:
-                out[row, place[TO_MEDIAN]] = amount / middle if middle > 0 else math.nan
-            if place[MAX_TO_USUAL] >= 0:
+            if index[COUNT] >= 0:
+                out[row, index[COUNT]] = count + 1
+            if index[SUM] >= 0:
+                out[row, index[SUM]] = (others + amount) / units
+            if index[MEAN] >= 0:
+                out[row, index[MEAN]] = (others + amount) / units / (count + 1)
+            if index[MAX] >= 0:
+                out[row, index[MAX]] = largest / units
+            if index[DISTINCT] >= 0:
+                out[row, index[DISTINCT]] = distinct
+            if index[TO_MEAN] >= 0:
+                out[row, index[TO_MEAN]] = amount / (others / count) if others > 0 else math.nan
+            if index[MEDIAN] >= 0:
+                out[row, index[MEDIAN]] = middle / units
+            if index[TO_MEDIAN] >= 0:
+                out[row, index[TO_MEDIAN]] = amount / middle if middle > 0 else math.nan
+            if index[MAX_TO_USUAL] >= 0:
                 known = usual[row] > 0 and count > 0
-                out[row, place[MAX_TO_USUAL]] = before_largest / usual[row] if known else math.nan
-            if place[LARGE_COUNT] >= 0:
-                out[row, place[LARGE_COUNT]] = large if usual[row] > 0 else math.nan
+                out[row, index[MAX_TO_USUAL]] = before_largest / usual[row] if known else math.nan
+            if index[LARGE_COUNT] >= 0:
+                out[row, index[LARGE_COUNT]] = large if usual[row] > 0 else math.nan
         if ordered:
             for at in range(oldest, end):
                 in_window[user[order[at]]] = 0
@@ -309,9 +309,9 @@ def fill_labels(
                         oldest[window] += 1
                 if fraud_corrected:
                     kept = forgotten
-                    for place in range(forgotten, found):
-                        if until[frauds[place]] > now:
-                            frauds[kept] = frauds[place]
+                    for index in range(forgotten, found):
+                        if until[frauds[index]] > now:
+                            frauds[kept] = frauds[index]
                             kept += 1
                     found = kept
                     legitimate = 0
@@ -355,8 +355,8 @@ def fill_labels(
             earliest = now
             latest = time_ms[order[label_places[frauds[forgotten]]]]
             smallest = amount_minor[order[label_places[frauds[forgotten]]]]
-            for place in range(forgotten, found):
-                other = order[label_places[frauds[place]]]
+            for index in range(forgotten, found):
+                other = order[label_places[frauds[index]]]
                 earliest = min(earliest, time_ms[other])
                 latest = max(latest, time_ms[other])
                 smallest = min(smallest, amount_minor[other])
@@ -364,9 +364,9 @@ def fill_labels(
                 if columns[window, 3] < 0:
                     continue
                 lowest = math.inf
-                for place in range(forgotten, found):
-                    other = order[label_places[frauds[place]]]
-                    if known[frauds[place]] > now - windows[window] and to_usual[other] < lowest:
+                for index in range(forgotten, found):
+                    other = order[label_places[frauds[index]]]
+                    if known[frauds[index]] > now - windows[window] and to_usual[other] < lowest:
                         lowest = to_usual[other]
                 if lowest < math.inf:
                     out[row, columns[window, 3]] = lowest

@@ -164,7 +164,7 @@ def _fill_activity(
     user: int,
     usual: float,
     windows: Ints,
-    places: Ints,
+    indexes: Ints,
     lateness: int,
     large_factor: float,
     amounts: Ints,
@@ -174,7 +174,7 @@ def _fill_activity(
     units = float(minor_units)
     for at_window in range(len(windows)):
         window = windows[at_window]
-        place = places[at_window]
+        index = indexes[at_window]
         count = 0
         others = 0
         before_largest = 0
@@ -191,30 +191,30 @@ def _fill_activity(
                 others += value
                 before_largest = max(before_largest, value)
                 large += value > large_factor * usual
-        if place[COUNT] >= 0:
-            out[place[COUNT]] = count + 1
-        if place[SUM] >= 0:
-            out[place[SUM]] = (others + amount) / units
-        if place[MEAN] >= 0:
-            out[place[MEAN]] = (others + amount) / units / (count + 1)
-        if place[MAX] >= 0:
-            out[place[MAX]] = max(amount, before_largest) / units
-        if place[DISTINCT] >= 0:
+        if index[COUNT] >= 0:
+            out[index[COUNT]] = count + 1
+        if index[SUM] >= 0:
+            out[index[SUM]] = (others + amount) / units
+        if index[MEAN] >= 0:
+            out[index[MEAN]] = (others + amount) / units / (count + 1)
+        if index[MAX] >= 0:
+            out[index[MAX]] = max(amount, before_largest) / units
+        if index[DISTINCT] >= 0:
             users[count] = user
-            out[place[DISTINCT]] = _distinct(users, count + 1)
-        if place[TO_MEAN] >= 0:
-            out[place[TO_MEAN]] = amount / (others / count) if others > 0 else math.nan
-        if place[MEDIAN] >= 0 or place[TO_MEDIAN] >= 0:
+            out[index[DISTINCT]] = _distinct(users, count + 1)
+        if index[TO_MEAN] >= 0:
+            out[index[TO_MEAN]] = amount / (others / count) if others > 0 else math.nan
+        if index[MEDIAN] >= 0 or index[TO_MEDIAN] >= 0:
             middle = _median(amounts, count) if count > 0 else math.nan
-            if place[MEDIAN] >= 0:
-                out[place[MEDIAN]] = middle / units
-            if place[TO_MEDIAN] >= 0:
-                out[place[TO_MEDIAN]] = amount / middle if middle > 0 else math.nan
-        if place[MAX_TO_USUAL] >= 0:
+            if index[MEDIAN] >= 0:
+                out[index[MEDIAN]] = middle / units
+            if index[TO_MEDIAN] >= 0:
+                out[index[TO_MEDIAN]] = amount / middle if middle > 0 else math.nan
+        if index[MAX_TO_USUAL] >= 0:
             known = usual > 0 and count > 0
-            out[place[MAX_TO_USUAL]] = before_largest / usual if known else math.nan
-        if place[LARGE_COUNT] >= 0:
-            out[place[LARGE_COUNT]] = large if usual > 0 else math.nan
+            out[index[MAX_TO_USUAL]] = before_largest / usual if known else math.nan
+        if index[LARGE_COUNT] >= 0:
+            out[index[LARGE_COUNT]] = large if usual > 0 else math.nan
 
 
 @jit
@@ -279,9 +279,9 @@ def _fill_labels(
             if last < 0 or _follows(labels, at, last, delay):
                 last = at
     if last < 0:
-        for place in recency:
-            if place >= 0:
-                out[place] = math.nan
+        for index in recency:
+            if index >= 0:
+                out[index] = math.nan
         return
     legitimate = 0
     for at in range(first, end):
@@ -302,10 +302,10 @@ def _fill_labels(
 
 
 @jit
-def _follows(labels: Ints, one: int, other: int, delay: int) -> bool:
+def _follows(labels: Ints, item: int, other: int, delay: int) -> bool:
     """Say whether a label became known after another; of the same time, by their transactions' arrival."""
-    left, right = _known(labels, one, delay), _known(labels, other, delay)
-    return left > right or (left == right and labels[L_NUMBER, one] > labels[L_NUMBER, other])
+    left, right = _known(labels, item, delay), _known(labels, other, delay)
+    return left > right or (left == right and labels[L_NUMBER, item] > labels[L_NUMBER, other])
 
 
 class ProfileReader:

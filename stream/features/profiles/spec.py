@@ -254,13 +254,13 @@ def profile_columns(profile: EntityProfile) -> tuple[Ints, Ints, Ints]:
     activity = np.full((len(profile.windows_days), len(ACTIVITY_AGGREGATES)), -1, np.int64)
     labels = np.full((len(profile.label_windows_days), len(LABEL_AGGREGATES)), -1, np.int64)
     recency = np.full(len(LABEL_RECENCY), -1, np.int64)
-    for column, (_, what, days) in enumerate(profile_features(profile)):
-        if what in LABEL_RECENCY:
-            recency[LABEL_RECENCY.index(what)] = column
+    for column, (_, message, days) in enumerate(profile_features(profile)):
+        if message in LABEL_RECENCY:
+            recency[LABEL_RECENCY.index(message)] = column
         elif days is None:
             continue  # the amount to the usual one, which is always last
-        elif what in ACTIVITY_AGGREGATES:
-            activity[profile.windows_days.index(days), ACTIVITY_AGGREGATES.index(what)] = column
+        elif message in ACTIVITY_AGGREGATES:
+            activity[profile.windows_days.index(days), ACTIVITY_AGGREGATES.index(message)] = column
         else:
-            labels[profile.label_windows_days.index(days), LABEL_AGGREGATES.index(what)] = column
+            labels[profile.label_windows_days.index(days), LABEL_AGGREGATES.index(message)] = column
     return activity, labels, recency

@@ -84,12 +84,12 @@ def _add_to_tables(hdr: Ints, sealed: Sealed, chunk: int) -> None:
     merchant_table = sealed.merchant_table[page * TABLE : page * TABLE + size]
     live = np.int64(sealed.live[chunk])
     for event in range(CHUNK):
-        place = (chunk - start) * CHUNK + event
+        index = (chunk - start) * CHUNK + event
         hashed = _hash(np.int64(sealed.id_fingerprints[chunk, event]))
         at = (hashed * size) >> 32
         while id_table[at] != 0:
             at = at + 1 if at + 1 < size else 0
-        id_table[at] = np.uint32((_entry_hash(hashed, bits) << bits) | place)
+        id_table[at] = np.uint32((_entry_hash(hashed, bits) << bits) | index)
         if not (live >> event) & 1:
             continue
         hashed = _hash(sealed.merchants[chunk, event])
@@ -103,7 +103,7 @@ def _add_to_tables(hdr: Ints, sealed: Sealed, chunk: int) -> None:
                 if start + other < first or not (np.int64(sealed.live[start + other]) >> bit) & 1:
                     break
             at = at + 1 if at + 1 < size else 0
-        merchant_table[at] = np.uint32((part << bits) | place)
+        merchant_table[at] = np.uint32((part << bits) | index)
 
 
 @jit
@@ -186,9 +186,9 @@ def prefetch_table_slots(hdr: Ints, sealed: Sealed, merchant: int) -> None:
         prefetch(sealed.live, chunk)
     size = hdr[H_PAGES] * TABLE
     entry = np.int64(sealed.merchant_table[page * TABLE + ((_hash(merchant) * size) >> 32)])
-    place = entry & ((1 << _place_bits(hdr[H_PAGES])) - 1)
-    chunk = start + place // CHUNK
-    prefetch(sealed.merchants, start * CHUNK + place)
+    position = entry & ((1 << _place_bits(hdr[H_PAGES])) - 1)
+    chunk = start + position // CHUNK
+    prefetch(sealed.merchants, start * CHUNK + position)
     prefetch(sealed.live, chunk)
     prefetch(sealed.slot, chunk)
     prefetch(sealed.times, 2 * chunk)

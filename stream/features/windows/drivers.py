@@ -75,10 +75,10 @@ def run_users(
         hdr[H_PAGES] = (chunks + SEGMENT - 1) // SEGMENT
         if chunks > 0:
             clear_sealed(sealed, 0, hdr[H_PAGES])
-        for place in range(starts[user], starts[user + 1]):
+        for index in range(starts[user], starts[user + 1]):
             # A user's rows lie far apart in the file.
-            if place + _AHEAD < len(order):
-                coming = order[place + _AHEAD]
+            if index + _AHEAD < len(order):
+                coming = order[index + _AHEAD]
                 prefetch(t, coming)
                 prefetch(amount, coming)
                 prefetch(merchant, coming)
@@ -87,10 +87,10 @@ def run_users(
                 prefetch(outcome, coming)
                 for word in range(0, OUT_SIZE + _LINE_WORDS, _LINE_WORDS):
                     prefetch(features, coming * row_words + word)
-            row = order[place]
+            row = order[index]
             outcome[row] = step(
                 hdr, head, sealed, pending,
-                place, 1, t[row], amount[row], merchant[row], id_hash[row], minor_units[row],
+                index, 1, t[row], amount[row], merchant[row], id_hash[row], minor_units[row],
                 horizon_ms, lateness_ms, True, low, acc, features[row],
             )  # fmt: skip
             if hdr[H_PENDING] == CHUNK:

@@ -66,7 +66,7 @@ def advance(
     checksums = np.zeros(users, np.int64)
     checksums[sizes > 1] = words[starts[sizes > 1] + 1]
     layout.unpack_heads(words, starts, sizes, hdrs, heads, pendings, busy, status)
-    errors |= {place: _corrupt(keys[place]) for place in status.nonzero()[0].tolist()}
+    errors |= {index: _corrupt(keys[index]) for index in status.nonzero()[0].tolist()}
     failed = np.zeros(users, np.bool_)
     if errors:
         failed[list(errors)] = True
@@ -127,8 +127,8 @@ def _pack_heads(
     blob = packed[:total].tobytes()
     ends = lengths.cumsum()
     begin = 0
-    for place, end in zip(chosen.tolist(), (8 * ends).tolist(), strict=True):
-        writes.append((keys[place], blob[begin:end]))
+    for index, end in zip(chosen.tolist(), (8 * ends).tolist(), strict=True):
+        writes.append((keys[index], blob[begin:end]))
         begin = end
     checksums: Words = packed[ends - lengths + 1]
     return checksums
@@ -138,13 +138,13 @@ def _usable(keys: list[bytes], stored: Sequence[bytes | None], errors: dict[int,
     """Return the records, empty where there is none; older versions migrated, unusable ones in ``errors``."""
     current = layout.HEAD_START
     records = []
-    for place, record in enumerate(stored):
+    for index, record in enumerate(stored):
         usable = record or b""
         if record is not None and (record[:8] != current or len(record) % 8):
             try:
-                usable = layout.migrate(record, keys[place])
+                usable = layout.migrate(record, keys[index])
             except StateError as error:
-                errors[place] = error
+                errors[index] = error
                 usable = b""
         records.append(usable)
     return records

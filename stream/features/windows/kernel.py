@@ -118,9 +118,9 @@ def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, id_hash: int, horizon_ms
         if entry >> bits == part:
             other, event = divmod(entry & ((1 << bits) - 1), CHUNK)
             chunk = page * SEGMENT + other
-            place = np.int64(sealed.slot[chunk])
-            if chunk >= first and place >= 0:
-                events = sealed.store[place]
+            position = np.int64(sealed.slot[chunk])
+            if chunk >= first and position >= 0:
+                events = sealed.store[position]
                 if events[ID, event] == id_hash and events[TIME, event] > gone:
                     return True
         at = at + 1 if at + 1 < size else 0
@@ -131,7 +131,7 @@ def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, id_hash: int, horizon_ms
 def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple[int, int]:
     """Return ``(place, time)`` of the merchant's live event.
 
-    ``place`` is -1 where there is none, the index in the head, or HEAD plus the place in the sealed log.
+    ``position`` is -1 where there is none, the index in the head, or HEAD plus the place in the sealed log.
     Of an event in a chunk that is not loaded ``time`` is the chunk's latest: no edge lies between the two,
     or :func:`plan` would have named the chunk, and no event taken now is older.
     """
@@ -160,8 +160,8 @@ def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple
                 and (np.int64(sealed.live[chunk]) >> event) & 1
                 and sealed.merchants[chunk, event] == merchant
             ):
-                place = np.int64(sealed.slot[chunk])
-                time = sealed.store[place, TIME, event] if place >= 0 else sealed.times[chunk, 1]
+                position = np.int64(sealed.slot[chunk])
+                time = sealed.store[position, TIME, event] if position >= 0 else sealed.times[chunk, 1]
                 return HEAD + chunk * CHUNK + event, time
         at = at + 1 if at + 1 < size else 0
     return -1, NO_TIME
@@ -263,17 +263,17 @@ def _query_late(
             merchant = events[MERCHANT, index]
             if merchant == 0:
                 continue
-            place = (merchant ^ (merchant >> 32)) & (size - 1)
-            while keys[place] != 0 and keys[place] != merchant:
-                place = (place + 1) & (size - 1)
-            if keys[place] == 0:
-                keys[place] = merchant
-                rings[place] = row
-            elif row < rings[place]:
-                rings[place] = row
-    for place in range(size):
-        if keys[place] != 0:
-            acc[rings[place], _DISTINCT] += 1
+            position = (merchant ^ (merchant >> 32)) & (size - 1)
+            while keys[position] != 0 and keys[position] != merchant:
+                position = (position + 1) & (size - 1)
+            if keys[position] == 0:
+                keys[position] = merchant
+                rings[position] = row
+            elif row < rings[position]:
+                rings[position] = row
+    for position in range(size):
+        if keys[position] != 0:
+            acc[rings[position], _DISTINCT] += 1
     _accumulate(acc)
     if previous == NO_TIME and lost <= t:
         previous = lost
@@ -334,7 +334,7 @@ def query(
         if merchant != 0:
             merchant_time = _merchant_time_before(hdr, head, sealed, merchant, t, gone)
     units = float(minor_units)
-    place = 0
+    index = 0
     mean_7d = _mean(acc, 2)
     mean_30d = _mean(acc, 3)
     std_30d = _std(acc, 3)
@@ -343,19 +343,19 @@ def query(
         count = acc[row, _N]
         if merchant != 0 and merchant_time <= low[row]:
             acc[row, _DISTINCT] += 1
-        out[place] = float(count)
-        out[place + 1] = sum_of(acc[row, _S0], acc[row, _S0 + 1]) / units
-        out[place + 2] = _mean(acc, row) / units
-        out[place + 3] = float(acc[row, _TOP]) / units
-        out[place + 4] = _std(acc, row) / units
-        out[place + 5] = float(acc[row, _DISTINCT])
-        place += 6
+        out[index] = float(count)
+        out[index + 1] = sum_of(acc[row, _S0], acc[row, _S0 + 1]) / units
+        out[index + 2] = _mean(acc, row) / units
+        out[index + 3] = float(acc[row, _TOP]) / units
+        out[index + 4] = _std(acc, row) / units
+        out[index + 5] = float(acc[row, _DISTINCT])
+        index += 6
     value = float(amount)
     since = math.nan if previous == NO_TIME else float(t - previous)
-    out[place] = since / 1000.0
-    out[place + 1] = value / mean_7d if mean_7d > 0.0 else math.nan
-    out[place + 2] = value / mean_30d if mean_30d > 0.0 else math.nan
-    out[place + 3] = (value - mean_30d) / std_30d if std_30d > 0.0 else math.nan
+    out[index] = since / 1000.0
+    out[index + 1] = value / mean_7d if mean_7d > 0.0 else math.nan
+    out[index + 2] = value / mean_30d if mean_30d > 0.0 else math.nan
+    out[index + 3] = (value - mean_30d) / std_30d if std_30d > 0.0 else math.nan
     # The lifetime profile, this event included, in the accumulator's first row.
     acc[0, _N] = hdr[H_COUNT]
     acc[0, _S0] = hdr[H_SUM]
@@ -366,15 +366,15 @@ def query(
     _add_amount(acc, 0, amount)
     mean = _mean(acc, 0)
     std = _std(acc, 0)
-    out[place + 4] = float(acc[0, _N])
-    out[place + 5] = mean / units
-    out[place + 6] = std / units
-    out[place + 7] = float(acc[0, _TOP]) / units
-    out[place + 8] = std / mean if mean > 0.0 else math.nan
+    out[index + 4] = float(acc[0, _N])
+    out[index + 5] = mean / units
+    out[index + 6] = std / units
+    out[index + 7] = float(acc[0, _TOP]) / units
+    out[index + 8] = std / mean if mean > 0.0 else math.nan
     first = hdr[H_FIRST]
     first = t if first == NO_TIME or t < first else first
-    out[place + 9] = float(t - first) / 86_400_000.0
-    out[place + 10] = since / 86_400_000.0
+    out[index + 9] = float(t - first) / 86_400_000.0
+    out[index + 10] = since / 86_400_000.0
 
 
 @jit
@@ -387,10 +387,10 @@ def apply(
     amount: int,
     merchant: int,
     id_hash: int,
-    place: int,
+    position: int,
     merchant_time: int,
 ) -> None:
-    """Append one event to the head and update the header; ``place`` is from :func:`find_merchant`.
+    """Append one event to the head and update the header; ``position`` is from :func:`find_merchant`.
 
     The caller empties ``pending`` (by storing the live bitmaps) before it holds more than CHUNK.
     """
@@ -399,12 +399,12 @@ def apply(
     head[AMOUNT, index] = amount
     head[MERCHANT, index] = merchant
     head[ID, index] = id_hash
-    if merchant != 0 and (place < 0 or merchant_time <= t):
+    if merchant != 0 and (position < 0 or merchant_time <= t):
         hdr[H_LIVE] |= _bit(index)
-        if 0 <= place < HEAD:
-            hdr[H_LIVE] &= ~_bit(place)
-        elif place >= HEAD:
-            chunk, bit = divmod(place - HEAD, CHUNK)
+        if 0 <= position < HEAD:
+            hdr[H_LIVE] &= ~_bit(position)
+        elif position >= HEAD:
+            chunk, bit = divmod(position - HEAD, CHUNK)
             _clear_live_bit(hdr, sealed, chunk, bit)
             pending[hdr[H_PENDING]] = (chunk + hdr[H_BASE]) * CHUNK + bit
             hdr[H_PENDING] += 1
@@ -482,12 +482,12 @@ def step(
     if is_duplicate(hdr, head, sealed, id_hash, horizon_ms):
         return DUPLICATE
     outcome = LATE if hdr[H_NEWEST] != NO_TIME and t < hdr[H_NEWEST] - lateness_ms else SCORED
-    place, merchant_time = find_merchant(hdr, head, sealed, merchant)
+    index, merchant_time = find_merchant(hdr, head, sealed, merchant)
     query(
         hdr, head, sealed, t, amount, merchant, merchant_time, minor_units, horizon_ms, low, acc, out,
     )  # fmt: skip
     if learn:
-        apply(hdr, head, sealed, pending, t, amount, merchant, id_hash, place, merchant_time)
+        apply(hdr, head, sealed, pending, t, amount, merchant, id_hash, index, merchant_time)
         hdr[H_OFFSET] = offset
         hdr[H_SOURCE] = source
         expire(hdr, head, sealed, horizon_ms)

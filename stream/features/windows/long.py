@@ -113,7 +113,7 @@ class LongHistories:
         self._new_slots, self._chunks = _measure(
             chosen, self._hdrs, events.user, taken, self._local, self._first, self._next, self._base, ends
         )
-        self._users = [events.users[place] for place in chosen.tolist()]
+        self._users = [events.users[index] for index in chosen.tolist()]
         self._sources = events.source[chosen].tolist()
         self._rows, self._known = cache.admit(self._sources, self._users, checksums[chosen], self._base, ends)
         _settle_in(chosen, self._rows, cache.table, self._hdrs, self._base, self._shift)
@@ -122,8 +122,8 @@ class LongHistories:
     @property
     def _failed(self) -> Flags:
         failed = np.zeros(len(self._chosen), np.bool_)
-        for place in self.errors:
-            failed[self._local[place]] = True
+        for index in self.errors:
+            failed[self._local[index]] = True
         return failed
 
     def take(
@@ -182,9 +182,9 @@ class LongHistories:
         parts: list[tuple[int, int, int, int]] = []
         for index, bound in zip(changing, np.stack(bounds, axis=1)[changing].tolist(), strict=True):
             self._write(index, bound, names, parts, writes)
-            place = int(self._chosen[index])
-            owners += [place] * (len(writes) - len(owners))
-            packed_owners += [place] * (len(names) - len(packed_owners))
+            position = int(self._chosen[index])
+            owners += [position] * (len(writes) - len(owners))
+            packed_owners += [position] * (len(names) - len(packed_owners))
         if parts:
             sizes = np.empty(len(parts), np.int64)
             packed = layout.pack_parts(self._cache.sealed, np.array(parts, np.int64), sizes).tobytes()
@@ -318,8 +318,8 @@ def _measure(
     ends: Ints,
 ) -> tuple[int, int]:
     """Say what chunks the users have and may get; returns the slots that these may need, and the chunks."""
-    for place in range(len(local)):
-        local[place] = -1
+    for position in range(len(local)):
+        local[position] = -1
     for index in range(len(chosen)):
         local[chosen[index]] = index
         ends[index] = 0
@@ -396,9 +396,9 @@ def _seal_filled(
 ) -> None:
     """Seal every full head."""
     for user in range(len(chosen)):
-        place = chosen[user]
-        if not failed[user] and is_full(hdrs[place]):
-            counts[_USED] = seal(hdrs[place], heads[place], sealed, spare, counts[_USED])
+        index = chosen[user]
+        if not failed[user] and is_full(hdrs[index]):
+            counts[_USED] = seal(hdrs[index], heads[index], sealed, spare, counts[_USED])
 
 
 @jit_alloc
@@ -459,8 +459,8 @@ def _take(
         user = local[event]
         if failed[user]:
             continue
-        place = chosen[user]
-        hdr, head, pending = hdrs[place], heads[place], pendings[place]
+        position = chosen[user]
+        hdr, head, pending = hdrs[position], heads[position], pendings[position]
         if learn and is_full(hdr):
             counts[_USED] = seal(hdr, head, sealed, spare, counts[_USED])
         # As of the events before it: an event older than one that waits will be late, too.
@@ -482,7 +482,7 @@ def _take(
             counts[_LATER] += 1
             continue
         outcome[event] = k.step(
-            hdr, head, sealed, pending, offset[event], source[place], time_ms[event], amount[event],
+            hdr, head, sealed, pending, offset[event], source[position], time_ms[event], amount[event],
             merchant[event],
             id_hash[event], minor_units[event], horizon_ms, lateness_ms, learn, low, acc, features[event],
         )  # fmt: skip

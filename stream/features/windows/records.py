@@ -125,17 +125,17 @@ def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
         words[2 + index] = hdr[index]
     words[2 + _STORED] = count | (lost << 8)
     words[3 + _STORED] = hdr[H_LIVE]
-    place = _FIXED
+    position = _FIXED
     for row in range(4):
         for index in range(count):
-            words[place] = head[row, index]
-            place += 1
+            words[position] = head[row, index]
+            position += 1
     for index in range(0, lost, 2):
         second = pending[index + 1] if index + 1 < lost else 0
-        words[place] = pending[index] | (second << 32)
-        place += 1
-    words[1] = checksum(words, 2, place)
-    return place
+        words[position] = pending[index] | (second << 32)
+        position += 1
+    words[1] = checksum(words, 2, position)
+    return position
 
 
 @jit
@@ -173,13 +173,13 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
     hdr[H_PENDING] = lost
     hdr[H_LIVE] = words[start + 3 + _STORED]
     hdr[H_BASE] = hdr[H_FIRST_CHUNK] // SEGMENT * SEGMENT
-    place = start + _FIXED
+    position = start + _FIXED
     for row in range(4):
         for index in range(count):
-            head[row, index] = words[place]
-            place += 1
+            head[row, index] = words[position]
+            position += 1
     for index in range(lost):
-        pending[index] = (words[place + index // 2] >> (32 * (index & 1))) & 0xFFFFFFFF
+        pending[index] = (words[position + index // 2] >> (32 * (index & 1))) & 0xFFFFFFFF
     return OK
 
 
@@ -206,12 +206,12 @@ def unpack_heads(
 @jit
 def pack_heads(hdrs: Ints, heads: Ints, pendings: Ints, chosen: Ints, words: Ints, sizes: Ints) -> int:
     """Write the head records of the ``chosen`` users one behind the other."""
-    place = 0
+    position = 0
     for index in range(len(chosen)):
         user = chosen[index]
-        sizes[index] = pack_head(hdrs[user], heads[user], pendings[user], words[place:])
-        place += sizes[index]
-    return place
+        sizes[index] = pack_head(hdrs[user], heads[user], pendings[user], words[position:])
+        position += sizes[index]
+    return position
 
 
 def _with_live_word(body: Words) -> Words:
@@ -347,9 +347,9 @@ def _unpack(
             if stored_first > first[user] or stored_first + count < following[user]:
                 continue
             for chunk in range(first[user], following[user]):
-                place = chunk - stored_first
+                position = chunk - stored_first
                 sealed.live[at + chunk] = np.uint32(
-                    (words[body + 2 + place // 2] >> (32 * (place & 1))) & 0xFFFFFFFF
+                    (words[body + 2 + position // 2] >> (32 * (position & 1))) & 0xFFFFFFFF
                 )
         else:
             count = words[body]

@@ -52,23 +52,23 @@ class ProfilePreview:
 
     def read_profile(self, questions: Sequence[EntityRequest], reader: StateReader) -> list[Floats]:
         """Return the features of each question, from the partition that has all of their entities."""
-        prefixes = [entity_prefix(one.entity, one.name) for one in questions]
+        prefixes = [entity_prefix(question.entity, question.name) for question in questions]
         logs = self._entities.of(0, dict.fromkeys(prefixes), reader)
         found = []
-        for prefix, one in zip(prefixes, questions, strict=True):
+        for prefix, question in zip(prefixes, questions, strict=True):
             log = logs[prefix]
-            features = self._stages.unknown(one.entity)
-            if log.error is None and not self._stages.is_late(log, one):
-                self._stages.read_profile(log, one, features)
+            features = self._stages.unknown(question.entity)
+            if log.error is None and not self._stages.is_late(log, question):
+                self._stages.read_profile(log, question, features)
             found.append(features)
         return found
 
     def answers(self, rows: Sequence[TransactionRow], reader: StateReader) -> list[dict[int, Floats]]:
         """Return all entities' features of each transaction, by the entity's code, where one has them all."""
-        questions = [one for place, row in enumerate(rows) for one in self.questions(row, place)]
+        questions = [question for index, row in enumerate(rows) for question in self.questions(row, index)]
         found: list[dict[int, Floats]] = [{} for _ in rows]
-        for one, features in zip(questions, self.read_profile(questions, reader), strict=True):
-            found[one.pending_id][one.entity] = features
+        for question, features in zip(questions, self.read_profile(questions, reader), strict=True):
+            found[question.pending_id][question.entity] = features
         return found
 
     def fill(
@@ -94,15 +94,15 @@ class ProfilePreview:
         """
         stages, wanted = self._stages, list(chosen)
         if stages.local:
-            users = {place: rows[place].user_id.encode() for place in wanted}
+            users = {index: rows[index].user_id.encode() for index in wanted}
             logs = self._users.of(0, dict.fromkeys(users.values()), reader)
-            for place, user in users.items():
+            for index, user in users.items():
                 if logs[user].error is None:
-                    row = rows[place]
-                    stages.read_own_profiles(logs[user], row, hash_id(row.user_id), matrix[place])
-        for place in wanted:
-            for code, features in answers[place].items():
-                stages.put(code, features, matrix[place])
+                    row = rows[index]
+                    stages.read_own_profiles(logs[user], row, hash_id(row.user_id), matrix[index])
+        for index in wanted:
+            for code, features in answers[index].items():
+                stages.put(code, features, matrix[index])
 
     def decode(self, value: bytes) -> list[EntityRequest]:
         """Return the questions that another worker sends, one behind the other.
@@ -113,10 +113,10 @@ class ProfilePreview:
             They are none, or about entities that the model has no profile of.
         """
         questions = decode_requests(value)
-        for one in questions:
-            if one.entity not in self._stages.requested:
-                raise InvalidRecordError("entity", f"{one.entity} is none that is asked")
-            if one.minor_units <= 0:
+        for question in questions:
+            if question.entity not in self._stages.requested:
+                raise InvalidRecordError("entity", f"{question.entity} is none that is asked")
+            if question.minor_units <= 0:
                 raise InvalidRecordError("minor_units", "must be above 0")
         return questions
 
@@ -128,7 +128,7 @@ class ProfilePreview:
         ValueError
             There are more or fewer.
         """
-        ends = np.cumsum([len(self._stages.unknown(one.entity)) for one in questions])
+        ends = np.cumsum([len(self._stages.unknown(question.entity)) for question in questions])
         if len(value) != 8 * ends[-1]:
             msg = f"{len(value)} bytes are not {ends[-1]} features"
             raise ValueError(msg)

@@ -208,7 +208,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         except TopicMismatchError as error:
             self.app.report(error)
             return []
-        fresh = batch if first >= following else [one for one in batch if one.offset >= following]
+        fresh = batch if first >= following else [item for item in batch if item.offset >= following]
         if fresh:
             self._next[tp] = fresh[-1].offset + 1
         return fresh
