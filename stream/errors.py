@@ -1,7 +1,7 @@
 """The errors of RiskStream, one small tree.
 
-Every error's text is one readable line: what is wrong, where, and what to do next. The command line
-prints it without a stack trace and exits with the error's ``exit_code``.
+Every error's text is one readable line: what is wrong, where, and what to do next. The command line prints it
+without a stack trace and exits with the error's ``exit_code``.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class BrokerError(RiskStreamError):
 
 
 class FencedError(BrokerError):
-    """Another worker owns a partition that this one still tried to write to."""
+    """Another worker owns a partition that this worker still tried to write to."""
 
 
 class TopicMismatchError(BrokerError):
-    """A topic exists with other partitions or another policy than the configuration asks for."""
+    """A topic has other partitions or another policy than the settings require."""
 
 
 class DataError(RiskStreamError):
@@ -69,7 +69,7 @@ class StateError(RiskStreamError):
 
 
 class StalledError(RiskStreamError):
-    """There is work and it does not go on; ending is what is left."""
+    """Work waits and makes no progress; the worker ends to be restarted."""
 
     exit_code = 7
 

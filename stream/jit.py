@@ -1,4 +1,4 @@
-"""The compiler of the kernels, and the types of what they take."""
+"""The compiler of the kernels, and the types of their arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
 def _sources_digest() -> str:
-    """Return what names the version of all compiled code: a digest of the modules that hold it."""
+    """Return the version of all compiled code: a digest of the modules that contain it."""
     package = Path(__file__).resolve().parent
     found = blake2b(digest_size=8)
     for path in sorted(
@@ -42,9 +42,9 @@ def _sources_digest() -> str:
     return found.hexdigest()
 
 
-# numba looks for machine code by the module that asks for it, and does not see that a function which that one
-# calls has changed in another module: after an upgrade in place it would go on with the old one. So each
-# version of the sources has a cache of its own.
+# numba caches machine code by module and does not notice that a function which this module calls has changed
+# in another module: after an upgrade in place it would run the old code. So each version of the sources has
+# its own cache.
 _CACHE_ROOT: Final = config.CACHE_DIR or str(Path(__file__).resolve().parent / "__pycache__")
 
 
@@ -57,10 +57,10 @@ _R = TypeVar("_R")
 
 
 def jit(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile a function with numba, in its own types; the machine code is cached beside the module.
+    """Compile a function with numba; the machine code is cached beside the module.
 
-    It must not make arrays nor return any: then it needs no counts of references to them, whose updates
-    would cost an event more than its arithmetic.
+    The function must neither create nor return arrays: then it needs no reference counts, whose updates would
+    cost an event more than its arithmetic.
     """
     jitted: Any = njit(cache=True, _nrt=False)(function)
     return jitted  # type: ignore[no-any-return]
@@ -90,8 +90,8 @@ def _prefetch(_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 - n
     return types.void(array, types.int64), generate
 
 
-#: ``prefetch(array, place)`` asks for the cache line of an item (counted in C order) before it is needed.
-#: A batch's users lie far apart in memory, and most of an event's cost is waiting for it: asked for while
-#: the users before are worked on, the lines come side by side instead of one after the other. It changes
-#: no result and never faults, whatever the place.
+#: ``prefetch(array, index)`` requests the cache line of an item (in C order) before it is needed. A batch's
+#: users lie far apart in memory, and most of an event's cost is the wait for them; requested while earlier
+#: users are processed, the lines arrive in parallel instead of one after the other. It changes no result and
+#: never faults, for any index.
 prefetch: Callable[[Any, int | np.int64], None] = _no_prefetch if config.DISABLE_JIT else _prefetch

@@ -1,4 +1,4 @@
-"""From a score to what is done about it."""
+"""The policy: from a score to a level, a prediction and an alert."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RANK: Final = {RiskLevel.LOW: 0, RiskLevel.MEDIUM: 1, RiskLevel.HIGH: 2}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a score means. ``score`` has four decimals, and the rest follows from these.
+    """The meaning of a score. ``score`` has four decimals, and everything else follows from these.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Thresholds, and the level from which alerts are sent; a predicted fraud always is one."""
+    """Thresholds, and the lowest level that raises an alert; a predicted fraud always raises an alert."""
 
     thresholds: Thresholds
     alert_level: RiskLevel = RiskLevel.MEDIUM

@@ -79,7 +79,7 @@ class Explainer:
         return round(value, 6)
 
     def _category(self, name: str, value: float) -> str | None:
-        """Return the text of a code, None for one that training never saw."""
+        """Return the text of a category's code, None for a category that training never saw."""
         column = name.removeprefix("attributes.").removesuffix("_code")
         known = self._spec.categories[column]
         return known[int(value)] if 0 <= value < len(known) else None
@@ -102,7 +102,7 @@ class Explainer:
 
 
 def _usual(name: str, values: Mapping[str, float]) -> float | None:
-    """Return what the value would be if the user did as the 30-day or lifetime history says."""
+    """Return the value that the user's 30-day or lifetime history would suggest."""
     usual = math.nan
     if name == "amount":
         usual = (

@@ -57,7 +57,7 @@ class Sentences:
     def category(self, name: str, value: str | None) -> str:
         """Return the sentence of a category; None is a category that training never saw."""
         shown = self.unseen if value is None else value
-        # An attribute has the file's name for it, in whatever language that is.
+        # An attribute keeps the file's name, in any language.
         known = name in CATEGORY_COLUMNS
         return self._texts["plain"].format(
             name=self._texts[name] if known else name.replace("_", " "), value=shown

@@ -29,23 +29,23 @@ Schema = dict[str, Any]
 
 
 def breaking_changes(old: Schema, new: Schema, side: Literal["producer", "consumer"]) -> list[str]:
-    """Return why ``new`` would break a producer or a consumer that was written for ``old``.
+    """Return the reasons why ``new`` would break a producer or a consumer that was written for ``old``.
 
-    A producer breaks where something it may send today is refused or dropped tomorrow. A consumer breaks
-    where something may come tomorrow that cannot come today, or a field stays away; further fields do not
-    harm it.
+    A producer breaks if a document that it may send today is rejected, or loses a field, tomorrow. A consumer
+    breaks if a document may arrive tomorrow that cannot arrive today, or if a field disappears. Additional
+    fields do not harm a consumer.
 
     Parameters
     ----------
     old, new:
         JSON Schemas of an object.
     side:
-        Whose documents the schema describes.
+        The side whose documents the schema describes.
 
     Returns
     -------
     list[str]
-        One readable line a change, each with the path of the field; empty where nothing breaks.
+        One readable line for each breaking change, with the path of the field; empty without any.
     """
     if side == "producer":
         return _Comparison(sent=old, taken=new, removed="is no longer known").differences(old, new, "$")
@@ -53,10 +53,10 @@ def breaking_changes(old: Schema, new: Schema, side: Literal["producer", "consum
 
 
 class _Comparison:
-    """What may be sent by one schema but is not taken by the other.
+    """Yield the documents of one schema that the other one does not accept.
 
-    ``removed`` is the complaint about a field that is sent but not known to the taker; None where that
-    does no harm, and a known field that is never sent does instead.
+    ``removed`` is the complaint about a field that one side sends and the other does not know; None if that
+    does no harm, and a known field that is never sent does.
     """
 
     def __init__(self, sent: Schema, taken: Schema, removed: str | None) -> None:
@@ -66,7 +66,7 @@ class _Comparison:
         problems: list[str] = []
         takers = _alternatives(taken, self._taken)
         for alternative in _alternatives(sent, self._sent):
-            # Each kind of value that is sent needs one taker; the nearest one says what is wrong.
+            # Each kind of value that is sent needs one accepting schema; the nearest gives the complaint.
             attempts = [self._compare(alternative, taker, path) for taker in takers]
             attempts.sort(key=lambda attempt: (_is_type_change(attempt), len(attempt)))
             problems += attempts[0]
@@ -143,7 +143,7 @@ def _values(schema: Schema) -> list[str] | None:
 
 
 def _alternatives(schema: Schema, root: Schema) -> list[Schema]:
-    """Return the schemas of which a value must fit one, each with at most one type."""
+    """Return the alternatives of a schema, each with at most one type; a value must fit one of them."""
     if "$ref" in schema:
         return _alternatives(root["$defs"][schema["$ref"].removeprefix("#/$defs/")], root)
     if "anyOf" in schema:

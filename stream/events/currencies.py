@@ -17,7 +17,7 @@ _ZERO = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
 _THREE = "BHD IQD JOD KWD LYD OMR TND"
 _FOUR = "CLF UYW"
 
-#: Decimals of each currency's minor unit (ISO 4217 list one; codes without a minor unit are left out).
+#: Decimals of each currency's minor unit (ISO 4217, list 1, without codes that have no minor unit).
 MINOR_UNIT_DECIMALS: dict[str, int] = {
     code: decimals
     for codes, decimals in ((_ZERO, 0), (_TWO, 2), (_THREE, 3), (_FOUR, 4))

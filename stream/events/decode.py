@@ -1,16 +1,13 @@
 """From a record's bytes to the row that the pipeline works on.
 
-:class:`~stream.events.models.Transaction` says what is valid. It is too slow for every record of a fast
-stream,
-so there are two lanes: the *plain* lane takes a transaction whose every field has its most ordinary form
-and never decides that one is invalid; whatever it does not take goes to the model, which accepts it or
-says which field is wrong. A property test holds the two together: what the plain lane takes, the model
-takes too, with the same row.
+:class:`~stream.events.models.Transaction` defines a valid transaction. Validating every record with it is too
+slow for a fast stream, so decoding has a *fast path* for records whose every field has its most ordinary
+form. The fast path never rejects: any other record goes to the model, which accepts it or names the offending
+field. A property test holds the two paths to the same rows.
 
-Records whose every value is a text are parsed by orjson, which is faster than the exact parser and cannot
-be wrong about a text. It takes the last of two equal names, where they must be refused; but of a flat
-object of n texts without escapes, n names and n values have 4n quotes, and one name more would have more
-of them.
+orjson parses a record whose every value is a string; it is faster than the exact parser and exact for
+strings. It would accept a repeated name, which must be rejected; but a flat object of n strings without
+escapes has exactly 4n quotes, and a repeated name adds more.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ __all__ = [
 ]
 
 
-#: Largest record that is parsed at all; a longer one is a dead letter.
+#: Largest record that is parsed; a larger record becomes a dead letter.
 MAX_RECORD_BYTES: Final = 65_536
 
 #: Most values in a record, counted by the commas between them, since none is parsed before: the known
@@ -117,9 +114,9 @@ def validate_transaction(parsed: Mapping[str, Any]) -> Transaction:
 
 
 def field_check(name: str) -> Callable[[object], str | None]:
-    """Return what says why a value cannot be a transaction's field, None where it can.
+    """Return a function that returns why a value cannot be a transaction's field, None if it can.
 
-    By the schema itself, for those who look at a whole column's values and not at transactions.
+    It uses the schema's own validator, for callers that check a column of a file and not transactions.
     """
     field = Transaction.model_fields[name]
     message: Any = Annotated[field.annotation, field]
@@ -171,7 +168,7 @@ _IPV4: Final = re.compile(
 
 _COUNTRY: Final = re.compile(r"[A-Z]{2}", re.ASCII).fullmatch
 
-#: By currency: decimals, minor units, and what a fraction of so many digits is multiplied with.
+#: By currency: decimals, minor units, and the multiplier of a fraction by its number of digits.
 _CURRENCIES: Final = {
     code: (decimals, 10**decimals, tuple(10 ** (decimals - digits) for digits in range(decimals + 1)))
     for code, decimals in MINOR_UNIT_DECIMALS.items()
@@ -179,7 +176,7 @@ _CURRENCIES: Final = {
 
 
 class TransactionRow(NamedTuple):
-    """What the pipeline needs of one transaction: times in ms, money in minor units, None where unknown."""
+    """The pipeline's view of a transaction: times in ms, money in minor units, None for an unknown value."""
 
     transaction_id: str
     user_id: str

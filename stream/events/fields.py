@@ -43,7 +43,7 @@ _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:[0-5]\d)", re.ASCII
 ).fullmatch
 
-#: The default context would round what has more than 28 digits, and so take it for exact.
+#: The default context would round numbers of more than 28 digits without an error.
 _EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 _DECIMAL: Final = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII).fullmatch

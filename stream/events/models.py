@@ -1,9 +1,9 @@
-"""The events on the bus: what producers send, what consumers receive.
+"""The events on the topics: the contract with producers and consumers.
 
 JSON outside, exact inside: money is a decimal in JSON and an integer in the currency's minor unit in
 memory; times are event times, RFC 3339 with an offset in JSON and integer milliseconds UTC in memory.
 Validation is strict: no coercion between types, no NaN or infinity, no naive time, bounded lengths.
-Fields that the schema does not know are left out and counted, so that a producer may add fields first.
+Unknown fields are dropped and counted, so that a producer may add fields first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["Alert", "DeadLetterHeader", "Decision", "Label", "Outcome", "Reason"
 
 
 class Outcome(StrEnum):
-    """What became of one record of ``transactions``."""
+    """The outcome of a record of ``transactions``."""
 
     SCORED = "scored"
     LATE = "late"
@@ -82,7 +82,7 @@ class _Event(BaseModel):
 
 
 class Transaction(_Event):
-    """One card or account transaction, as producers send it to the topic ``transactions``."""
+    """A card or account transaction, as producers send it to the topic ``transactions``."""
 
     transaction_id: Identifier = Field(description="Unique; a second one within the horizon is a duplicate")
     user_id: Identifier = Field(description="Whose history the windows are kept for; the record's key")
@@ -168,12 +168,12 @@ class Transaction(_Event):
 
     @property
     def minor_units(self) -> int:
-        """Minor units in one unit of the currency: 100 for EUR, 1 for JPY."""
+        """Minor units per major unit of the currency: 100 for EUR, 1 for JPY."""
         return int(10 ** MINOR_UNIT_DECIMALS[self.currency])
 
 
 class Reason(_Event):
-    """Why a score is what it is: one feature and how much it moved the score."""
+    """A feature, and how much it moved the score."""
 
     feature: str
     value: float | str | None = Field(description="The feature's value; null where it is not defined")
@@ -182,8 +182,8 @@ class Reason(_Event):
     sentence: str
 
 
-#: Not the worker's clock: an alert that is delivered again must be the same to the byte. When a record was
-#: written, its own Kafka timestamp says.
+#: The record's Kafka timestamp, not the worker's clock: an alert that is delivered again must be equal to the
+#: byte. The alert's own Kafka timestamp is the time at which it was written.
 _SCORED_AT: Final = "As of when it was scored: the time at which the transaction's record reached Kafka"
 
 
@@ -207,7 +207,7 @@ class Alert(_Event):
 
 
 class Decision(_Event):
-    """What was decided about one transaction, on the topic ``risk-decisions``."""
+    """The decision on a transaction, on the topic ``risk-decisions``."""
 
     transaction_id: str
     user_id: str
@@ -229,7 +229,7 @@ class Decision(_Event):
 
 
 class Label(_Event):
-    """What a transaction turned out to be, known days later, on the topic ``labels``."""
+    """The confirmed outcome of a transaction, known days later, on the topic ``labels``."""
 
     transaction_id: Identifier
     user_id: Identifier
@@ -239,5 +239,5 @@ class Label(_Event):
 
 
 def _error(field: str, reason: str) -> PydanticCustomError:
-    """Return an error of a check over several fields, which names the one at fault."""
+    """Return an error of a check over several fields; it names the field at fault."""
     return PydanticCustomError("invalid_field", "{reason}", {"field": field, "reason": reason})

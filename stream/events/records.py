@@ -8,7 +8,7 @@ __all__ = ["TRACEPARENT", "ConsumerRecord", "Headers", "ProducerRecord", "trace_
 
 Headers = tuple[tuple[str, bytes], ...]
 
-#: W3C Trace Context: which trace a record belongs to, and what tracing systems add to it.
+#: W3C Trace Context: the trace of a record, and the additions of tracing systems.
 TRACEPARENT: Final = "traceparent"
 
 _TRACE_HEADERS: Final = (TRACEPARENT, "tracestate")
@@ -18,7 +18,7 @@ _MAX_TRACE_HEADER_BYTES: Final = 512
 
 
 class ConsumerRecord(NamedTuple):
-    """One record of the source topic."""
+    """A record of the source topic."""
 
     offset: int
     timestamp_ms: int
@@ -28,7 +28,7 @@ class ConsumerRecord(NamedTuple):
 
 
 class ProducerRecord(NamedTuple):
-    """One record to produce."""
+    """A record to produce."""
 
     key: bytes | None
     value: bytes | None
@@ -36,7 +36,7 @@ class ProducerRecord(NamedTuple):
 
 
 def trace_context(headers: Headers) -> Headers:
-    """Return what of a record's headers goes on with what is made of it: the trace that it belongs to."""
+    """Return the headers that a derived record keeps: the trace context."""
     found: dict[str, bytes] = {}
     for name, value in headers:
         if name in _TRACE_HEADERS and value is not None and len(value) <= _MAX_TRACE_HEADER_BYTES:

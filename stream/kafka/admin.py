@@ -1,4 +1,4 @@
-"""The topics on a broker: made, compared with what the configuration asks for, and identified."""
+"""The topics on a broker: create them, compare them with the settings, and read their ids."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ _MAX_SHOWN: Final = 4
 #: First and longest pause between two tries to connect; the defaults would wait up to 30 s.
 _BACKOFF_MS: Final = (50, 1000)
 
-#: The first slice of the time to connect; a handshake that takes longer succeeds in a later one.
+#: The first slice of the time to connect; a slower handshake succeeds in a later slice.
 _FIRST_SLICE_SECONDS: Final = 1.0
 
-#: What kafka-python says of a refusal when the broker closes the connection with the answer: its transport
-#: drops what it read together with the end.
+#: kafka-python's message about a refusal if the broker closes the connection together with the response: its
+#: transport drops the bytes that it read along with the end.
 _CLOSED: Final = "socket disconnected"
 
 _REFUSALS: Final = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
 
 def probe(kafka: KafkaSettings, timeout_seconds: float) -> None:
-    """Return when the broker has answered a metadata request.
+    """Return once the broker has answered a metadata request.
 
     Raises
     ------
     BrokerError
-        It did not within ``timeout_seconds``, or it refuses this client.
+        The broker did not answer within ``timeout_seconds``, or refuses this client.
     """
     with _admin(kafka, timeout_seconds) as admin:
         admin.describe_cluster()
@@ -82,7 +82,7 @@ def wait_until_ready(settings: Settings, timeout_seconds: float) -> None:
     Raises
     ------
     BrokerError
-        It did not within ``timeout_seconds``. A refusal (wrong password) is raised at once.
+        The broker did not answer within ``timeout_seconds``. A refusal (wrong password) is raised at once.
     """
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -130,16 +130,16 @@ def create_topics(settings: Settings) -> list[str]:
             elif topic["error_code"] != _EXISTS.errno:  # another process may have been first
                 reason = topic["error_message"] or for_code(topic["error_code"]).description
                 raise BrokerError(f"topic {topic['name']} cannot be created: {reason}")
-        # The answer only says that the request was taken; a client that comes now may not find the topic.
+        # The response only confirms the request; a client that connects now may not find the topic yet.
         admin.wait_for_topics(list(specs), timeout_ms=int(settings.kafka.request_timeout_seconds * 1000))
         return sorted(created)
 
 
 def check_each_topic(settings: Settings) -> dict[str, list[str]]:
-    """Return for each topic, by name, in which ways it is not what the configuration asks for.
+    """Return for each topic, by name, how it differs from the settings.
 
-    A configuration value that the broker does not report is not a difference: the embedded broker reports
-    only what a topic was created with.
+    A configuration value that the broker does not report is no difference: the embedded broker reports only
+    the values that a topic was created with.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def check_each_topic(settings: Settings) -> dict[str, list[str]]:
 
 
 def check_topics(settings: Settings) -> list[str]:
-    """Return one readable line for each way in which the topics are not what is asked for.
+    """Return one readable line for each difference between the topics and the settings.
 
     Raises
     ------
@@ -172,12 +172,12 @@ def check_topics(settings: Settings) -> list[str]:
 
 
 def require_topics(settings: Settings) -> None:
-    """Return when every topic is what the configuration asks for.
+    """Return if every topic agrees with the settings.
 
     Raises
     ------
     TopicMismatchError
-        With every difference and what to do about it.
+        A topic differs; the text has every difference and what to do.
     BrokerError
         The broker cannot be reached.
     """
@@ -208,7 +208,7 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
 
 
 def records_behind(settings: Settings, topic: str) -> int:
-    """Return how many records of a topic lie behind the group's commits; 0 where it has none.
+    """Return how many records of a topic are not committed by the group; 0 without any commit.
 
     Raises
     ------
@@ -233,7 +233,7 @@ def records_behind(settings: Settings, topic: str) -> int:
 
 
 def _describe(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return each topic's metadata by name; the code of one that does not exist is ``_MISSING``'s."""
+    """Return each topic's metadata by name; a topic that does not exist has ``_MISSING``'s code."""
     wanted = list(names)
     if not wanted:
         return {}
@@ -257,19 +257,19 @@ def _differences(spec: TopicSpec, topic: Mapping[str, Any], configs: Mapping[str
         problems.append(f"has replication factor {replicas}, not {spec.replication_factor}")
     for name, wanted in spec.config.items():
         value = configs.get(name, {}).get("value")
-        # cleanup.policy is a list, whose order means nothing
+        # cleanup.policy is a list; its order has no meaning
         if value is not None and {part.strip() for part in value.split(",")} != set(wanted.split(",")):
             problems.append(f"has {name}={value}, not {wanted}")
     return problems
 
 
 class _RefusedError(BrokerError):
-    """The broker answered, and refuses this client; trying again would not help."""
+    """The broker answered and refuses this client; trying again would not help."""
 
 
 @contextmanager
 def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminClient]:
-    """Connect within ``timeout_seconds``, and turn every failure into one readable line."""
+    """Connect within ``timeout_seconds``; every failure becomes one readable line."""
     address = kafka.bootstrap_servers
     with _quiet_log() as log:
         try:
@@ -307,8 +307,8 @@ def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminC
 def _connect(kafka: KafkaSettings, timeout_seconds: float, log: _Collector) -> KafkaAdminClient:
     """Return a connected client.
 
-    kafka-python takes a refused password for a passing failure and tries until its time is over, so the
-    time is given in growing slices and its log is asked after each.
+    kafka-python treats a refused password as a temporary failure and retries until its time is over. So the
+    client gets the time in growing slices, and its log is checked after each slice.
     """
     config = client_config(kafka)
     if not config["bootstrap_servers"]:
@@ -335,7 +335,7 @@ def _connect(kafka: KafkaSettings, timeout_seconds: float, log: _Collector) -> K
                 kafka_client=keep,
             )
         except BaseException as error:
-            # A client whose constructor failed is out of reach, but its thread and sockets are not.
+            # A client whose constructor failed cannot be closed, but its thread and sockets must be.
             while nets:
                 nets.pop().close()
             if isinstance(log.reason, _REFUSALS):
@@ -350,7 +350,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Collector(logging.Handler):
-    """Keep the last reason for a failure, which kafka-python tells nobody but its log."""
+    """Keep the last reason for a failure, which kafka-python writes to its log only."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -361,7 +361,7 @@ class _Collector(logging.Handler):
             if isinstance(cause, _REFUSALS):
                 self.reason = cause
             elif isinstance(cause, KafkaError) and not isinstance(cause, KafkaTimeoutError):
-                # What follows a refusal is only the closed connection.
+                # Errors after a refusal are only the closed connection.
                 self.reason = self.reason if isinstance(self.reason, _REFUSALS) else cause
 
 
@@ -371,9 +371,9 @@ _quiet_users = 0
 
 @contextmanager
 def _quiet_log() -> Iterator[_Collector]:
-    """Keep kafka-python's log lines off the program's log meanwhile; yield what it says of failures.
+    """Keep kafka-python's log lines off the program's log; yield the collector of its failures.
 
-    It logs each of many tries; one error at the end says it all.
+    kafka-python logs each of many tries; one error at the end is enough.
     """
     global _quiet_users  # noqa: PLW0603 - counted, so that the last of several threads restores it
     logger = logging.getLogger("kafka")

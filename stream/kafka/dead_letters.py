@@ -142,7 +142,7 @@ def find_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
     Raises
     ------
     DataError
-        There is none.
+        There is no dead letter at that position.
     """
     if partition < settings.topics.partitions:
         for letter in read_letters(settings, [partition], offset):
@@ -158,7 +158,7 @@ def find_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
 def replayable(
     letters: Iterator[DeadLetter], settings: Settings, skipped: Counter[str]
 ) -> Iterator[DeadLetter]:
-    """Yield the dead letters that can be replayed, one for each source record; count the others by reason."""
+    """Yield the dead letters that can be replayed, one per source record; count the others by reason."""
     topics, partitions = (settings.topics.transactions, settings.topics.labels), settings.topics.partitions
     seen: set[tuple[str, int, int]] = set()
     for letter in letters:
@@ -224,7 +224,7 @@ def replayer(settings: Settings, *, dry_run: bool) -> Iterator[Callable[[DeadLet
 
 
 def _letter(record: Any) -> DeadLetter:
-    """Split a record's headers: the worker's are the last ones, in a fixed order."""
+    """Split a record's headers: the worker's headers come last, in a fixed order."""
     headers = tuple((name, value) for name, value in record.headers)
     added = headers[-len(ADDED_HEADERS) :]
     if tuple(name for name, _ in added) != ADDED_HEADERS:

@@ -1,4 +1,4 @@
-"""Who writes a changelog partition: one worker at a time, and the broker sees to it."""
+"""Fencing: one worker at a time writes a changelog partition, and the broker enforces it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ OWNER_KEY: Final = b"\0O\0\0\0\0"
 
 
 class PartitionFencing:
-    """Takes changelog partitions over when they are assigned.
+    """Makes this worker the one writer of changelog partitions when they are assigned.
 
-    1. Raise the epoch of each partition's producer id, and write an owner record with it: from here on the
-       broker refuses what a former owner still sends (:meth:`BatchProducer.fence`).
-    2. Only then may the changelog's end be looked up and its rest restored: nothing can come behind it but
-       from this worker.
-    3. Where the local state already reached up to the owner record, the record is all that was missing, and
-       nothing needs to be restored.
+    1. Raise the epoch of each partition's producer id and write an ownership record with it. From here on the
+       broker rejects the writes of a former owner (:meth:`.BatchProducer.fence`).
+    2. Only then may the changelog's end be read and its tail be restored: only this worker writes behind it.
+    3. If the local state already reaches the ownership record, nothing but that record is missing, and no
+       restore is needed.
     """
 
     def __init__(self, settings: Settings, producer: BatchProducer, store: Callable[[], Any]) -> None:
@@ -44,7 +43,7 @@ class PartitionFencing:
         self.source_id = ""
 
     async def take(self, partitions: Collection[int]) -> None:
-        """Take partitions over.
+        """Become the one writer of partitions.
 
         Raises
         ------

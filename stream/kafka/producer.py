@@ -1,18 +1,19 @@
-"""Delivery: whole lists of records to the broker, one request a step and broker, awaited once.
+"""The producer: whole lists of records, one request per step and broker, awaited once.
 
-aiokafka's client brings connections, metadata and the protocol; batching, idempotence and fencing are done
-here, because a step hands over everything it has at once and knows which partitions it owns:
+aiokafka's client provides connections, metadata and the protocol. Batching, idempotence and fencing are
+implemented here, because each step of the commit protocol has all of its records at once and knows which
+partitions it owns:
 
 - Record batches are built in one go, each with a producer id, epoch and sequence number (KIP-98), so that a
-  request that is repeated after a lost answer is not written twice.
-- The changelog is *fenced*. Each of its partitions has a producer id of its own, by way of the transactional
-  id ``<app>-history-<partition>``. Who takes a partition over raises that id's epoch and writes an owner
-  record; from then on the broker refuses whatever a former owner, paused or cut off, still sends. Only the
-  epoch is used, not transactions: they would cost each round two more requests, and the state's offsets do
-  the rest.
+  request that is repeated after a lost response is not written twice.
+- The changelog is *fenced*. Each of its partitions has its own producer id, through the transactional id
+  ``<app>-history-<partition>``. A worker that takes a partition over raises that id's epoch and writes an
+  ownership record; from then on the broker rejects the writes of a former owner that was paused or cut off.
+  Only the epoch is used, not transactions: they would cost each micro-batch two more requests, and the
+  offsets in the state make them unnecessary.
 
-A broker that gives out no producer ids (the embedded one) gets plain record batches: a repeated request may
-write twice, and a former owner is not held off. The worker says so when it starts.
+A broker without producer ids (the embedded broker) gets plain record batches: a repeated request may write
+twice, and a former owner is not fenced. The worker logs a warning about it when it starts.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Largest record batch. Brokers refuse batches over 1 MiB unless told otherwise.
+#: Largest record batch. Brokers reject batches over 1 MiB by default.
 _MAX_BATCH_BYTES: Final = 900_000
 
 #: More than a record, or a record batch, takes beside its key and value where it has no headers.
@@ -54,7 +55,7 @@ _RECORD_BYTES: Final = 80
 #: Pause before a request is repeated, and the most that is slept when a broker's coordinator moves.
 _BACKOFF_SECONDS: Final = 0.05
 
-#: Transactions are never begun; the broker wants a bound for them all the same.
+#: No transaction is ever begun; the broker requires a timeout all the same.
 _TRANSACTION_TIMEOUT_MS: Final = 10_000
 
 _NO_PRODUCER: Final = -1
@@ -63,7 +64,7 @@ _SEQUENCES: Final = 1 << 31
 _ALL_REPLICAS: Final = -1
 _MAGIC: Final = 2
 
-#: What a coordinator answers that is starting, moving, or still busy with the id's former holder.
+#: Errors of a coordinator that is starting, moving, or still busy with the id's former holder.
 _COORDINATOR_MOVES: Final = (
     errors.CoordinatorNotAvailableError,
     errors.NotCoordinatorError,
@@ -77,7 +78,7 @@ _COORDINATOR_MOVES: Final = (
 
 @dataclass(slots=True)
 class _Producer:
-    """A producer id, its epoch, and the next sequence number in one partition."""
+    """A producer id, its epoch, and the next sequence number of one partition."""
 
     producer_id: int = _NO_PRODUCER
     epoch: int = -1
@@ -94,7 +95,7 @@ class _Producer:
 
 @dataclass(slots=True)
 class EncodedBatch:
-    """A record batch, ready to be sent; ``offset`` is the one of its last record once it is written."""
+    """A record batch in its binary form; ``offset`` is its last record's, once the broker has written it."""
 
     buffer: bytearray
     records: int
@@ -107,9 +108,9 @@ class BatchProducer:
     Parameters
     ----------
     client_config
-        How to reach the broker, as keyword arguments of aiokafka's client.
+        Connection settings, as keyword arguments of aiokafka's client.
     request_seconds, timeout_seconds
-        Longest wait for an answer, and for a delivery with all its repeated requests.
+        Longest wait for a response, and for a delivery with all its repeated requests.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class BatchProducer:
         return self._plain.producer_id != _NO_PRODUCER
 
     async def start(self, topics: Collection[str]) -> None:
-        """Connect, and learn about the topics.
+        """Connect, and fetch the metadata of the topics.
 
         Raises
         ------
@@ -172,19 +173,19 @@ class BatchProducer:
             raise
 
     async def stop(self) -> None:
-        """Disconnect; nothing is under way, since every delivery is awaited."""
+        """Disconnect; nothing is in flight, since every delivery is awaited."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
 
     async def fence(self, topic: str, owners: Mapping[int, tuple[str, ProducerRecord]]) -> dict[int, int]:
-        """Become the one writer of these partitions: what another still sends is refused from here on.
+        """Become the one writer of partitions: the broker rejects the writes of others from here on.
 
         Parameters
         ----------
         owners
             For each partition its transactional id, and the record that is written to it first: the broker
-            knows of the new epoch once it has seen it there.
+            applies the new epoch once it has seen it in the partition.
 
         Returns
         -------
@@ -231,10 +232,10 @@ class BatchProducer:
         Parameters
         ----------
         on_sent
-            Called once everything is handed to the broker, before it has answered; for tests.
+            Called once everything is sent to the broker, before the broker has answered; for tests.
         group
-            Records behind one another for which it says the same are written all or none, as far as one
-            record batch can hold them.
+            Returns a record's group. Adjacent records of the same group are written all or none, as far as
+            one record batch can hold them.
 
         Returns
         -------
@@ -245,7 +246,7 @@ class BatchProducer:
         FencedError
             Another worker has taken a partition over.
         BrokerError
-            A record was not acknowledged in time, or was refused.
+            A record was not acknowledged in time, or was rejected.
         """
         client = self.client
         timestamp_ms = time.time_ns() // 1_000_000
@@ -272,7 +273,7 @@ class BatchProducer:
         timestamp_ms: int,
         group: Callable[[RecordTuple], bytes] | None = None,
     ) -> list[EncodedBatch]:
-        """Return the record batches of one partition, in order, each no larger than a broker takes."""
+        """Return the record batches of one partition, in order, each small enough for a broker."""
         producer = self._producers.get(tp)
         if producer is None:
             plain = self._plain
@@ -316,7 +317,7 @@ class BatchProducer:
         attempt: dict[TopicPartition, EncodedBatch],
         on_sent: Callable[[], None] | None,
     ) -> None:
-        """Send one record batch of each partition, and repeat what was not written until it is."""
+        """Send one record batch of each partition, and repeat those that were not written until they are."""
         deadline = time.monotonic() + self._timeout_seconds
         left = attempt
         while True:
@@ -356,7 +357,7 @@ class BatchProducer:
     async def _request(
         self, client: AIOKafkaClient, node: int, part: dict[TopicPartition, EncodedBatch]
     ) -> dict[TopicPartition, BaseException]:
-        """Send one request; returns the partitions whose batch was not written, and why."""
+        """Send one request; returns the partitions whose batch was not written, and the errors."""
         topics: dict[str, list[tuple[int, bytearray]]] = {}
         for tp, built in part.items():
             topics.setdefault(tp.topic, []).append((tp.partition, built.buffer))
@@ -376,14 +377,14 @@ class BatchProducer:
                 tp = TopicPartition(topic, partition)
                 error_type = errors.for_code(code)
                 if error_type is errors.NoError or error_type is errors.DuplicateSequenceNumber:
-                    # Of a batch that it had already the broker tells the offset as well, if it still knows.
+                    # The broker returns the offset of a batch that it had already, if it still knows it.
                     part[tp].offset = offset + part[tp].records - 1 if offset >= 0 else -1
                 else:
                     failed[tp] = error_type()
         return failed
 
     async def _init_producer(self, transactional_id: str | None) -> _Producer:
-        """Return a producer id; for a transactional id always the same one, its epoch raised."""
+        """Return a producer id; a transactional id always has the same one, with a raised epoch."""
         client = self.client
         deadline = time.monotonic() + self._timeout_seconds
         request = InitProducerIdRequest(
@@ -427,7 +428,7 @@ def _ends(messages: Sequence[RecordTuple], group: Callable[[RecordTuple], bytes]
 
 
 def _raise_final(tp: TopicPartition, error: BaseException) -> None:
-    """Raise what repeating a request cannot mend."""
+    """Raise an error that repeating the request cannot fix."""
     where = f"{tp.topic} [{tp.partition}]"
     if isinstance(error, (errors.InvalidProducerEpoch, errors.ProducerFenced)):
         raise FencedError(

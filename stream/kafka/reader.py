@@ -79,7 +79,7 @@ class TopicReader:
         ]
 
     def read_to_end(self, partitions: Sequence[int], start: int | None = None) -> Iterator[Any]:
-        """Yield the records that partitions of the first topic hold now, one partition after the other.
+        """Yield the records that partitions of the first topic hold now, partition after partition.
 
         Parameters
         ----------

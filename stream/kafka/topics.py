@@ -1,4 +1,4 @@
-"""The topics: their names, partitions and policies, in one place."""
+"""The topics: names, partitions and policies, in one place."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = [
 ]
 
 
-#: Name of the one table; its changelog topic is named after it.
+#: Name of the only table; its changelog topic is named after it.
 HISTORY_TABLE: Final = "history"
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """What a topic must look like.
+    """The required shape of a topic.
 
     Attributes
     ----------

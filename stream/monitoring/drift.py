@@ -1,16 +1,16 @@
-"""Drift: whether what is scored still looks like what the model was trained on.
+"""Drift: whether the scored transactions still resemble the model's training data.
 
-Two questions, two instruments:
+There are two instruments:
 
 - Is a feature, or the score, distributed as in training? The population stability index (Siddiqi, *Credit
   Risk Scorecards*, 2006) of each, over tumbling windows, against the reference in the bundle. Below 0.1
-  nothing has changed, above 0.25 much has.
-- Did something change just now? ADWIN (Bifet and Gavalda, 2007) and Page-Hinkley (Page, 1954), from river,
-  on the score and the features that matter most.
+  nothing has changed; above 0.25 much has.
+- Did something change just now? ADWIN (Bifet and Gavalda, 2007) and Page-Hinkley (Page, 1954), from river, on
+  the score and the most important features.
 
-A detector sees the mean of each 100 transactions, not each transaction, and of a value not its size but its
-place among the training's quantiles, 0 to 1: no outlier can set it off, and one setting fits every feature.
-All of it costs 0.5 µs a transaction with 44 features, in rounds of one 1.9 µs.
+A detector receives the mean of every 100 transactions instead of each transaction, and of a value its
+quantile in the training data (0 to 1) instead of its size: no outlier can trigger it, and one setting fits
+every feature. All of it costs 0.5 µs a transaction with 44 features, and 1.9 µs in micro-batches of one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCORE: Final = "score"
 #: From here on a feature counts as moved.
 PSI_THRESHOLD: Final = 0.25
 
-#: Rows looked at in one go, and rows whose mean a detector is given.
+#: Rows processed at once, and rows whose mean a detector receives.
 _BLOCK: Final = 500
 
 _GROUP: Final = 100
@@ -49,8 +49,8 @@ _PAGE_HINKLEY_DELTA: Final = 0.02
 _PAGE_HINKLEY_THRESHOLD: Final = 0.8
 _ADWIN_DELTA: Final = 1e-7
 
-#: What moves by its nature: a window is shorter than a week, and users grow older. Its PSI is told; it is no
-#: alarm.
+#: Features that move by their nature: a window is shorter than a week, and users grow older. Their PSI is a
+#: metric but raises no alarm.
 RESTLESS: Final = frozenset({*CALENDAR_FEATURES, "lifetime_count", "days_since_first"})
 
 _WATCHED: Final = 4
@@ -58,14 +58,14 @@ _WATCHED: Final = 4
 
 @dataclass(slots=True)
 class Found:
-    """What a block of transactions brought to light.
+    """The result of a block of transactions.
 
     Attributes
     ----------
     windows, psi
-        Windows that came to their end (0 or 1), and then the PSI of each feature and of the score.
+        Completed windows (0 or 1), and then the PSI of each feature and of the score.
     alarms
-        Features that moved, and what says so.
+        Features that moved, and the detector of each.
     """
 
     windows: int = 0
@@ -140,7 +140,7 @@ class Drift:
         return calm + [(name, method) for name, both in self._detectors for method, _ in both]
 
     def observe(self, features: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> Iterator[Found]:
-        """Take scored transactions, features (n, k) and scores (n,); yield what each whole block tells."""
+        """Take in scored transactions: features (n, k), scores (n,); yield each full block's result."""
         start = 0
         while start < len(scores):
             count = min(len(scores) - start, len(self._block) - self._filled)
@@ -178,7 +178,7 @@ class Drift:
         return found
 
     def _means(self, codes: npt.NDArray[np.int64]) -> list[list[float]]:
-        """Return each watched column's mean places, one for each group of rows."""
+        """Return each watched column's mean quantiles, one for each group of rows."""
         columns = [column for _, column in self._watched]
         indexes = codes[:, columns] / self._binning.last[columns]
         means: list[list[float]] = indexes.reshape(-1, _GROUP, len(columns)).mean(axis=1).T.tolist()
@@ -188,8 +188,8 @@ class Drift:
 class _Binning:
     """The reference's bins, of all columns at once.
 
-    A column's bins are those of the reference, for a category one more for codes that it does not have, and
-    one for what is missing.
+    A column has the reference's bins, for a category another bin for unknown codes, and a bin for missing
+    values.
     """
 
     def __init__(self, distributions: Sequence[Mapping[str, Any]], rows: int) -> None:
@@ -198,7 +198,7 @@ class _Binning:
             distribution["edges"] if distribution["kind"] == "numeric" else []
             for distribution in distributions
         ]
-        #: (most edges, columns), the empty places beyond every value.
+        #: (most edges, columns), with unused entries beyond every value.
         self._edges = np.full((max(map(len, numeric), default=0), len(numeric)), np.inf)
         for column, edges in enumerate(numeric):
             self._edges[: len(edges), column] = edges

@@ -1,7 +1,7 @@
-"""What a worker logs, and how: a line for each event of interest, for people or for machines.
+"""A worker's log: a line for each event of interest, for people or for machines.
 
-A line never holds more of a transaction than where it lies and what it is called: topic, partition, offset
-and id. What a record says, and why it was refused, is in the topics, where access can be restricted.
+A line never contains more of a transaction than its position and name: topic, partition, offset and id. The
+content of a record, and why it was rejected, is in the topics, where access can be restricted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-#: What a line may say beside its message, in this order; given to a logger as ``extra``.
+#: Context fields of a line, in this order; a caller passes them to a logger as ``extra``.
 CONTEXT: Final = (
     "transaction_id",
     "alert_id",
@@ -46,27 +46,27 @@ CONTEXT: Final = (
     "suppressed",
 )
 
-#: Faust, mode and aiokafka tell each step of a rebalance; their warnings are enough.
+#: Faust, mode and aiokafka log each step of a rebalance; their warnings are enough.
 _LIBRARIES: Final = ("faust", "mode", "aiokafka", "kafka", "asyncio", "opentelemetry", "urllib3")
 
 #: Faust's services log under the module that defines the class.
 _FAUST_SERVICES: Final = "stream.runtime.faust_adapter"
 
-#: Messages of libraries that are remembered at most; forgetting one is harmless.
+#: Most messages of libraries that are remembered; forgetting a message is harmless.
 _MAX_REMEMBERED: Final = 1000
 
 
 def context_of(record: logging.LogRecord) -> dict[str, object]:
-    """Return what a record says beside its message."""
+    """Return a record's context fields."""
     said = record.__dict__
     return {name: said[name] for name in CONTEXT if name in said}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and the context's members."""
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and the context fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; what JSON does not know is said as its text."""
+        """Return the line; a value without a JSON form becomes its text."""
         line: dict[str, object] = {
             "time": format_event_time(int(record.created * 1000)),
             "level": record.levelname.lower(),
@@ -91,20 +91,20 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def _word(value: object) -> str:
-    """Return a value as one word: an id is a producer's text, and must not pass for a line of its own."""
+    """Return a value as one word: an id is a producer's text and must not look like another line."""
     text = str(value)
     return text if text.isprintable() and not set(' "=') & set(text) else json.dumps(text)
 
 
 class LineBudget:
-    """How many lines one kind of event may have: some at once, then so many a second.
+    """The number of lines that a kind of event may have: a burst, then a rate.
 
     Parameters
     ----------
     burst
         Lines that may come at once.
     per_second
-        Lines that come back to the budget each second.
+        Lines added to the budget each second.
     """
 
     def __init__(self, burst: int = 10, per_second: float = 1.0) -> None:
@@ -112,7 +112,7 @@ class LineBudget:
         self._per_second = per_second
         self._left = float(burst)
         self._at = 0.0
-        #: Events without a line since the last one that had any.
+        #: Events without a line since the last line.
         self.suppressed = 0
 
     def take(self, events: int, now: float) -> int:
@@ -131,9 +131,9 @@ class LineBudget:
 
 
 class Sparingly(logging.Filter):
-    """Lets a library repeat itself only once in a while: that a broker is away is news once.
+    """Lets a library repeat a message only once in a while: that a broker is away is news once.
 
-    And without stack traces, unless debugging: what ends the worker is said in one line, by the worker.
+    It also drops stack traces, except when debugging: the worker logs the error that ends it in one line.
     """
 
     _SECONDS: Final = 30.0
@@ -143,7 +143,7 @@ class Sparingly(logging.Filter):
         self._said: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether the line is news."""
+        """Return whether the line is news."""
         if record.name.startswith("stream.") and not record.name.startswith(_FAUST_SERVICES):
             return True
         if record.exc_info and not logging.getLogger().isEnabledFor(logging.DEBUG):
@@ -159,7 +159,7 @@ class Sparingly(logging.Filter):
 
 
 def configure_logging(settings: Settings) -> None:
-    """Let this process log to standard error, as the settings say."""
+    """Configure this process's log to standard error from the settings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else ConsoleFormatter())
     handler.addFilter(Sparingly())
@@ -174,5 +174,5 @@ def configure_logging(settings: Settings) -> None:
 
 
 def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
-    """Say in a line what ended a library's thread; a fetch under way when the worker ends does that."""
+    """Log in one line the error that ended a library's thread, such as a fetch that a stop interrupts."""
     logging.getLogger("stream.runtime.worker").warning("a thread ended: %r", failure.exc_value)

@@ -1,4 +1,4 @@
-"""What a worker is asked for when Prometheus asks: the store's size and memory, and how recovery goes."""
+"""Metrics that are read when Prometheus scrapes: the store's size and memory, and recovery."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read(
         state_records=sum(values(_RECORDS)),
         state_live_bytes=sum(values(_LIVE)),
         state_disk_bytes=sum(values(_FILES)),
-        # One cache for all of them, which each tells the whole of.
+        # One cache for all databases; each reports the whole of it.
         block_cache_bytes=max(values(_CACHE), default=0),
         memtable_bytes=sum(values(_MEMTABLES)),
         index_bytes=sum(values(_INDEXES)),

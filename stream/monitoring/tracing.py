@@ -1,13 +1,12 @@
-"""Tracing: spans of transactions whose producer traces them, exported by OTLP; off unless configured.
+"""Tracing: spans of transactions whose producer traces them, exported by OTLP; off by default.
 
-That a trace goes on behind the worker needs nothing of this: alerts, decisions and dead letters carry their
-transaction's ``traceparent`` in any case (:func:`stream.events.records.trace_context`), unchanged, so that
-an alert
-that is delivered twice is the same to the byte. The spans here hang below the producer's, beside what the
-consumers of alerts make of it.
+A trace continues behind the worker without this module: alerts, decisions and dead letters carry their
+transaction's ``traceparent`` unchanged (:func:`stream.events.records.trace_context`), so that an alert that
+is delivered twice is equal to the byte. The spans here are children of the producer's span and siblings of
+the alert consumers' spans.
 
-OpenTelemetry is imported only when a tracer is built. Spans are made once a round's effects are safe, from
-times of the whole round, and only of transactions whose ``traceparent`` says that they are sampled.
+OpenTelemetry is imported only when a tracer is built. Spans are created once a micro-batch's effects are
+durable, from the times of the whole micro-batch, and only for transactions with a sampled ``traceparent``.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ __all__ = ["MicroBatchTimes", "Tracer", "build_tracer", "remote_parent"]
 
 logger = logging.getLogger(__name__)
 
-#: https://www.w3.org/TR/trace-context/#traceparent-header; later versions may say more behind the flags.
+#: https://www.w3.org/TR/trace-context/#traceparent-header; later versions may append fields after the flags.
 _TRACEPARENT: Final = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
 )
 
 _SAMPLED: Final = 1
 
-#: Most transactions of a round that are traced: a trace of every one of thousands helps nobody.
+#: Most transactions of a micro-batch that are traced: nobody needs a trace of each of thousands.
 _MAX_PER_ROUND: Final = 100
 
 #: Longest wait for the last spans when a worker stops; the stop itself is cut off after four seconds.
@@ -49,7 +48,7 @@ _FLUSH_MS: Final = 1_500
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchTimes:
-    """When a round's steps began and ended, in ns since 1970."""
+    """The times of a micro-batch's steps, in ns since 1970."""
 
     taken: int
     decided: int
@@ -70,10 +69,10 @@ def remote_parent(headers: Headers) -> tuple[int, int] | None:
 
 
 class Tracer:
-    """Makes spans of rounds, and exports them in the background.
+    """Creates the spans of micro-batches and exports them in the background.
 
-    Each traced transaction gets a span ``process``, from its Kafka timestamp until its effects are safe, with
-    three below it: ``receive`` (until its round begins), ``decide``, and what was sent: ``alert``,
+    Each traced transaction gets a span ``process``, from its Kafka timestamp until its effects are durable,
+    with three children: ``receive`` (until its micro-batch begins), ``decide``, and the output: ``alert``,
     ``decision`` or ``dead letter``.
 
     Parameters
@@ -95,7 +94,7 @@ class Tracer:
     def trace(
         self, batches: Sequence[Batch], all_effects: Sequence[BatchEffects], times: MicroBatchTimes
     ) -> None:
-        """Make the spans of a round that is done."""
+        """Create the spans of a finished micro-batch."""
         left = _MAX_PER_ROUND
         for batch, effects in zip(batches, all_effects, strict=True):
             traced = [
@@ -141,7 +140,7 @@ class Tracer:
             is_remote=True,
             trace_flags=api.TraceFlags(api.TraceFlags.SAMPLED),
         )
-        # A producer's clock may be ahead of this one, and a record may have no time.
+        # A producer's clock may be ahead of this clock, and a record may have no time.
         begun = timestamp if 0 <= timestamp < times.taken else times.taken
         whole = self._tracer.start_span(
             "process",
@@ -159,7 +158,7 @@ class Tracer:
         whole.end(times.done)
 
     def close(self) -> None:
-        """Send what is left, in bounded time."""
+        """Export the remaining spans, in bounded time."""
         self._provider.force_flush(_FLUSH_MS)
 
 

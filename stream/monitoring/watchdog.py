@@ -1,7 +1,7 @@
-"""The watchdog: whether the broker is there, and whether work goes on where there is some.
+"""The watchdog: whether the broker is reachable, and whether waiting work makes progress.
 
-It asks the broker itself for the ends of the worker's partitions, over the producer's connections, so it
-sees a consumer that has fallen asleep with work before it.
+It reads the ends of the worker's partitions from the broker itself, over the producer's connections, so it
+notices a consumer that has stopped with work before it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EARLIEST: Final = -2
 _NO_REPLICA: Final = -1
 _READ_UNCOMMITTED: Final = 0
 
-#: How often the watchdog looks, and how often it compares topic ids, which takes a connection of its own.
+#: How often the watchdog looks, and how often it compares topic ids, which takes a separate connection.
 _LOOK_SECONDS: Final = 1.0
 
 _TOPIC_SECONDS: Final = 15.0
@@ -43,7 +43,7 @@ _TOPIC_SECONDS: Final = 15.0
 async def log_ends(
     client: AIOKafkaClient, topic: str, partitions: Collection[int], *, earliest: bool = False
 ) -> dict[int, int]:
-    """Return the end offset of each partition (or its first), as its leader says.
+    """Return the end offset of each partition (or its first offset), from its leader.
 
     Raises
     ------
@@ -72,12 +72,12 @@ async def log_ends(
 
 @dataclass(slots=True)
 class Liveness:
-    """Whether work goes on, from what is seen now and then; no clock of its own.
+    """Whether work makes progress, judged from observations; it has no clock.
 
     Attributes
     ----------
     stall_seconds:
-        Work without progress for so long is a stall; for twice as long, the end.
+        Work without progress for so long is a stall; for twice as long it ends the worker.
     """
 
     stall_seconds: float
@@ -93,7 +93,7 @@ class Liveness:
 
 
 class WorkerProbe(Protocol):
-    """What the watchdog asks of the worker."""
+    """The worker as the watchdog sees it."""
 
     @property
     def client(self) -> AIOKafkaClient:
@@ -137,7 +137,7 @@ class Watchdog:
 
     @property
     def healthy(self) -> bool:
-        """Whether work goes on, as of the last look."""
+        """Whether work makes progress, as of the last look."""
         return self.stalled_seconds < self._settings.stall_seconds
 
     async def run(self, expected_topic_id: str) -> None:
@@ -146,11 +146,11 @@ class Watchdog:
         Raises
         ------
         BrokerError
-            No answer for longer than ``broker_gone_seconds``.
+            The broker has not answered for longer than ``broker_gone_seconds``.
         StalledError
-            Work and no progress for twice ``stall_seconds``.
+            Work has waited without progress for twice ``stall_seconds``.
         TopicMismatchError
-            The source topic is another one by now, or has lost its end.
+            The source topic was recreated, or has lost its end.
         """
         now = answered_at = topic_at = time.monotonic()
         live = Liveness(self._settings.stall_seconds, now)

@@ -26,7 +26,7 @@ __all__ = ["columns_of", "events_of"]
 def events_of(
     parts: list[PartitionBatch], everything: list[DecodedRecord]
 ) -> tuple[HistoryEvents, list[int]]:
-    """Return the events of all partitions, and the place behind the last user of each."""
+    """Return the events of all partitions, and the index behind the last user of each."""
     users: list[bytes] = []
     user: list[int] = []
     sources: list[int] = []
@@ -58,7 +58,7 @@ def events_of(
 
 
 def columns_of(rows: Sequence[TransactionRow], events: HistoryEvents, spec: FeatureSpec) -> Columns:
-    """Return what transactions say of themselves; ``events`` are theirs."""
+    """Return the columns that come from the transactions themselves; ``events`` are their events."""
 
     def balances(values: list[int | None]) -> npt.NDArray[np.int64]:
         return np.array([MISSING if value is None else value for value in values], np.int64)

@@ -49,7 +49,7 @@ class Batch:
     Attributes
     ----------
     source:
-        Names the incarnation of topic and partition that the offsets belong to.
+        Hash of the incarnation of topic and partition that the offsets belong to.
     """
 
     topic: str
@@ -182,7 +182,7 @@ class DecodedRecord(NamedTuple):
 
 @dataclass(slots=True)
 class PartitionBatch:
-    """One partition's batch on its way: its valid transactions, and their rows in the common matrix."""
+    """A partition's batch in progress: its valid transactions, and their rows in the common matrix."""
 
     batch: Batch
     decoded: list[DecodedRecord]

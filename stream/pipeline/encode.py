@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DEAD_LETTER_BYTES", "Encoder", "dead_letter"]
 
 
-#: Most bytes of a record that its dead letter carries. Brokers take 1 MiB unless told otherwise, measured
-#: after compression, so that with its headers more a record that came in may not go out again.
+#: Most bytes of a record that its dead letter carries. A broker accepts 1 MiB by default, measured after
+#: compression, so an accepted record may be too large once more headers are added.
 MAX_DEAD_LETTER_BYTES: Final = 1_000_000
 
 _MAX_CUT_KEY_BYTES: Final = 1_000
 
 
 class Encoder:
-    """Encodes one batch's alerts and decisions: what they all have in common is given once."""
+    """Encodes the alerts and decisions of one batch; their common members are encoded once."""
 
     def __init__(self, model_version: str, feature_spec: str, topic: str, partition: int) -> None:
         common = {
@@ -37,7 +37,7 @@ class Encoder:
             "source_topic": topic,
             "source_partition": partition,
         }
-        #: What comes between a record's time and its offset.
+        #: The members between a record's time and its offset.
         self._common = b'",' + orjson.dumps(common)[1:-1] + b',"source_offset":'
 
     def decision(
@@ -48,7 +48,7 @@ class Encoder:
         verdict: Verdict | None = None,
         features: dict[str, float] | None = None,
     ) -> ProducerRecord:
-        """Return the decision on one transaction; ``features`` may hold NaN, which JSON says as null."""
+        """Return the decision on a transaction; a NaN in ``features`` becomes null."""
         body = self._head(record, row) + _OUTCOMES[outcome]
         if verdict is not None:
             body += b"," + verdict.members
@@ -61,7 +61,7 @@ class Encoder:
     def alert(
         self, record: ConsumerRecord, row: TransactionRow, verdict: Verdict, reasons: Sequence[dict[str, Any]]
     ) -> ProducerRecord:
-        """Return the alert on one transaction."""
+        """Return the alert on a transaction."""
         body = b'%b,"alert_id":"%b",%b,"reasons":%b}' % (
             self._head(record, row),
             alert_id(row.user_id, row.transaction_id).encode(),
@@ -83,7 +83,7 @@ class Encoder:
         )
 
 
-#: What a decision says of its outcome.
+#: The JSON member of each outcome.
 _OUTCOMES: Final = {outcome: b',"outcome":"%b"' % outcome.value.encode() for outcome in Outcome}
 
 
@@ -96,9 +96,9 @@ def dead_letter(
     reason: str,
     refused_at_ms: int,
 ) -> ProducerRecord:
-    """Return a record that could not be taken: its own key, bytes and headers, and why in more headers.
+    """Return the dead letter of a rejected record: its key, bytes and headers, and the reason in headers.
 
-    One too large to be sent again is cut, without its own headers but the trace's, and the reason says so.
+    A record that is too large to be sent again is cut and keeps only the trace headers; the reason says so.
     """
     key, value, own = record.key, record.value, record.headers
     size = len(key or b"") + len(value or b"") + sum(len(name) + len(text or b"") for name, text in own)

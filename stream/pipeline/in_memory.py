@@ -1,4 +1,4 @@
-"""A pipeline with its topics in memory: each stage receives the records that another one sends."""
+"""A pipeline with its topics in memory: each stage receives the records that another stage sends."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Scores on request: what a transaction would get if it came now, leaving no trace of it.
+"""Scores on request: the score of a transaction as if it were consumed now, without any effect.
 
-The same histories, vectors, trees, thresholds and sentences as the stream's; but nothing is learnt, nothing
-is stored, and each transaction of a request is looked at by itself. With a model that has profiles, entities
-are asked first, see :mod:`stream.pipeline.entity_join.preview`. No I/O, no clock.
+Histories, vectors, trees, thresholds and sentences are the stream's, but no history changes, nothing is
+stored, and the transactions of a request do not see one another. With entity profiles, requests to entities
+come first, see :mod:`stream.pipeline.entity_join.preview`. No I/O, no clock.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _OUTCOMES: Final = {
 
 
 class Preview:
-    """Scores transactions against histories that somebody else keeps.
+    """Scores transactions against histories that the stream maintains.
 
     Attributes
     ----------
     profiles:
-        Asks entities about transactions; None for a model without profiles.
+        Makes and answers the requests to entities; None for a model without profiles.
     """
 
     def __init__(
@@ -95,17 +95,17 @@ class Preview:
         reader: StateReader,
         answers: Sequence[Mapping[int, Floats]] = (),
     ) -> list[dict[str, Any]]:
-        """Return for each transaction what an alert would say of it, as JSON values.
+        """Return for each transaction the content of its alert, as JSON values.
 
-        A ``duplicate`` of a transaction in the history has no score. One whose history cannot be used has
-        the outcome ``failed`` and says why.
+        A ``duplicate`` of a transaction in the history has no score. A transaction whose history cannot be
+        used has the outcome ``failed`` and an error.
 
         Parameters
         ----------
         reader
-            Of the partition that has all of the users.
+            Reads the partition of all the users.
         answers
-            Of a model with profiles: for each transaction, the entities' features by the entity's code.
+            For each transaction, the entities' features by the entity's code; empty without entity profiles.
         """
         if not rows:
             return []
@@ -139,9 +139,9 @@ class Preview:
         reader: StateReader,
         answers: Sequence[Mapping[int, Floats]],
     ) -> tuple[Floats, HistoryResult]:
-        """Return the vectors, float64[rows, features], and what the histories say of each transaction.
+        """Return the vectors, float64[rows, features], and the histories' results.
 
-        ``users`` have their places in the result, in order.
+        ``users`` maps each user to its index in the result, in order.
         """
         events = HistoryEvents(
             users=[user.encode() for user in users],

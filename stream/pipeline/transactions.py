@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["TransactionPipeline"]
 
 
-#: Of the records that leave something behind; one whose effect the state already holds leaves nothing.
+#: Outcomes of records that have an effect; a record whose effect the state already holds has none.
 _OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
 
 
@@ -122,7 +122,7 @@ class TransactionPipeline:
         return matrix
 
     def _conclude(self, parts: list[PartitionBatch], matrix: npt.NDArray[np.float64]) -> None:
-        """Score the vectors of transactions that have an outcome; the plans get what is said of them."""
+        """Score the vectors of transactions that have an outcome; add decisions and alerts to the effects."""
         verdicts = self._judge(parts, matrix)
         for part in parts:
             self._decide(part, verdicts, matrix)
@@ -167,7 +167,7 @@ class TransactionPipeline:
         return dict(zip(scored.tolist(), map(self._policy.judge, scores.tolist()), strict=True))
 
     def _decode(self, batch: Batch, now_ms: int) -> PartitionBatch:
-        """Return the valid transactions; the others become dead letters, each on its own."""
+        """Return the valid transactions; each invalid record becomes a dead letter."""
         part = PartitionBatch(batch, [], BatchEffects(), now_ms)
         latest = now_ms + self.config.max_future_ms
         max_bytes = self.config.max_record_bytes

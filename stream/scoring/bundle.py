@@ -71,7 +71,7 @@ class Bundle:
 
     @property
     def trained_at_seconds(self) -> float | None:
-        """When the model was trained, in seconds since 1970; None where the bundle does not say."""
+        """When the model was trained, in seconds since 1970; None if the bundle does not have it."""
         try:
             return datetime.fromisoformat(self.training["trained_at"]).timestamp()
         except (KeyError, TypeError, ValueError):

@@ -16,12 +16,12 @@ _MISSING_NAN: Final = 2
 
 
 class UnsupportedModelError(Exception):
-    """The model has something that is not compiled here; LightGBM itself must be asked."""
+    """The model has a part that is not compiled here; LightGBM itself must score."""
 
 
 @dataclass(slots=True)
 class _Tree:
-    """One tree as the model's text has it; a negative child is the leaf ``~child``."""
+    """A tree as in the model's text; a negative child is the leaf ``~child``."""
 
     feature: list[int]
     threshold: list[float]

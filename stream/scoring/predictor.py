@@ -1,9 +1,9 @@
 """Scores and their explanations, from the bundle's booster.
 
-The trees are compiled (:mod:`stream.scoring.trees`) and, when a model is loaded, held against LightGBM:
-scores must be the same to the last bit. Where they are not, or the model has what is not compiled, LightGBM
-itself is asked: one thread, rows as float64. With two threads on a busy machine a single prediction's p99
-was a hundred times higher, and a DataFrame costs ten times more than the prediction.
+The trees are compiled (:mod:`stream.scoring.trees`). When a model is loaded, their scores are compared with
+LightGBM's and must be equal to the last bit. If they differ, or the model has a part that is not compiled,
+LightGBM itself scores, with one thread and rows as float64. With two threads on a busy machine a single
+prediction's p99 was a hundred times higher, and a DataFrame costs ten times more than the prediction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Predictor"]
 
 logger = logging.getLogger(__name__)
 
-#: Rows that a model is tried on before its compiled trees are believed.
+#: Rows on which the compiled trees are compared with LightGBM.
 _TRIAL_ROWS: Final = 256
 
 #: How far compiled SHAP values may lie from LightGBM's, which adds in another order.
@@ -100,8 +100,8 @@ class Predictor:
     def contributions(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return SHAP contributions to the log-odds: float64[n, features + 1], the last the expectation.
 
-        Source: TreeSHAP (Lundberg et al., 2020). Tens of microseconds a row, or milliseconds where LightGBM
-        is asked, so it is for alerts only.
+        Source: TreeSHAP (Lundberg et al., 2020). Compiled trees take tens of microseconds a row and LightGBM
+        milliseconds, so compute them for alerts only.
         """
         if not len(rows):
             return np.empty((0, rows.shape[1] + 1))

@@ -1,18 +1,18 @@
 """A LightGBM model compiled for many rows: the same scores to the last bit, SHAP values in closed form.
 
-LightGBM walks one row after the other, and its TreeSHAP works out the weights of every path anew for every
-row. Here the trees are arrays that compiled loops walk, four rows at a time, and what SHAP needs of a path
-is worked out once, when the model is loaded.
+LightGBM walks one row after the other, and its TreeSHAP computes the weights of every path again for every
+row. Here the trees are arrays that compiled loops walk, four rows at a time, and the part of SHAP that
+depends on a path alone is computed once, when the model is loaded.
 
-What a leaf adds to a SHAP value depends only on which features of its path the row agrees with. Let m
-features be on the path, z_j the share of training rows that feature j's conditions let through, a_j = 1
-where the row passes them and 0 where not, v the leaf's value. The Shapley weight of t of the m - 1 other
-features is the integral of x^t (1 - x)^(m-1-t) over [0, 1], so the sum over all their sets is one integral
-of a product:
+A leaf's share of a SHAP value depends only on which features of its path the row agrees with. Let m features
+be on the path, z_j the share of training rows that pass feature j's conditions, a_j = 1 if the row passes
+them and 0 otherwise, v the leaf's value. The Shapley weight of t of the m - 1 other features is the integral
+of x^t (1 - x)^(m-1-t) over [0, 1], so the sum over all their sets is one integral of a product:
 
     phi_i = v (a_i - z_i) * integral of prod over j != i of (x a_j + (1 - x) z_j) dx
 
-Its integrand is a polynomial of degree m - 1, for which ceil(m / 2) points of Gauss and Legendre are exact.
+Its integrand is a polynomial of degree m - 1, for which Gauss-Legendre quadrature with ceil(m / 2) points is
+exact.
 
 Sources: Lundberg et al. 2020 for TreeSHAP; Yu et al. 2022 for Shapley values of trees by polynomials.
 """
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 __all__ = ["CompiledTrees"]
 
 
-#: Bits of the word that says which way a row goes at each node of a tree.
+#: Bits of the word that selects a row's branch at each node of a tree.
 _MAX_NODES: Final = 64
 
 _MAX_POINTS: Final = 16
 
-#: Rows explained together; what is kept of them fits the first level of a processor's cache.
+#: Rows explained together; their intermediate results fit the processor's first-level cache.
 _ROWS: Final = 64
 
 
@@ -66,10 +66,10 @@ class CompiledTrees:
             raise UnsupportedModelError(repr(error)) from error
 
     def _build(self, sigmoid: float, features: int, trees: list[_Tree]) -> None:
-        """Lay out nodes and leaves in one array, a tree after the other; a leaf is its own child.
+        """Lay out nodes and leaves in one array, tree after tree; a leaf is its own child.
 
-        A categorical condition becomes a column of its own behind the model's: 0 where the value is in the
-        set, 1 where not, so that every node is a comparison.
+        A categorical condition becomes a column after the model's own: 0 if the value is in the set, 1
+        otherwise, so that every node is a comparison.
         """
         self._sigmoid = sigmoid
         self._features = features
@@ -116,7 +116,7 @@ class CompiledTrees:
         self._virtual_words = np.array([word for _, words in virtual for word in words], np.uint32)
 
     def _build_paths(self, trees: list[_Tree]) -> None:
-        """Work out what SHAP needs of every leaf; leaves nothing where a tree is too large for it."""
+        """Compute SHAP's constants of every leaf; stores none if a tree is too large for it."""
         self.explains = all(
             len(tree.feature) <= _MAX_NODES and tree.depth() <= 2 * _MAX_POINTS for tree in trees
         ) and all(min(tree.leaf_count, default=1) > 0 for tree in trees if tree.feature)
@@ -158,7 +158,7 @@ class CompiledTrees:
             self._points[points, :points], self._weights[points, :points] = _gauss(points)
 
     def _wide(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return the rows as the loops take them, the columns of categorical conditions behind the others."""
+        """Return the rows in the loops' form, the columns of categorical conditions after the others."""
         wide = np.empty((len(rows), self._features + len(self._virtual_feature)))
         _widen(
             np.ascontiguousarray(rows),
@@ -180,7 +180,7 @@ class CompiledTrees:
         return scores
 
     def trial_rows(self, count: int) -> npt.NDArray[np.float64]:
-        """Return rows that go many ways: each value at a threshold of its feature, beside one, or missing."""
+        """Return rows that take many branches: values at thresholds, next to thresholds, and missing."""
         random = np.random.default_rng(count)
         rows = random.integers(-1, 40, (count, self._features)).astype(np.float64)
         inner = np.flatnonzero(self._child[::2] != np.arange(len(self._column)))

@@ -1,19 +1,18 @@
 """``POST /predict`` on a worker: the live state of its own partitions, and other workers for theirs.
 
-Faust's own table route cannot serve here: its router forwards a request without its body, and a route belongs
-to Faust's web server, which answers for any partition that is assigned, restored or not. What it goes by is
-used all the same: the assignor's metadata, where every worker finds each partition's owner and its address.
+Faust's table route does not serve here: its router forwards a request without its body, and the route belongs
+to Faust's web server, which answers for any assigned partition, restored or not. Its source is used all the
+same: the assignor's metadata, which contains each partition's owner and its address.
 
-Everything happens on the event loop and between two of the stream's steps, so that a history is never half of
-one round and half of the next; a large request makes room for the stream again and again.
+Everything runs on the event loop between two steps of the stream, so that a request never sees half a
+micro-batch; a large request yields to the stream again and again.
 
-A transaction goes to the worker that has its user. With a model that has profiles that worker first asks the
-owners of entities that lie elsewhere, all at once, by ``POST /profiles``: the stages' own questions
-(:mod:`stream.pipeline.entity_join.messages`) one behind the other, answered with their features as float64.
-Then it looks at entities
-of its own and at the user's history and log, all between the same two steps. Nothing holds workers together
-meanwhile: their answers are of different moments, some milliseconds apart, and as in the stream an entity may
-have heard of another transaction that the next one has not.
+The worker that owns the user scores the transaction. With entity profiles it first sends requests to the
+owners of entities on other workers, all at once, by ``POST /profiles``: the concatenated requests of
+:mod:`stream.pipeline.entity_join.messages`, answered with features as float64. Then it reads its own
+entities, the user's history and the user's log, all between the same two steps. Nothing synchronises the
+workers: their responses are some milliseconds apart, and as in the stream one entity may have seen a
+transaction that another has not.
 """
 
 from __future__ import annotations
@@ -57,17 +56,16 @@ __all__ = ["ONLY_HEADER", "SPEC_HEADER", "PredictForwarder"]
 logger = logging.getLogger(__name__)
 _Read = TypeVar("_Read")
 
-#: Says which of a forwarded request's transactions are asked about, by their places; whoever is asked so asks
-#: nobody else.
+#: Header of a forwarded request: the indexes of the transactions to score. Its receiver forwards nothing.
 ONLY_HEADER: Final = "X-RiskStream-Only"
 
-#: With questions about entities: the hash of the spec that the answers are wanted for.
+#: Header of requests about entities: the hash of the feature spec.
 SPEC_HEADER: Final = "X-RiskStream-Spec"
 
-#: Scored or answered in one go, ten milliseconds or so at the very most: the stream's turns come in between.
+#: Transactions scored in one go, about ten milliseconds at most; the stream's steps come in between.
 _SLICE: Final = 8
 
-#: So many keys are remembered, one of each fetch, to see how producers choose partitions.
+#: Keys remembered, one of each fetch, to detect how producers choose partitions.
 _NOTICED: Final = 64
 
 _ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - compared with, not bound
@@ -79,18 +77,19 @@ class PredictForwarder:
     Parameters
     ----------
     partitions
-        How many the source has.
+        Number of partitions of the source.
     reader
-        Returns what reads a partition's histories now, None where they are not this worker's or not restored.
+        Returns a reader of a partition's state, None if this worker does not own the partition or has not
+        restored it.
     owners
-        Returns the address of each partition's worker, as the consumer group knows it.
-    told
-        Called with how each request ended and the seconds that it took.
+        Returns the address of each partition's worker, from the consumer group's metadata.
+    on_request
+        Called with the outcome of each request and its duration in seconds.
 
     Raises
     ------
     ConfigError
-        On start, where the address cannot be bound.
+        On start, if the address cannot be bound.
     """
 
     def __init__(
@@ -112,9 +111,9 @@ class PredictForwarder:
         )
         self._runner: web.AppRunner | None = None
         self._client: aiohttp.ClientSession | None = None
-        #: Of the keys seen last, whether they lie elsewhere than the settings say.
+        #: Of the keys seen last, whether the configured partitioner puts them elsewhere.
         self._elsewhere: deque[bool] = deque(maxlen=_NOTICED)
-        #: Where other workers reach this one; empty until started.
+        #: Address for other workers; empty until started.
         self.address = ""
 
     async def start(self) -> None:
@@ -143,9 +142,9 @@ class PredictForwarder:
             await client.close()
 
     def notice(self, partition: int, keys: Iterable[bytes | None]) -> None:
-        """See whether producers choose partitions as the settings say, by a key of each fetch.
+        """Check with a key of each fetch that producers use the configured partitioner.
 
-        Where they do not, users would be looked for where they are not, and be taken for new ones.
+        With another partitioner, users would be looked up on the wrong partition and appear as new users.
         """
         key = next((key for key in keys if key is not None), None)
         if key is not None:
@@ -153,20 +152,19 @@ class PredictForwarder:
 
     @property
     def _misled(self) -> bool:
-        """Whether most of the keys seen of late lie elsewhere than the settings say."""
+        """Whether the configured partitioner puts most of the recent keys elsewhere."""
         return 2 * sum(self._elsewhere) > len(self._elsewhere)
 
     def _partition_of(self, key: bytes) -> int:
         return partition_of(key, self._partitions, self._settings.partitioner)
 
     async def _score(self, asked: Asked) -> list[dict[str, Any]]:
-        """Return the answers to a request, from here and from other workers.
+        """Return the results of a request, from here and from other workers.
 
         Raises
         ------
         Unavailable
-            A history or an entity's log is on its way from one worker to another, or its worker does not
-            answer.
+            A history or an entity's log is moving between workers, or its worker does not answer.
         """
         if self._misled:
             raise Unavailable(
@@ -196,7 +194,7 @@ class PredictForwarder:
         return [found[index] for index in indexes]
 
     def _owner(self, partition: int, index: int, description: str) -> str:
-        """Return the address of a partition's worker, which is not this one."""
+        """Return the address of another worker that owns a partition."""
         owner = self._owners().get(partition)
         if owner is None or owner == self.address:
             raise _on_its_way(partition, index, description)
@@ -204,7 +202,7 @@ class PredictForwarder:
 
     @contextmanager
     def _reading(self, partition: int, index: int, description: str) -> Iterator[StateReader]:
-        """Give what reads a partition, until the event loop goes on."""
+        """Provide a reader of a partition, valid until control returns to the event loop."""
         reader = self._reader(partition)
         if reader is None:
             raise _on_its_way(partition, index, description)
@@ -216,7 +214,7 @@ class PredictForwarder:
             raise Unavailable(index, f"the {description} of partition {partition} cannot be read") from error
 
     async def _score_here(self, parts: dict[int, list[int]], asked: Asked) -> dict[int, dict[str, Any]]:
-        """Score transactions of this worker's users, their places by partition."""
+        """Score transactions of this worker's users, given by partition as indexes."""
         mine, answers = await self._ask_entities([index for part in parts.values() for index in part], asked)
         found: dict[int, dict[str, Any]] = {}
         for partition, part in parts.items():
@@ -235,10 +233,10 @@ class PredictForwarder:
     async def _ask_entities(
         self, indexes: list[int], asked: Asked
     ) -> tuple[dict[int, list[EntityRequest]], defaultdict[int, dict[int, Floats]]]:
-        """Ask other workers about their entities, all at once.
+        """Request profiles from other workers, all at once.
 
-        Returns the questions that are for this worker by their transactions' places, and what the others
-        answer, by place and the entity's code.
+        Returns the requests for this worker by the index of their transaction, and the responses of the
+        others by index and entity code.
         """
         mine: dict[int, list[EntityRequest]] = {}
         answers: defaultdict[int, dict[int, Floats]] = defaultdict(dict)
@@ -268,7 +266,7 @@ class PredictForwarder:
         )
 
     def _look(self, questions: Sequence[EntityRequest]) -> Iterator[tuple[EntityRequest, Floats]]:
-        """Yield questions about this worker's entities, by partition, each with its features."""
+        """Yield the requests to this worker's entities, by partition, each with its features."""
         profiles = self._preview.profiles
         for partition, some in self._by_partition(questions).items():
             assert profiles is not None  # who asks?
@@ -276,7 +274,7 @@ class PredictForwarder:
                 yield from zip(some, profiles.read_profile(some, reader), strict=True)
 
     async def _tell(self, profiles: ProfilePreview, request: web.Request) -> web.Response:
-        """Answer another worker's questions; nobody else is asked."""
+        """Respond to another worker's requests; this worker forwards none of them."""
         if request.headers.get(SPEC_HEADER) != profiles.spec_hash:
             return refuse([{"loc": [], "msg": "the models differ, wait for all workers to have one"}], 503)
         try:
@@ -299,7 +297,7 @@ class PredictForwarder:
     async def _ask_about(
         self, profiles: ProfilePreview, owner: str, questions: list[EntityRequest], asked: Asked
     ) -> list[Floats]:
-        """Return what another worker says of its entities."""
+        """Return another worker's response about its entities."""
         return await self._hand_on(
             f"{owner}/profiles",
             (questions[0].pending_id, "profiles"),
@@ -310,7 +308,7 @@ class PredictForwarder:
         )
 
     async def _ask(self, owner: str, indexes: list[int], asked: Asked) -> dict[int, dict[str, Any]]:
-        """Let another worker answer for its users, from the very bytes that came."""
+        """Forward a request to another worker for its users, with the original bytes."""
 
         def read(value: bytes) -> dict[int, dict[str, Any]]:
             answer = orjson.loads(value)
@@ -330,12 +328,13 @@ class PredictForwarder:
         asked: Asked,
         read: Callable[[bytes], _Read],
     ) -> _Read:
-        """Return what another worker answers, as ``read`` takes it from the bytes.
+        """Return another worker's response, parsed by ``read``.
 
         Raises
         ------
         Unavailable
-            It does not answer, or something else; names the place and the thing that it was asked about.
+            The worker does not answer, or its response is malformed; the error names the partition and the
+            user or entity.
         """
         if "Authorization" in asked.headers:
             headers["Authorization"] = asked.headers["Authorization"]
@@ -358,12 +357,12 @@ def _on_its_way(partition: int, index: int, description: str) -> Unavailable:
 
 
 def _only(asked: Asked) -> list[int] | None:
-    """Return which transactions another worker asks about, None where a client asks about all.
+    """Return the indexes that another worker asks for, None if a client asks for all transactions.
 
     Raises
     ------
     InvalidRecordError
-        The header is not a list of places.
+        The header is not a list of indexes.
     """
     header = asked.headers.get(ONLY_HEADER)
     if header is None:
@@ -378,7 +377,7 @@ def _only(asked: Asked) -> list[int] | None:
 
 
 def _reason(status: int, body: bytes) -> str:
-    """Return what another worker says is the matter."""
+    """Return the error in another worker's response."""
     try:
         answer = orjson.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The worker's HTTP endpoint, on loopback unless told otherwise: metrics, health, readiness."""
+"""The worker's HTTP endpoint, on loopback by default: metrics, health, readiness."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OPEN: Final = frozenset({HEALTH_PATH, READY_PATH})
 
 
 class Endpoint:
-    """Serves what monitoring asks for.
+    """Serves ``/metrics``, ``/healthz`` and ``/readyz``.
 
     Raises
     ------

@@ -16,12 +16,12 @@ __all__ = ["guard", "listen"]
 
 
 async def listen(app: web.Application, host: str, port: int, *, option: str) -> tuple[web.AppRunner, int]:
-    """Serve on an address, and return the runner to clean up and the port in use.
+    """Serve on an address; returns the runner to clean up and the port in use.
 
     Parameters
     ----------
     option
-        What chooses the port, for the error's text.
+        The setting that chooses the port, for the error's text.
 
     Raises
     ------
@@ -42,14 +42,14 @@ async def listen(app: web.Application, host: str, port: int, *, option: str) -> 
 
 
 def guard(wanted: Callable[[], str | None], unguarded: Collection[str] = ()) -> Any:
-    """Return a middleware that asks for a bearer token.
+    """Return a middleware that requires a bearer token.
 
     Parameters
     ----------
     wanted
-        Asked at each request; None lets everybody in.
+        Returns the token, called for each request; None lets every request in.
     unguarded
-        Paths that want no token: probes, which only learn yes or no.
+        Paths without a token: probes, whose response is only yes or no.
     """
 
     @web.middleware

@@ -1,4 +1,4 @@
-"""``POST /predict``: scores over HTTP, of one transaction or of a batch, leaving no trace of them."""
+"""``POST /predict``: scores over HTTP, of a transaction or of a batch, without any effect on state."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi", "pr
 
 logger = logging.getLogger(__name__)
 
-#: Most transactions of one request, so that one cannot keep the others waiting for long.
+#: Most transactions of one request, so that no request blocks the others for long.
 MAX_BATCH: Final = 500
 
 _MAX_BODY_BYTES: Final = 4 << 20
 
-#: What JSON takes for blank.
+#: JSON's whitespace.
 _BLANKS: Final = b" \t\r\n"
 
 _ENDS: Final[Mapping[int, str]] = {200: "answered", 413: "refused", 422: "refused", 503: "unavailable"}
@@ -56,7 +56,7 @@ class Asked(NamedTuple):
 
 
 class Unavailable(Exception):  # noqa: N818 - said to a client, not an error of this program
-    """Some of the transactions asked about cannot be scored now."""
+    """Some of the transactions cannot be scored now."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -70,11 +70,11 @@ class ScoringService:
     Parameters
     ----------
     score
-        Returns the answers to a valid request, in its order.
+        Returns the results of a valid request, in its order.
     max_batch
         Most transactions of one request.
-    told
-        Called with how each request ended and the seconds that it took.
+    on_request
+        Called with the outcome of each request and its duration in seconds.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ScoringService:
         self._document = orjson.dumps(openapi(max_batch))
 
     def application(self, *middlewares: Any) -> web.Application:
-        """Return what serves the routes."""
+        """Return the application that serves the routes."""
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=middlewares)
         app.router.add_post("/predict", self._predict)
         app.router.add_get("/openapi.json", self._describe)
@@ -167,12 +167,12 @@ def _parse_batch(body: bytes, most: int) -> list[Any]:
 
 
 def problem(error: InvalidRecordError, *index: int) -> dict[str, Any]:
-    """Return what is said of something invalid: where in the body, and the reason."""
+    """Return the description of an invalid value: its position in the body, and the reason."""
     return {"loc": ["body", *index, error.field], "msg": error.reason}
 
 
 def refuse(problems: list[dict[str, Any]], status: int) -> web.Response:
-    """Return the answer that says what is wrong, and when to come again where that helps."""
+    """Return an error response, with ``Retry-After`` if trying again helps."""
     headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     return web.Response(
         body=orjson.dumps({"detail": problems}),

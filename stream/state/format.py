@@ -38,7 +38,7 @@ __all__ = [
 
 Words = npt.NDArray[np.int64]
 
-#: What turns the words of an older version into those of the next, by that version and the kind of record.
+#: Functions from the words of an older version to those of the next, by that version and the kind of record.
 Migrations: TypeAlias = "Mapping[tuple[int, int], Callable[[Words], Words]]"
 
 #: Version of every record that this program writes.
@@ -48,7 +48,7 @@ _MAGIC: Final = 0x5253 << 16  # "RS", then kind and version, a byte each
 _SUFFIX: Final = struct.Struct(">BBI")
 _ENTITY: Final = b"\xff"
 
-#: What :func:`unpack_head` says of a record.
+#: Results of unpacking a head record.
 OK: Final = 0
 
 CORRUPT: Final = 1
@@ -69,15 +69,15 @@ def record_key(prefix: bytes, kind: int, number: int = 0) -> bytes:
 
 
 def entity_prefix(code: int, name: int) -> bytes:
-    """Return what the keys of an entity begin with: no user's, since UTF-8 has no byte 255.
+    """Return the prefix of an entity's keys; no user's key has it, since UTF-8 never contains byte 255.
 
-    ``code`` is the kind of entity, ``name`` the identity of the one.
+    ``code`` is the kind of entity, ``name`` the hash of its id.
     """
     return _ENTITY + bytes([code]) + name.to_bytes(8, "big", signed=True)
 
 
 def is_of_entity(key: bytes) -> bool:
-    """Say whether a key, or what it begins with, is an entity's and not a user's."""
+    """Return whether a key or a key prefix belongs to an entity and not to a user."""
     return key.startswith(_ENTITY)
 
 
@@ -168,7 +168,7 @@ def migrate_record(record: bytes, key: bytes, migrations: Migrations) -> bytes:
 
 
 def complaint(key: bytes, record: bytes) -> str:
-    """Return why a record whose first word is right cannot be used."""
+    """Return why a record with a correct first word cannot be used."""
     words = np.frombuffer(record, np.int64)
     if len(words) < 2 or int(words[1]) != checksum(words, 2, len(words)):
         return f"{describe_record(key)} is corrupt: its checksum does not match"
@@ -176,6 +176,6 @@ def complaint(key: bytes, record: bytes) -> str:
 
 
 def join(records: Sequence[bytes]) -> tuple[Words, Words, Words]:
-    """Return records behind one another as words, and where each begins and how many words it has."""
+    """Return concatenated records as words, the first word of each, and the number of words of each."""
     sizes = np.fromiter((len(record) // 8 for record in records), np.int64, len(records))
     return np.frombuffer(b"".join(records), np.int64), np.cumsum(sizes) - sizes, sizes

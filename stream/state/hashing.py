@@ -1,8 +1,8 @@
-"""64-bit identities of transaction and merchant ids, as the history stores them.
+"""64-bit hashes of transaction and merchant ids, as the state stores them.
 
-BLAKE2b, so that nobody can find an id that passes for another's (2**64 tries); by chance, two of a user's
-50,000 ids collide with a probability below 1e-10. Whoever chooses both ids can make a colliding pair with
-about 2**32 tries: producers are trusted that far.
+BLAKE2b, so that nobody can find an id with the hash of a given other id (2**64 tries). By chance, two of a
+user's 50,000 ids collide with a probability below 1e-10. A producer that chooses both ids can find a
+colliding pair with about 2**32 tries; producers are trusted not to.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _UNKNOWN = bytes(8)
 
 
 def hash_id(text: str) -> int:
-    """Return the signed 64-bit identity of an id; never 0, which stands for an unknown one."""
+    """Return the signed 64-bit hash of an id; never 0, which stands for an unknown id."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1
 
 
 def hash_ids(texts: Iterable[str | None]) -> npt.NDArray[np.int64]:
-    """Return the identities of many ids, 0 for None: int64[n]."""
+    """Return the hashes of many ids, 0 for None: int64[n]."""
     digests = b"".join(
         [_UNKNOWN if text is None else blake2b(text.encode(), digest_size=8).digest() for text in texts]
     )

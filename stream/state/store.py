@@ -15,10 +15,10 @@ __all__ = ["MemoryStore", "PartitionedReader", "StateReader"]
 
 
 class StateReader(Protocol):
-    """Where records are read from; all keys of one call belong to the same partition."""
+    """A source of state records; all keys of a call belong to the same partition."""
 
     def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the value of each key, None where there is none."""
+        """Return the value of each key, None for a missing key."""
         ...
 
 
@@ -26,11 +26,11 @@ class MemoryStore(dict[bytes, bytes]):
     """Records in a dictionary, where there is no database."""
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, None where there is none."""
+        """Return the value of each key, None for a missing key."""
         return [self.get(key) for key in keys]
 
     def write(self, writes: Sequence[tuple[bytes, bytes | None]]) -> None:
-        """Store what a batch writes; None deletes."""
+        """Store the writes of a batch; None deletes."""
         for key, value in writes:
             if value is None:
                 self.pop(key, None)
@@ -44,7 +44,7 @@ class PartitionedReader:
     Parameters
     ----------
     ends
-        For each partition, the place behind its last user: a batch's users come partition by partition.
+        For each partition, the index behind its last user: a batch's users are ordered by partition.
     """
 
     def __init__(self, readers: Sequence[StateReader], ends: Sequence[int]) -> None:
@@ -52,11 +52,11 @@ class PartitionedReader:
         self._ends = np.array(ends, np.int64)
 
     def part_of(self, owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the partition of each user, as the place of its reader."""
+        """Return the index of each user's reader, and so of its partition."""
         return np.searchsorted(self._ends, owners, side="right")
 
     def read(self, keys: Sequence[bytes], owners: npt.NDArray[np.int64]) -> Sequence[bytes | None]:
-        """Return the value of each key; ``owners`` says whose it is, by the users' places."""
+        """Return the value of each key; ``owners`` is the index of each key's user."""
         if len(self._readers) == 1:
             return self._readers[0].read(keys)
         parts = self.part_of(owners)

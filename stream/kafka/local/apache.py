@@ -1,6 +1,6 @@
-"""Apache Kafka in KRaft mode, one node, run by this machine's Java; for tests, benchmarks and development.
+"""Apache Kafka in KRaft mode, one node, on this machine's Java; for tests, benchmarks and development.
 
-The jars come from Maven Central through Maven itself, once; a second start needs no network.
+Maven downloads the jars from Maven Central once; a second start needs no network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["KAFKA_VERSION", "KafkaBroker", "missing_tools"]
 
 
-#: The newest release whose every module lies on Maven Central.
+#: The newest release with every module on Maven Central.
 KAFKA_VERSION: Final = "4.3.1"
 
 #: Kafka's own version of Log4j. Its modules name the API and the core, but not the bridge from SLF4J.
@@ -39,7 +39,7 @@ _JAVA_VERSION: Final = 17
 #: Some 45 jars, 100 MB, at a slow 200 KB/s.
 _DOWNLOAD_TIMEOUT_SECONDS: Final = 600
 
-#: Formatting an empty folder takes one start of Java.
+#: Formatting an empty folder starts Java once.
 _FORMAT_TIMEOUT_SECONDS: Final = 120
 
 _DEPENDENCY_PLUGIN: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
@@ -91,7 +91,7 @@ rootLogger.appenderRef.console.level = error
 
 
 def missing_tools() -> str | None:
-    """Return what this machine lacks to run Apache Kafka, with what to install, or None."""
+    """Return which tools this machine lacks to run Apache Kafka and how to install them, or None."""
     try:
         _java()
         if not (_libraries_folder() / "libs").is_dir():
@@ -107,16 +107,16 @@ class KafkaBroker(Broker):
     Parameters
     ----------
     data_dir:
-        Where the topics lie; made where it is missing and kept. Without it they lie in a temporary
+        Folder of the topics; created if it is missing, and kept. Without it the topics are in a temporary
         folder, which ``stop`` removes and ``kill`` leaves for the next start.
     listeners:
         Further listeners by name, each with its security protocol, such as ``{"TLS": "SSL"}``; ``address``
-        says where they are. The one at ``port`` is named ``CLIENT`` and in plain text.
+        returns their addresses. The listener at ``port`` is named ``CLIENT`` and is plain text.
     extra_config:
-        Properties of ``server.properties`` that win over those set here, those of listeners included
+        Properties of ``server.properties`` that override the defaults here, including those of listeners
         (``listener.name.tls.ssl.keystore.location``).
     port, client, start_timeout_seconds:
-        As the base class has them.
+        See the base class.
     """
 
     kind: ClassVar[str] = "kafka"
@@ -163,7 +163,7 @@ class KafkaBroker(Broker):
         ]
         if not (folder / "storage" / "meta.properties").exists():
             _format(base, properties)
-        # One collector's thread: the usual one's take a third more of a small machine that has others to run.
+        # The serial collector: the default one takes a third more of a small, shared machine.
         options = ["-Xms256m", "-Xmx1g", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
         return [*base[:1], *options, *base[1:], "kafka.Kafka", str(properties)], folder / "console.log"
 
@@ -192,7 +192,7 @@ class KafkaBroker(Broker):
             "listener.security.protocol.map": ",".join(f"{name}:{how}" for name, how in protocols.items()),
             "log.dirs": str(folder / "storage"),
             "auto.create.topics.enable": "false",
-            # One node: everything that is replicated by default is not.
+            # A single node: topics that are replicated by default are not.
             "default.replication.factor": "1",
             "min.insync.replicas": "1",
             "offsets.topic.replication.factor": "1",
@@ -229,7 +229,7 @@ def _to_properties(config: Mapping[str, str]) -> str:
 
 
 def _format(base: list[str], properties: Path) -> None:
-    # Kafka's own ids are 22 letters of base64; one that begins with a dash would be taken for an option.
+    # Kafka's own ids are 22 letters of base64; an id that begins with a dash would be taken for an option.
     cluster_id = "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii")[1:22]
     tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted"]
     result = _run(
@@ -273,10 +273,10 @@ def _libraries_folder() -> Path:
 
 
 def _libraries() -> Path:
-    """Return the folder of jars, filled through Maven where it is not there yet.
+    """Return the folder of jars; Maven fills it if it does not exist.
 
-    It is made under another name and renamed when complete, so what is found is whole, and two processes
-    at once do the work twice but never see each other's half.
+    The folder is filled under another name and renamed when it is complete, so an existing folder is
+    complete. Two processes at once do the work twice but never see each other's partial folder.
     """
     folder = _libraries_folder()
     libraries = folder / "libs"

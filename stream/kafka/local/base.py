@@ -1,4 +1,4 @@
-"""What every broker that RiskStream starts itself has in common: one child process, waited for and ended."""
+"""The base of the brokers that RiskStream starts itself: one child process, awaited and ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["HOST", "START_TIMEOUT_SECONDS", "Broker", "free_port"]
 #: The only address that these brokers listen on and advertise.
 HOST: Final = "127.0.0.1"
 
-#: Longest wait for the first answer. Apache Kafka needs 4 s alone and several times that on a busy box.
+#: Longest wait for the first response. Apache Kafka needs 4 s alone and several times that on a busy machine.
 START_TIMEOUT_SECONDS: Final = 120.0
 
 #: Longest wait between SIGTERM and SIGKILL. Apache Kafka writes its snapshot and clean-shutdown mark here.
@@ -38,7 +38,7 @@ STOP_TIMEOUT_SECONDS: Final = 30.0
 #: How often a condition is looked at while something starts.
 _POLL_SECONDS: Final = 0.05
 
-#: Longest wait for one answer while starting; short, so that a death is noticed soon.
+#: Longest wait for a response while starting; short, so that a dead process is noticed soon.
 _PROBE_TIMEOUT_SECONDS: Final = 2.0
 
 #: Ports to pick from. They lie below Linux's ephemeral ports (32768 and up): between a kill and a restart
@@ -74,19 +74,19 @@ class Broker(ABC):
     """A broker in a child process, on 127.0.0.1.
 
     1. ``start`` returns once the broker answers metadata requests, or raises and leaves nothing behind.
-    2. ``stop`` ends it in an orderly way, ``kill`` as a crash would; both may be called at any time and
-       any number of times.
+    2. ``stop`` ends it in an orderly way, ``kill`` as a crash would; call either at any time, any number of
+       times.
     3. After either, ``start`` may be called again and takes the same port.
-    4. The child is killed when the thread that called ``start`` ends or the process dies, however it dies
-       (on Linux; elsewhere only when the interpreter exits). So start it from a thread that lives on.
-    5. The child has a session of its own: Ctrl-C in the terminal reaches it only through ``stop``.
+    4. The child is killed when the thread that called ``start`` ends or the process dies in any way (on
+       Linux; elsewhere only when the interpreter exits). So start it from a thread that lives on.
+    5. The child has its own session: Ctrl-C in the terminal reaches it only through ``stop``.
 
     Parameters
     ----------
     port:
-        0 picks a free one at the first start.
+        0 picks a free port at the first start.
     client:
-        How ``start`` reaches the broker, where that is not plain text; its address is not used.
+        The settings with which ``start`` reaches a broker that is not plain text; its address is not used.
     start_timeout_seconds:
         Longest wait in ``start``.
     """
@@ -110,21 +110,21 @@ class Broker(ABC):
 
     @abstractmethod
     def _prepare(self) -> tuple[list[str], Path]:
-        """Return the command, its first part an absolute path, and the file for what it prints.
+        """Return the command, with an absolute path, and the file for its output.
 
         Raises
         ------
         BrokerError
-            What the broker needs is not on this machine.
+            This machine lacks a program or file that the broker needs.
         """
 
     @abstractmethod
     def _clean_up(self) -> None:
-        """Remove what was made for this broker alone; may be called again."""
+        """Remove the temporary files of this broker; may be called again."""
 
     @property
     def port(self) -> int:
-        """The port; 0 before the first start where a free one is to be picked."""
+        """The port; 0 before the first start if a free port will be picked."""
         return self._port
 
     @property
@@ -151,13 +151,13 @@ class Broker(ABC):
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the broker and wait until it answers; nothing happens where it runs already.
+        """Start the broker and wait until it answers; does nothing if it runs already.
 
         Raises
         ------
         BrokerError
-            The port is taken, something that the broker needs is missing, it died (with its last log
-            lines), or it did not answer in time.
+            The port is taken, the broker lacks a file or program, it died (with its last log lines), or it
+            did not answer in time.
         """
         if self.alive:
             return
@@ -213,7 +213,7 @@ class Broker(ABC):
         )
 
     def stop(self) -> None:
-        """End the broker: SIGTERM, a bounded wait, SIGKILL. Removes what was temporary."""
+        """End the broker: SIGTERM, a bounded wait, SIGKILL; then remove its temporary files."""
         self._end(signal.SIGTERM)
         self._clean_up()
 
@@ -260,7 +260,7 @@ def _listens(port: int) -> bool:
 
 
 def _last_lines(path: Path) -> str:
-    """Return the last lines of a log as one, without the lines of stack traces."""
+    """Return the last lines of a log as one line, without stack traces."""
     lines: deque[str] = deque(maxlen=_LOG_LINES)
     with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as log:
         for line in log:

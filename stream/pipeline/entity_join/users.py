@@ -102,7 +102,7 @@ class UserStage:
         self._logs.keep(batch.partition, logs.values())
 
     def apply_labels(self, batch: Batch, reader: StateReader, effects: BatchEffects, now_ms: int) -> None:
-        """Forward labels to the entities of their transactions; a label without one waits."""
+        """Forward labels to the entities of their transactions; a label without a transaction waits."""
         labels = self._decode_labels(batch, effects, now_ms)
         if not self._plan.labelled:
             return
