@@ -13,7 +13,7 @@ from typing import Any, Final
 from benchmarks import cores
 from benchmarks.cluster import BROKER_SETTINGS, Cluster, running
 from benchmarks.cost import growth, worker_counts
-from benchmarks.entity_join import hop
+from benchmarks.entity_join import entity_join
 from benchmarks.environment import describe, environment
 from benchmarks.latency import closed_loop, median_of, open_loop, started
 from benchmarks.recovery import recovery
@@ -27,7 +27,7 @@ from stream.runtime.cpu_affinity import pin_to_cores
 __all__ = ["PARTS", "Options", "run"]
 
 #: What can be measured, in the order in which it is.
-PARTS: Final = ("throughput", "latency", "recovery", "cost", "hop", "stages")
+PARTS: Final = ("throughput", "latency", "recovery", "cost", "entity-join", "stages")
 _WORKER: Final = "riskstream worker"
 _STEADY_RATE: Final = 2_000.0
 _BUSY_SHARE: Final = 0.7
@@ -157,13 +157,13 @@ def _cost(
     }
 
 
-def _hop(
+def _entity_join(
     cluster: Cluster, _workload: Workload, folder: Path, options: Options, found: Any, say: Any
 ) -> dict[str, Any]:
-    say("hop")
+    say("entity join")
     # A round takes two minutes, which the whole of the bench has once only.
     alone = not any(part in found for part in _ON_KAFKA)
-    return hop(cluster, folder, min(options.rounds, 3) if alone and not options.quick else 1, say)
+    return entity_join(cluster, folder, min(options.rounds, 3) if alone and not options.quick else 1, say)
 
 
 _ON_KAFKA: Final = {
@@ -171,5 +171,5 @@ _ON_KAFKA: Final = {
     "latency": _latency,
     "recovery": _recovery,
     "cost": _cost,
-    "hop": _hop,
+    "entity-join": _entity_join,
 }

@@ -1,4 +1,4 @@
-"""The price of the hop: the same transactions decided by models that ask no entity, one, or three.
+"""The cost of the entity join: the same transactions, and models with profiles of no, one or three entities.
 
 Each model is measured in rounds of its own, in turns with the others: a worker restores its state from a
 changelog, decides the transactions that lie in its topic already, which gives throughput and processor time,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.entity_join_workload import Variant
     from benchmarks.workload import Workload
 
-__all__ = ["hop", "summary"]
+__all__ = ["entity_join", "summary"]
 
 #: Below what any of the models manages.
 _RATE: Final = 400.0
@@ -44,7 +44,7 @@ _PATIENCE_SECONDS: Final = 120.0
 _FIGURES: Final = ("per_second", "cpu_micros", "p50", "p99")
 
 
-def hop(cluster: Cluster, folder: Path, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def entity_join(cluster: Cluster, folder: Path, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Return every round's figures, their medians and ratios."""
     works = entity_join_workloads()
     found: dict[str, list[dict[str, float]]] = {case.name: [] for case in VARIANTS}

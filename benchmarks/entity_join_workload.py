@@ -1,4 +1,4 @@
-"""What the price of the hop is measured with: one workload, and models that ask none, one or three entities.
+"""The workload of the entity-join benchmark, and models with profiles of no entity, one, or three.
 
 The users, their histories and their transactions are those of :mod:`benchmarks.workload`, fewer of them so
 that every worker restores its state in a second or two, each with a card of its own and a device that two
@@ -118,7 +118,7 @@ def _card_name(user: int) -> str:
 
 def entity_join_workloads(spec: WorkloadSpec = SPEC) -> dict[str, Workload]:
     """Return the workload of each of ``VARIANTS``, made where the cache has it not."""
-    folder = prepared(f"hop-{_VERSION}-{spec.name()}", lambda making: _make(spec, making))
+    folder = prepared(f"entity-join-{_VERSION}-{spec.name()}", lambda making: _make(spec, making))
     return {case.name: Workload(spec, folder / str(number)) for number, case in enumerate(VARIANTS)}
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-__all__ = ["bars", "markdown", "tables", "text", "write_markdown"]
+__all__ = ["markdown", "tables", "targets", "text", "write_markdown"]
 
 _PLACE: Final = re.compile(r"(<!-- bench(: bars)? -->).*?(<!-- /bench -->)", re.DOTALL)
 _WORKER: Final = "riskstream worker"
@@ -27,25 +27,25 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class Target:
     """A figure and what it must reach.
 
     Attributes
     ----------
     least:
-        Whether the figure must be at least the bar; otherwise at most.
+        Whether the figure must be at least the target; otherwise at most.
     """
 
     name: str
     value: float
-    bar: float
+    target: float
     unit: str
     least: bool
 
     @property
     def met(self) -> bool:
         """Return whether it is reached."""
-        return self.value >= self.bar if self.least else self.value <= self.bar
+        return self.value >= self.target if self.least else self.value <= self.target
 
     def cells(self) -> tuple[str, str, str, str]:
         """Return the row of the table."""
@@ -53,7 +53,7 @@ class Bar:
         return (
             self.name,
             f"{_short(self.value)}{self.unit}",
-            f"{sign} {_short(self.bar)}{self.unit}",
+            f"{sign} {_short(self.target)}{self.unit}",
             "met" if self.met else "MISSED",
         )
 
@@ -64,8 +64,8 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"  # noqa: PLR2004
 
 
-#: Name, how to find it in the figures, bar, unit, whether it is the least.
-_BARS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]] = (
+#: Name, how to find it in the figures, target, unit, whether it is the least.
+_TARGETS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]] = (
     (
         "throughput of one worker against a plain Faust agent",
         lambda found: found["throughput"]["ratio"]["plain Faust agent"],
@@ -118,12 +118,12 @@ _BARS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]] =
 )
 
 
-def bars(found: dict[str, Any]) -> list[Bar]:
-    """Return each bar whose figure was measured."""
+def targets(found: dict[str, Any]) -> list[Target]:
+    """Return each target with a measured figure."""
     measured = []
-    for name, get, bar, unit, least in _BARS:
+    for name, get, target, unit, least in _TARGETS:
         try:
-            measured.append(Bar(name, float(get(found)), bar, unit, least))
+            measured.append(Target(name, float(get(found)), target, unit, least))
         except KeyError:
             continue
     return measured
@@ -132,9 +132,9 @@ def bars(found: dict[str, Any]) -> list[Bar]:
 def tables(found: dict[str, Any]) -> list[Table]:
     """Return everything that was measured as tables."""
     made = []
-    if reached := bars(found):
+    if reached := targets(found):
         made.append(
-            Table("What must be reached", ("figure", "found", "bar", ""), [bar.cells() for bar in reached])
+            Table("Targets", ("figure", "measured", "target", ""), [target.cells() for target in reached])
         )
     if "throughput" in found:
         made.append(_throughput(found["throughput"]))
@@ -146,8 +146,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
         made.append(Table("Recovery from the changelog", ("records", "records/s", "rounds"), rows))
     if "cost" in found:
         made += _cost(found["cost"])
-    if "hop" in found:
-        made.append(_hop(found["hop"]))
+    if "entity-join" in found:
+        made.append(_entity_join(found["entity-join"]))
     if "stages" in found:
         item = found["stages"]
         rows = [
@@ -214,7 +214,7 @@ def _cost(found: dict[str, Any]) -> list[Table]:
     return made
 
 
-def _hop(found: dict[str, Any]) -> Table:
+def _entity_join(found: dict[str, Any]) -> Table:
     rows = []
     first = next(iter(found["median"].values()))
     for name, item in found["median"].items():
@@ -240,7 +240,7 @@ def _hop(found: dict[str, Any]) -> Table:
         f"p50, ms at {found['rate']:,.0f}/s", "more", "ratio", "p99, ms", "ratio",
     )  # fmt: skip
     count = max(map(len, found["rounds"].values()))
-    return Table(f"Price of the hop, medians of {count} rounds, ratios to users alone", head, rows)
+    return Table(f"Cost of the entity join, medians of {count} rounds, ratios to users alone", head, rows)
 
 
 def text(table: Table) -> str:

@@ -28,9 +28,9 @@ import numpy as np
 
 from benchmarks.cluster import running, with_headers
 from benchmarks.contest import ROOT, workers
+from benchmarks.entity_join_workload import entity_join_workloads
 from benchmarks.environment import describe, environment
 from benchmarks.generator import Order
-from benchmarks.hop_workload import hop_workloads
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
 from stream.kafka.admin import create_topics
 from stream.kafka.partitioner import partition_of
@@ -66,7 +66,8 @@ class Case:
     batch
         Transactions of a request; there are as many fewer requests.
     merchants
-        Whether the model has profiles of merchants, with the workload of :mod:`benchmarks.hop_workload`.
+        Whether the model has profiles of merchants, with the workload of
+        :mod:`benchmarks.entity_join_workload`.
     """
 
     name: str
@@ -167,7 +168,7 @@ async def open_loop(address: str, bodies: list[bytes], rate: float) -> list[floa
 def measure(cluster: Cluster, case: Case, rate: float, seconds: float, folder: Path) -> dict[str, float]:
     """Run one case for one round."""
     if case.merchants:
-        workload = hop_workloads()["and merchants"]
+        workload = entity_join_workloads()["and merchants"]
     else:
         users = 100_000 if case.events < 1_000 else 2_000  # noqa: PLR2004
         workload = Workload.prepare(WorkloadSpec(users=users, events=case.events))

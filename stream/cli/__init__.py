@@ -1,7 +1,7 @@
 """The command ``riskstream``: the outermost layer, and the only one that may import both halves.
 
-Each verb lives in a module of its own and is imported only when it is asked for, so that a worker
-never loads the training libraries.
+Each command has its own module, which is imported only when the command runs, so that a worker never loads
+the training libraries.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from stream.errors import RiskStreamError
 
 __all__ = ["main"]
 
-#: Verb -> (module, object, one-line help), in the order in which the help shows them.
+#: Command -> (module, object, one-line help), in the order of the help.
 _VERBS: Final[dict[str, tuple[str, str, str]]] = {
-    "demo": ("stream.cli.demo.command", "demo", "Run the whole job on this machine and show what it did."),
-    "worker": ("stream.cli.commands.worker", "worker", "Score transactions until told to stop."),
+    "demo": ("stream.cli.demo.command", "demo", "Run the whole job on this machine and show the result."),
+    "worker": ("stream.cli.commands.worker", "worker", "Score transactions until stopped."),
     "settings": ("stream.cli.commands.worker", "settings", "Show the settings in force, secrets hidden."),
-    "topics": ("stream.cli.commands.topics", "topics", "Create the topics, or check those that exist."),
+    "topics": ("stream.cli.commands.topics", "topics", "Create the topics, or check existing ones."),
     "broker": ("stream.cli.commands.broker", "broker", "Run a broker on this machine, for development."),
-    "simulate": ("stream.cli.commands.simulate", "simulate", "Make transactions with known frauds."),
+    "simulate": ("stream.cli.commands.simulate", "simulate", "Simulate transactions with known frauds."),
     "inspect": (
         "stream.cli.commands.inspect",
         "inspect",
-        "Say what is wrong in a file, where, and how much.",
+        "Validate a file of transactions.",
     ),
     "train": ("stream.cli.commands.train", "train", "Train a model and write its bundle."),
     "evaluate": (
         "stream.cli.commands.evaluate",
         "evaluate",
-        "Judge a recipe week after week, as labels come.",
+        "Evaluate a recipe week after week, as labels arrive.",
     ),
-    "tune": ("stream.cli.commands.tune", "tune", "Look for better parameters, by the validation part."),
+    "tune": ("stream.cli.commands.tune", "tune", "Search for better parameters on the validation part."),
     "compare-models": (
         "stream.cli.commands.compare",
         "compare_models",
-        "Judge several models on one split, alike.",
+        "Compare several models on one split.",
     ),
     "serve": ("stream.cli.commands.serve", "serve", "Score transactions on request over HTTP."),
     "features": (
@@ -50,7 +50,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     "replay": ("stream.cli.commands.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.commands.alerts", "alerts", "Watch the alerts."),
-    "dlq": ("stream.cli.commands.dlq", "dlq", "Read the dead letters, and send them again."),
+    "dlq": ("stream.cli.commands.dlq", "dlq", "Read and replay dead letters."),
     "bench": (
         "stream.cli.commands.bench",
         "bench",
@@ -59,9 +59,9 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "check": (
         "stream.cli.commands.check",
         "check",
-        "See whether a worker would find everything as it must be.",
+        "Run preflight checks.",
     ),
-    "metrics": ("stream.cli.commands.metrics", "metrics", "Write the table of metrics."),
+    "metrics": ("stream.cli.commands.metrics", "metrics", "Write the reference table of metrics."),
     "schemas": ("stream.cli.commands.schemas", "schemas", "Export the JSON Schemas of the events."),
 }
 
@@ -89,7 +89,7 @@ def _cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; a RiskStream error is one readable line and its exit status."""
+    """Run the command line; a RiskStream error becomes one readable line and its exit status."""
     try:
         _cli(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -1,4 +1,4 @@
-"""The options that say how to read a file of transactions, shared by every verb that reads one."""
+"""Options that several commands share: how to read a file, how to split it, which profiles."""
 
 from __future__ import annotations
 
@@ -39,13 +39,15 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--mapping",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="A TOML file that says what the columns of a CSV or Parquet file mean.",
+        help="A TOML file that maps the columns of a CSV or Parquet file to fields.",
     )(command)
-    return click.option("--dataset", help="A mapping that comes along: handbook or bank-ledger.")(command)
+    return click.option("--dataset", help="A mapping that RiskStream ships: handbook or bank-ledger.")(
+        command
+    )
 
 
 def read_table(path: Path, dataset: str | None, mapping: Path | None) -> TransactionTable:
-    """Return the transactions of ``path``, read as the options say.
+    """Return the transactions of ``path``, read with the options.
 
     Raises
     ------
@@ -86,7 +88,7 @@ def parse_duration(text: str) -> int:
     Raises
     ------
     ValueError
-        Not a number followed by one of d, h, m and s.
+        The text is not a number followed by d, h, m or s.
     """
     match = _DURATION(text.strip().lower())
     if match is None:
@@ -96,7 +98,7 @@ def parse_duration(text: str) -> int:
 
 
 class DurationType(click.ParamType):
-    """A click type whose value is milliseconds."""
+    """A click type with a value in milliseconds."""
 
     name = "duration"
 
@@ -113,21 +115,21 @@ class DurationType(click.ParamType):
 DURATION: Final = DurationType()
 
 imbalance_option = click.option(
-    "--imbalance", default="none", show_default=True, help="What to do to the training part."
+    "--imbalance", default="none", show_default=True, help="How to resample the training part."
 )
 
 profiles_option = click.option(
-    "--profiles", help="Profiles of entities: accounts, cards, or a TOML file; none by default."
+    "--profiles", help="Entity profiles: accounts, cards, or a TOML file; none by default."
 )
 
 
 def chosen_profiles(name: str | None, label_delay_ms: int) -> tuple[EntityProfile, ...]:
-    """Return what ``--profiles`` means.
+    """Return the profiles of ``--profiles``.
 
     Raises
     ------
     ConfigError
-        There are no such profiles, or one is wrong.
+        There are no such profiles, or a profile is wrong.
     """
     from offline.training.profiles import load_profiles
 
@@ -135,7 +137,7 @@ def chosen_profiles(name: str | None, label_delay_ms: int) -> tuple[EntityProfil
 
 
 def tell_absent(table: TransactionTable, profiles: tuple[EntityProfile, ...]) -> None:
-    """Say which profiles are left out, since the file names no such entity."""
+    """Print the profiles that are left out because the file has no such entity."""
     from offline.training.profiles import present
 
     for profile in profiles:
@@ -144,12 +146,18 @@ def tell_absent(table: TransactionTable, profiles: tuple[EntityProfile, ...]) ->
 
 
 def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options whose values :func:`training_options` takes."""
+    """Add the options of :func:`training_options`."""
     fraction = click.FloatRange(0, 1, min_open=True, max_open=True)
     for option in (
         click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True),
         click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True),
-        click.option("--trees", type=click.IntRange(min=1), default=500, show_default=True, help="At most."),
+        click.option(
+            "--trees",
+            type=click.IntRange(min=1),
+            default=500,
+            show_default=True,
+            help="Maximum number of trees.",
+        ),
         imbalance_option,
         profiles_option,
         click.option(
@@ -157,7 +165,7 @@ def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=DURATION,
             default="7d",
             show_default=True,
-            help="Labels younger than this are not known.",
+            help="Age at which a label becomes known.",
         ),
         click.option("--validation-fraction", type=fraction, default=0.15, show_default=True),
         click.option("--test-fraction", type=fraction, default=0.2, show_default=True),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["progress_bar", "table_console", "write_json"]
 
 
-#: Columns of a table that goes to a file, where nothing else says how wide it may be.
+#: Columns of a table in a file, which has no width of its own.
 _FILE_WIDTH: Final = 160
 
 

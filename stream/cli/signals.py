@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that a loop can ask."""
+"""Ctrl-C and SIGTERM as a condition that a loop can check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["raise_on_sigterm", "stop_on_signals"]
 
 
 def raise_on_sigterm() -> None:
-    """Make SIGTERM end the program as Ctrl-C does, so that whatever was started is stopped on the way out."""
+    """Make SIGTERM end the program as Ctrl-C does, so that it stops its child processes on the way out."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

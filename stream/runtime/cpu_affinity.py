@@ -1,8 +1,8 @@
-"""On which core the worker's threads run.
+"""The cores of the worker's threads.
 
-They share one interpreter lock: no two of them compute at once, and on two cores each handover moves what the
-thread works on from one core's caches to the other's, behind whatever runs there. On one core they take turns
-where they are. RocksDB's own threads need no lock; a flush on the worker's core would only hold it up.
+The threads share one interpreter lock: no two of them compute at once, and on two cores each handover moves a
+thread's data from one core's caches to the other's, behind the work of other programs there. On one core they
+take turns in place. RocksDB's own threads need no lock; a flush on the worker's core would only delay it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pin_to_core(core: int) -> None:
 
 
 def pin_to_cores(cores: AbstractSet[int]) -> None:
-    """Keep the process's threads, and what they start from now on, to some of its cores."""
+    """Keep the process's threads, and the threads that they start from now on, to some of its cores."""
     _everywhere.update(os.sched_getaffinity(0))
     for thread in Path("/proc/self/task").iterdir():  # libraries have started some when they were imported
         os.sched_setaffinity(int(thread.name), cores)

@@ -1,4 +1,4 @@
-"""A worker's libraries without what they look for beside themselves."""
+"""Import a worker's libraries without their optional dependencies."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ _BESIDE: Final = ("sklearn", "pandas")
 
 
 def import_without_optional(*, drift: bool) -> None:
-    """Import LightGBM, and for drift river, as they are where scikit-learn and pandas are not installed.
+    """Import LightGBM, and river for drift, as if scikit-learn and pandas were not installed.
 
-    A worker asks the one for scores and the other for changes, and what they import beside is half of the
-    time that it takes to start: after a crash, half of the time in which nothing is scored. Whoever wants
-    scikit-learn or pandas can import them afterwards; what the two libraries have for them does not work in
-    this process then.
+    Both libraries import scikit-learn and pandas when those are installed, which doubles a worker's start-up
+    time: after a crash, half of the time without any score. Other code can import scikit-learn and pandas
+    afterwards; the two libraries' own integrations of them stay unavailable in this process.
     """
     hidden = [name for name in _BESIDE if name not in sys.modules]
-    # To Python's import system this says that there is no such module.
+    # None in sys.modules makes Python's import system report a missing module.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         importlib.import_module("lightgbm")

@@ -1,7 +1,7 @@
-"""Faults on order, for tests: a signal to this process at a named step of a round.
+"""Fault injection for tests: a signal to this process at a named step of a micro-batch.
 
 ``RISKSTREAM_TEST_FAULT=SIGKILL@changelog_sent:3`` sends SIGKILL to the worker the third time it reaches that
-step. Without the variable nothing of this is in the way: the steps call a function that does nothing.
+step. Without the variable the steps call a function that does nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ __all__ = ["FAULT_VARIABLE", "STEPS", "fault_from_environment", "no_fault"]
 logger = logging.getLogger(__name__)
 FAULT_VARIABLE: Final = "RISKSTREAM_TEST_FAULT"
 
-#: The steps of a round, in their order. ``*_sent`` is after the broker was asked and before it answered;
-#: ``part_stored`` is after the first partition's write, where a round has several; ``committed`` is after a
-#: commit of source offsets, which may cover several rounds. Only models with profiles have ``requests_sent``.
+#: The steps of a micro-batch, in order. ``*_sent`` comes after the request to the broker and before its
+#: response; ``part_stored`` comes after the first partition's write, if there are several; ``committed``
+#: comes after a commit of source offsets, which may cover several micro-batches. Only models with entity
+#: profiles reach ``requests_sent``.
 STEPS: Final = (
     "decided",
     "outputs_sent",
@@ -47,12 +48,12 @@ def no_fault(_step: str) -> None:
 
 
 def fault_from_environment() -> Callable[[str], None]:
-    """Return what a round calls at each step.
+    """Return the function that a micro-batch calls at each step.
 
     Raises
     ------
     ConfigError
-        The variable is set and says something else than signal@step:count.
+        The variable is set and is not signal@step:count.
     """
     order = os.environ.get(FAULT_VARIABLE)
     if order is None:

@@ -57,7 +57,7 @@ class Runtime(WorkerHooks):
     Attributes
     ----------
     fatal:
-        The error that ended processing, once there is one.
+        The error that ended processing; None before.
     on_fatal_error:
         Called when that happens. Without it, the Faust app crashes with the error.
     prepared:
@@ -346,7 +346,7 @@ def prepare(runtime: Runtime) -> None:
     Raises
     ------
     BrokerError
-        The broker cannot be reached, or a topic is not what the settings ask for.
+        The broker cannot be reached, or a topic differs from the settings.
     """
     settings, consumed = runtime.settings, runtime.pipeline.consumed_topics
     if settings.topics.create:

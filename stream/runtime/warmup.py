@@ -26,12 +26,12 @@ _MINUTE_MS: Final = 60_000
 _START_MS: Final = 1_700_000_000_000
 _NOW_MS: Final = _START_MS + 100 * MS_PER_DAY
 
-#: More than a resident may keep loaded.
+#: More events than the cache keeps loaded of one user.
 _LONG: Final = 48 * CHUNK
 
 
 def warm_up(pipeline: TransactionPipeline) -> None:
-    """Send made-up transactions of one user through every path of the pipeline, into memory."""
+    """Send made-up transactions of one user through every path of the pipeline, in memory."""
     loop = InMemoryTopology(pipeline, MemoryStore(), _NOW_MS)
     numbers = itertools.count()
 
@@ -39,8 +39,8 @@ def warm_up(pipeline: TransactionPipeline) -> None:
         messages = [ProducerRecord(b"warm-up", _value(next(numbers), time_ms)) for time_ms in times_ms]
         next(loop.send({("warm-up", 0): messages}))  # what other stages make of it comes below
 
-    # From a user's first event to sealed chunks that are forgotten again; then one that is late. Singly and
-    # in pairs, since an array of one row has another layout for the compiler.
+    # From a user's first event to sealed chunks that expire; then a late event. In batches of one and of two,
+    # since an array of one row has another layout for the compiler.
     for number in range(0, 2 * HEAD, 3):
         times_ms = [_START_MS + (number + later) * MS_PER_DAY // 2 for later in range(3)]
         send(times_ms[:1])

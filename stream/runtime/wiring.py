@@ -102,10 +102,10 @@ def build_app(settings: Settings) -> StreamApp:
 
 
 def drift_of(settings: Settings, bundle: Bundle) -> Drift | None:
-    """Return what compares the stream with the bundle's training; None where it is off or has nothing."""
+    """Return the drift detectors of the bundle; None if they are off or the bundle has no reference."""
     if not settings.drift.enabled:
         return None
-    # Not before it is wanted: river takes a second to import.
+    # Only if needed: importing river takes a second.
     from stream.monitoring.drift import Drift, choose_watched  # noqa: PLC0415
 
     try:

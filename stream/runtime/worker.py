@@ -28,8 +28,8 @@ __all__ = ["STOP_SECONDS", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
-#: A stop that takes longer is cut off. Everything acknowledged is safe by then: the batch under way
-#: was waited for first, and what was not committed is recognised when it comes again.
+#: A longer stop is cut off. By then everything acknowledged is durable: the stop waited for the micro-batches
+#: first, and records without a commit are recognised when they are consumed again.
 STOP_SECONDS: Final = 4.0
 
 
@@ -86,7 +86,7 @@ async def _run(runtime: Runtime) -> int:
 
 
 async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
-    """Say when the worker is ready, and notice when a part of Faust has crashed."""
+    """Log when the worker is ready, and notice a crash of a part of Faust."""
     announced = False
     while not stop.is_set():
         ready = runtime.ready
@@ -101,7 +101,7 @@ async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
 
 
 def _tell(runtime: Runtime) -> None:
-    """Say where everything stands, for people who wonder why nothing moves (SIGUSR1)."""
+    """Log the state of everything, for an operator who wonders why nothing moves (SIGUSR1)."""
     watchdog = runtime.watchdog
     lines = [
         f"positions {runtime.positions()}, lag {watchdog.lag}, ready {runtime.ready}",
@@ -122,7 +122,7 @@ def _exit_status(runtime: Runtime) -> int:
     error = runtime.fatal
     if error is None:
         return 0
-    # One line, whatever it was: the rest of the story is in what led to it.
+    # One line, whatever the error: the lines before it have the details.
     logger.error("fatal: %s", str(error).splitlines()[0] if str(error) else repr(error))
     if not isinstance(error, RiskStreamError):
         logger.debug("fatal", exc_info=error)
@@ -143,23 +143,24 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-#: Objects made and not given up between two looks of the garbage collector at the young ones, and how many of
-#: those looks between two at the older ones.
+#: Thresholds of the garbage collector: net new objects between two young collections, young collections
+#: between two middle ones, middle ones between two full ones.
 _COLLECT_EVERY: Final = (100_000, 20, 50)
 
 
 def _spare_the_collector() -> None:
-    """Let the garbage collector look at what a round leaves, not at what it holds.
+    """Let the garbage collector look at a micro-batch's leftovers, not at its data.
 
-    A round of two thousand records holds some ten thousand tuples at a time, none in a cycle: by Python's 700
-    each round would be walked through dozens of times, and all that the libraries imported now and then.
+    A micro-batch of two thousand records holds some ten thousand tuples at a time, none in a cycle. With
+    Python's threshold of 700 the collector would walk each micro-batch dozens of times, and all imported
+    libraries now and then.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT_EVERY)
 
 
-#: How long a thread keeps the interpreter while another wants it. Python's 5 ms are the worst that each of
-#: the many short turns of the event loop and the consumer may wait while a large round is decided; a tenth of
-#: that spends a third of the processor on handing it to and fro.
+#: How long a thread keeps the interpreter while another thread waits for it. With Python's 5 ms, each of the
+#: many short turns of the event loop and the consumer may wait 5 ms while a large micro-batch is decided;
+#: with a tenth of that, a third of the processor goes into switching.
 _SWITCH_SECONDS: Final = 0.002

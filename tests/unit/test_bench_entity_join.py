@@ -98,7 +98,7 @@ def test_ratios_are_taken_within_a_round():
     assert found["ratio"]["and merchants"]["per_second"] == 0.5
     assert found["ratio"]["and merchants"]["p50"] == 2.0
     assert found["median"]["and merchants"]["per_second"] == 500
-    made = {"hop": {"rate": 1000.0, **json.loads(json.dumps(found))}}
+    made = {"entity-join": {"rate": 1000.0, **json.loads(json.dumps(found))}}
     (table,) = report.tables(made)
     assert len(table.rows) == 2
     assert {len(row) for row in table.rows} == {len(table.head)}

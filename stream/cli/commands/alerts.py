@@ -24,14 +24,14 @@ _STYLES: Final = {"HIGH": "bold red", "MEDIUM": "yellow", "LOW": "dim"}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print each alert's own JSON, one a line.")
-@click.option("--from-beginning", is_flag=True, help="Also the alerts that are there already.")
-@click.option("--limit", type=click.IntRange(min=1), help="End after this many alerts.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON of each alert, one per line.")
+@click.option("--from-beginning", is_flag=True, help="Begin with the existing alerts.")
+@click.option("--limit", type=click.IntRange(min=1), help="Exit after this many alerts.")
 @click.option(
     "--level",
     type=click.Choice(list(reversed(_LEVELS)), case_sensitive=False),
     default="LOW",
-    help="This level and above.",
+    help="Show alerts of this level and above.",
 )
 def alerts(*, as_json: bool, from_beginning: bool, limit: int | None, level: str) -> None:
     """Watch the alerts until Ctrl-C: a live table in a terminal, or JSON lines.

@@ -14,32 +14,46 @@ from stream.errors import ConfigError
 
 __all__ = ["bench"]
 
-_PARTS = ("throughput", "latency", "recovery", "cost", "hop", "stages")
+_PARTS = ("throughput", "latency", "recovery", "cost", "entity-join", "stages")
 
 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(_PARTS))
 @click.option("--broker", type=click.Choice(["kafka", "embedded"]), default="kafka", show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds of each.")
-@click.option("--quick", is_flag=True, help="Fewer and shorter: a look, not a result.")
-@click.option("--only", "contestants", multiple=True, help="A contestant of the throughput; may be repeated.")
-@click.option("--busy-rate", type=float, help="Of the busy latency, where the throughput is not measured.")
-@click.option("--shared-cores", is_flag=True, help="Let the worker share its core with all else.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds of each measurement."
+)
+@click.option("--quick", is_flag=True, help="Fewer and shorter rounds: a first impression, not a result.")
+@click.option(
+    "--only",
+    "contestants",
+    multiple=True,
+    help="Measure the throughput of this contestant only; may be repeated.",
+)
+@click.option(
+    "--busy-rate",
+    type=float,
+    help="Transactions per second of the busy latency, without a throughput measurement.",
+)
+@click.option("--shared-cores", is_flag=True, help="Let the worker share its core with all other processes.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all results to this JSON file."
+)
 @click.option(
     "--markdown",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Write the tables in Markdown, or into the file's places for them; may be repeated.",
+    help="Write the tables to this Markdown file, or between its markers; may be repeated.",
 )
 def bench(
     parts: tuple[str, ...], json_file: Path | None, contestants: tuple[str, ...], **options: Any
 ) -> None:
-    """Measure throughput, latency, recovery, cost and the hop on a broker of its own; all unless told what.
+    """Measure throughput, latency, recovery, cost and the entity join on a broker of its own.
 
-    The hop is what a model pays that asks merchants, cards and devices about each transaction.
+    Name the PARTS to measure; all by default. The entity join is the cost of a model that requests profiles
+    of merchants, cards and devices for each transaction.
 
-    The peers are installed into a cache folder the first time (RISKSTREAM_CACHE_DIR).
+    The first run installs the peers into a cache folder (RISKSTREAM_CACHE_DIR).
     """
     from stream.cli.signals import raise_on_sigterm
 

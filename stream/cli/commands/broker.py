@@ -37,12 +37,16 @@ def broker() -> None:
     help="embedded: in memory, nothing to install. kafka: Apache Kafka, needs Java 17 and Maven.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=9092, show_default=True, help="0 picks a free one."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=9092,
+    show_default=True,
+    help="Port; 0 picks a free port.",
 )
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep Apache Kafka's data here; without it they are removed at the end.",
+    help="Keep Apache Kafka's data in this folder; by default they are removed at the end.",
 )
 def start(kind: str, port: int, data_dir: Path | None) -> None:
     """Run a broker until Ctrl-C or SIGTERM.

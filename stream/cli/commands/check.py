@@ -31,14 +31,14 @@ _DAY_SECONDS: Final = 86_400
 
 
 class Finding(NamedTuple):
-    """What one look brought.
+    """The result of one check.
 
     Attributes
     ----------
     state
-        "ok", "note" where a worker would run and somebody should know, "FAIL" where it would not.
+        "ok", "note" if a worker would run but an operator should know, "FAIL" if it would not.
     exit_code
-        That of the error which a worker would end with.
+        Exit status of the error that would end a worker.
     """
 
     name: str
@@ -62,12 +62,12 @@ def check() -> None:
 
 
 def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]:
-    """Look at everything; what cannot be looked at for what went wrong before is left out.
+    """Check everything; a check that depends on a failed one is left out.
 
     Parameters
     ----------
     now_ms
-        What this machine takes for the time; its clock, unless given.
+        The time to check against; by default this machine's clock.
     """
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     yield Finding("settings", "ok", f"app {settings.app_id}, broker {settings.kafka.bootstrap_servers}")
@@ -122,7 +122,7 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
 
 
 def _state(settings: Settings) -> Iterator[Finding]:
-    """Write a file into the state folder, or into the one that it would be made in."""
+    """Write a file into the state folder, or into the folder that would contain it."""
     folder = settings.state_dir.absolute()
     there = folder.is_dir()
     while not folder.exists():

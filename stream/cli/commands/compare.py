@@ -12,7 +12,7 @@ from stream.cli.output import table_console, write_json
 
 __all__ = ["compare_models"]
 
-#: A row each: text, the figure's place, its format.
+#: A row each: text, the figure's name, its format.
 _SHOWN: Final = (
     ("AUC", "auc", ".3f"),
     ("average precision", "average_precision", ".3f"),
@@ -42,27 +42,30 @@ _CONFUSION: Final = (
 @data_options
 @split_options
 @click.option(
-    "--trials", type=click.IntRange(min=1), default=30, show_default=True, help="Of the tuned model."
+    "--trials", type=click.IntRange(min=1), default=30, show_default=True, help="Trials of the tuned model."
 )
 @click.option(
     "--bootstrap",
     type=click.IntRange(min=0),
     default=200,
     show_default=True,
-    help="Samples of users for the confidence intervals.",
+    help="Bootstrap samples of users for the confidence intervals.",
 )
 @click.option(
-    "--precision", type=click.FloatRange(0, 1), help="Choose the thresholds for this precision, not for F1."
+    "--precision", type=click.FloatRange(0, 1), help="Choose the thresholds for this precision instead of F1."
 )
 @click.option(
     "--review-cost",
     type=click.FloatRange(min=0),
     default=5.0,
     show_default=True,
-    help="Of looking at one alert; a missed fraud costs its amount.",
+    help="Cost of reviewing an alert; a missed fraud costs its amount.",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures to this JSON file.",
 )
 def compare_models(
     *,
@@ -76,9 +79,9 @@ def compare_models(
     json_path: Path | None,
     **split: Any,
 ) -> None:
-    """Judge several models on one split in time, alike: what history, tuning and resampling are worth.
+    """Compare several models on one split in time: the value of history, tuning and resampling.
 
-    Thresholds and the number of trees are chosen on the validation part; each scores the test part once.
+    The validation part chooses thresholds and the number of trees; each model scores the test part once.
     """
     options = training_options(**split)
     from offline.evaluation.compare import MODELS, Comparison

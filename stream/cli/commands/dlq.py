@@ -62,11 +62,13 @@ class _Since(click.ParamType):
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that choose dead letters."""
     for option in (
-        click.option("--field", help="Only those refused for this field; $ is the record as a whole."),
+        click.option("--field", help="Only records rejected for this field; $ is the whole record."),
         click.option(
-            "--since", type=_Since(), help="Only those refused since: RFC 3339, or 3d, 12h, 30m ago."
+            "--since",
+            type=_Since(),
+            help="Only records rejected since this time: RFC 3339, or 3d, 12h, 30m ago.",
         ),
-        click.option("--partition", type=click.IntRange(min=0), help="Only those of this partition."),
+        click.option("--partition", type=click.IntRange(min=0), help="Only this partition."),
     ):
         command = option(command)
     return command
@@ -74,17 +76,17 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def dlq() -> None:
-    """Read the dead letters, and send them again once their cause is gone.
+    """Read dead letters, and replay them once their cause is fixed.
 
-    Dead letters are named by their place in the dead-letter topic, PARTITION:OFFSET. Reading commits
-    nothing and disturbs no other reader.
+    A dead letter's name is its position in the dead-letter topic, PARTITION:OFFSET. Reading commits nothing
+    and disturbs no other reader.
     """
 
 
 @dlq.command("list")
 @_filters
-@click.option("--json", "as_json", is_flag=True, help="A JSON object for each, one a line.")
-@click.option("--summary", is_flag=True, help="Only how many there are by field.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line.")
+@click.option("--summary", is_flag=True, help="Print only the counts by field.")
 def list_letters(
     *, field: str | None, since: int | None, partition: int | None, as_json: bool, summary: bool
 ) -> None:
@@ -113,9 +115,9 @@ def list_letters(
 
 @dlq.command()
 @click.argument("position", type=_Position())
-@click.option("--raw", is_flag=True, help="Only the original bytes, as they are.")
+@click.option("--raw", is_flag=True, help="Print only the original bytes.")
 def show(*, position: tuple[int, int], raw: bool) -> None:
-    """Show one dead letter: what was said of it, its own headers, and its original bytes."""
+    """Show one dead letter: the worker's headers, its own headers, and its original bytes."""
     settings = _ready_settings()
     letter = find_letter(settings, *position)
     if raw:
@@ -136,8 +138,8 @@ def show(*, position: tuple[int, int], raw: bool) -> None:
 @dlq.command()
 @_filters
 @click.argument("positions", nargs=-1, type=_Position())
-@click.option("--all", "every", is_flag=True, help="Every dead letter that there is.")
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--all", "every", is_flag=True, help="Replay every dead letter.")
+@click.option("--dry-run", is_flag=True, help="Print the records, but send nothing.")
 def replay(
     *,
     positions: tuple[tuple[int, int], ...],
@@ -147,11 +149,11 @@ def replay(
     every: bool,
     dry_run: bool,
 ) -> None:
-    """Send dead letters again: key, bytes and headers as they came, to the partition they came from.
+    """Replay dead letters: send their original key, bytes and headers to their original partition.
 
     Choose them by POSITIONS, by filters, or with --all. Each gets the header riskstream.replayed-from.
-    Nothing is counted twice: a transaction that was taken meanwhile, by an earlier replay too, is
-    recognised as a duplicate by its id. What is still not valid becomes a dead letter again.
+    Nothing is counted twice: the worker recognises a transaction that it has already taken as a duplicate by
+    its id. A record that is still invalid becomes a dead letter again.
     """
     filters = (field, since, partition)
     if positions and (every or filters != (None, None, None)):
@@ -198,7 +200,7 @@ def _chosen(
 
 
 def _printable(text: str) -> str:
-    """Return a producer's text without what would move the cursor of a terminal."""
+    """Return a producer's text without control characters of a terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
@@ -214,7 +216,7 @@ def _text(value: bytes | None) -> str:
 
 
 def _body(value: bytes) -> list[str]:
-    """Return a value as lines: its text, or its bytes in hexadecimal with what can be read of them."""
+    """Return a value as lines: its text, or its bytes in hexadecimal with their printable characters."""
     try:
         return [_printable(line) for line in value.decode().splitlines()]
     except UnicodeDecodeError:

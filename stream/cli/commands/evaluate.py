@@ -41,17 +41,32 @@ class _Day(click.ParamType):
     "--data", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Labelled transactions."
 )
 @data_options
-@click.option("--first-test-week", required=True, type=_Day(), help="The day on which the first week begins.")
+@click.option("--first-test-week", required=True, type=_Day(), help="The first day of the first test week.")
 @click.option(
-    "--folds", type=click.IntRange(min=1), default=4, show_default=True, help="Test weeks in a row."
+    "--folds",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Number of consecutive test weeks.",
 )
-@click.option("--label-delay", type=DURATION, default="7d", show_default=True, help="Until labels are known.")
-@click.option("--user-only", is_flag=True, help="Leave the profiles of merchants and labels out.")
-@click.option("--imbalance", help="What to do to each training part; the recipe's own way by default.")
-@click.option("--retrain/--no-retrain", default=True, show_default=True, help="A new model for each week.")
+@click.option(
+    "--label-delay",
+    type=DURATION,
+    default="7d",
+    show_default=True,
+    help="Age at which a label becomes known.",
+)
+@click.option("--user-only", is_flag=True, help="Leave out the profiles of merchants and labels.")
+@click.option("--imbalance", help="How to resample each training part; by default the recipe's way.")
+@click.option(
+    "--retrain/--no-retrain", default=True, show_default=True, help="Train a new model for each week."
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures to this JSON file.",
 )
 def evaluate(
     *,
@@ -67,12 +82,12 @@ def evaluate(
     threads: int,
     json_path: Path | None,
 ) -> None:
-    """Judge the shipped recipe week after week, each time with what was known then.
+    """Evaluate the shipped recipe week after week, each time with the labels known by then.
 
-    The protocol is the Fraud Detection Handbook's: a model for a test week learns from transactions whose
-    labels were known before the week began; users whose card was known to be compromised are left out. For
-    its data the ceiling of one who knows the fraud scenarios is printed too, the mean over 20 random orders
-    of what cannot be known.
+    The protocol is the Fraud Detection Handbook's: the model of a test week learns from transactions whose
+    labels were known before the week began, and leaves out users whose card was known to be compromised. For
+    the handbook's data the command also prints the ceiling of an oracle that knows the fraud scenarios: the
+    mean over 20 random orders of transactions that the oracle cannot tell apart.
     """
     from dataclasses import replace
 

@@ -21,18 +21,25 @@ __all__ = ["features"]
 
 @click.command()
 @click.option(
-    "--input", "source", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Transactions."
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of transactions.",
 )
 @data_options
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="A .parquet file."
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The .parquet file to write.",
 )
 @click.option(
     "--allowed-lateness",
     type=DURATION,
     default="3d",
     show_default=True,
-    help="Later events are not scored, as the worker's setting has it.",
+    help="Events that are later than this are not scored, as in a worker.",
 )
 @profiles_option
 @click.option(
@@ -40,13 +47,13 @@ __all__ = ["features"]
     type=DURATION,
     default="7d",
     show_default=True,
-    help="Profiles know no label sooner than this after its transaction.",
+    help="Profiles know a label no sooner than this after its transaction.",
 )
 @click.option(
     "--labels",
     "labels_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Label events for the profiles, JSON lines as they arrived; later ones of a transaction correct it.",
+    help="Label events for the profiles, JSON lines in order of arrival; a later label corrects.",
 )
 def features(
     *,
@@ -61,10 +68,11 @@ def features(
 ) -> None:
     """Compute every feature of a file of transactions, as a worker would on arrival.
 
-    One row for each row of the input, in its order: transaction_id, outcome (scored, late, duplicate or
-    rejected) and each feature by its name. Codes of categories are fitted on ALL rows of this file: do not
-    train on them what you will judge on the same file; 'riskstream train' fits them on its training part.
-    With --profiles the profiles' features come last, from the file's labels and those of --labels.
+    The output has one row for each row of the input, in its order: transaction_id, outcome (scored, late,
+    duplicate or rejected) and each feature by its name. Codes of categories are fitted on ALL rows of this
+    file: do not train on features that you evaluate on the same file; 'riskstream train' fits the codes on
+    its training part. With --profiles the profiles' features come last, from the file's labels and those of
+    --labels.
     """
     if output.suffix.lower() != ".parquet":
         raise click.UsageError(f"--output: name a .parquet file, not {output}")

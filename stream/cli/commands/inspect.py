@@ -15,14 +15,17 @@ __all__ = ["inspect"]
 
 @click.command()
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Transactions to look at."
+    "--data", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Transactions to validate."
 )
 @data_options
 @click.option("--allowed-lateness", type=DURATION, default="3d", show_default=True)
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the report here too."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the report to this JSON file.",
 )
-@click.option("--strict", is_flag=True, help="End with status 5 where rows cannot be used.")
+@click.option("--strict", is_flag=True, help="Exit with status 5 if some rows cannot be used.")
 def inspect(
     *,
     data: Path,
@@ -32,10 +35,10 @@ def inspect(
     json_path: Path | None,
     strict: bool,
 ) -> None:
-    """Say what is wrong in a file of transactions, where, and how much; and what its columns hold.
+    """Validate a file of transactions, and describe its columns.
 
-    Errors are rows that training and stream leave out: what is no valid transaction, duplicates, what is too
-    late. Warnings are rows that are used, and worth a look.
+    Errors are rows that training and the stream leave out: invalid transactions, duplicates, and rows that
+    are too late. Warnings are rows that both use but that deserve a look.
     """
     from offline.data.quality import check_quality
     from stream.errors import DataError

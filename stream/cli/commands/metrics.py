@@ -42,7 +42,7 @@ def table() -> str:
     help="The file to write.",
 )
 def metrics(output: Path) -> None:
-    """Write the table of metrics."""
+    """Write the reference table of metrics."""
     try:
         output.write_text(table(), encoding="utf-8")
     except OSError as error:

@@ -20,22 +20,20 @@ __all__ = ["replay"]
     "--data", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Transactions to send."
 )
 @data_options
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Records a second.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Records to send per second.")
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
-    help="Seconds of event time in a second: 60 sends an hour in a minute.",
+    help="Seconds of event time per second: 60 sends an hour in a minute.",
 )
 @click.option(
     "--from-fraction",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Leave out this share of the rows first.",
+    help="Skip this share of the rows at the beginning.",
 )
-@click.option("--from", "from_time", type=EVENT_TIME, help="Leave out events before this time (RFC 3339).")
+@click.option("--from", "from_time", type=EVENT_TIME, help="Skip events before this time (RFC 3339).")
 @click.option("--limit", type=click.IntRange(min=1), help="Send at most this many transactions.")
-@click.option(
-    "--labels", is_flag=True, help="Send each label too, when event time reaches the time it is known."
-)
+@click.option("--labels", is_flag=True, help="Also send each label, once event time reaches its label time.")
 def replay(
     *,
     data: Path,

@@ -16,7 +16,7 @@ __all__ = ["EVENTS", "build_schemas", "schemas", "to_text"]
 
 Side = Literal["producer", "consumer"]
 
-#: File name -> (model, whose program the schema is for).
+#: File name -> (model, the side whose documents the schema describes).
 EVENTS: Final[dict[str, tuple[type[Transaction | Label | Alert | Decision], Side]]] = {
     "transaction.json": (Transaction, "producer"),
     "label.json": (Label, "producer"),
@@ -68,9 +68,7 @@ def to_text(document: dict[str, Any]) -> str:
     show_default=True,
     help="Folder for the files.",
 )
-@click.option(
-    "--allow-breaking", is_flag=True, help="Also replace a schema by one that breaks those who use it."
-)
+@click.option("--allow-breaking", is_flag=True, help="Also replace a schema by an incompatible one.")
 def schemas(output: Path, allow_breaking: bool) -> None:
     """Export the JSON Schemas of the events.
 

@@ -31,24 +31,35 @@ _LATENESS_MS = 3 * MS_PER_DAY
 
 @click.command()
 @click.option(
-    "--bundle", required=True, type=click.Path(path_type=Path, file_okay=False), help="The model's folder."
+    "--bundle",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the model bundle.",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path, dir_okay=False), help="Transactions that make up the histories."
+    "--data", type=click.Path(path_type=Path, dir_okay=False), help="Transactions of the histories."
 )
 @data_options
 @click.option(
     "--labels",
     "labels_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Label events for the profiles, JSON lines as they arrived; later ones of a transaction correct it.",
+    help="Label events for the profiles, JSON lines in order of arrival; a later label corrects.",
 )
 @click.option(
-    "--language", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="Of the reasons."
+    "--language",
+    type=click.Choice(["en", "zh"]),
+    default="en",
+    show_default=True,
+    help="Language of alert reasons.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0 picks a free one."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8080,
+    show_default=True,
+    help="Port; 0 picks a free port.",
 )
 def serve(
     *,
@@ -64,9 +75,9 @@ def serve(
     """Answer POST /predict with scores and reasons, against the histories and profiles of a file.
 
     The body is a transaction as on the topic, or a list of them; each is scored as if it came now, and
-    nothing is learnt from it. GET /openapi.json describes it. Users that the file does not have
-    are new users. The histories are those of the file and stay so: a worker's live ones are not asked.
-    Profiles are those of the file and of its labels, with the delays that the model was trained with.
+    changes nothing. GET /openapi.json describes the endpoint. A user that the file does not have is a new
+    user. The histories stay those of the file; workers have the live ones. Profiles come from the file and
+    its labels, with the delays that the model was trained with.
     """
     if labels_path is not None and data is None:
         raise click.UsageError("--labels: they are of the transactions of --data")
@@ -103,7 +114,7 @@ def serve(
 def _state(
     table: TransactionTable, labels_path: Path | None, spec: FeatureSpec, lateness_ms: int
 ) -> MemoryStore:
-    """Return what a worker would keep after a file and its labels."""
+    """Return the state that a worker would have after a file and its labels."""
     import numpy as np
 
     from offline.data.labels import read_labels

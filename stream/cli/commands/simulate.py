@@ -19,15 +19,17 @@ __all__ = ["simulate"]
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A .jsonl, .csv or .parquet file. Needed unless --measure.",
+    help="A .jsonl, .csv or .parquet file; required without --measure.",
 )
 @click.option("--transactions", type=click.IntRange(min=100), default=100_000, show_default=True)
 @click.option("--fraud-rate", type=click.FloatRange(0, 0.5), default=0.02, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True)
-@click.option("--users", type=click.IntRange(min=2), help="One for every 50 transactions by default.")
+@click.option(
+    "--users", type=click.IntRange(min=2), help="Number of users; by default one for every 50 transactions."
+)
 @click.option("--days", type=click.IntRange(min=2), default=120, show_default=True)
 @click.option(
-    "--measure", is_flag=True, help="Print how hard the data is: weak baselines beside history features."
+    "--measure", is_flag=True, help="Print how hard the data is: weak baselines next to history features."
 )
 def simulate(
     *,

@@ -1,4 +1,4 @@
-"""``riskstream topics``: make the topics, or see whether they are what the configuration asks for."""
+"""``riskstream topics``: create the topics, or compare them with the settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["check", "create", "topics"]
 
 @click.group()
 def topics() -> None:
-    """Create the topics, or check those that exist."""
+    """Create the topics, or check existing ones."""
 
 
 @topics.command()
 def create() -> None:
-    """Create the topics that are missing, then check all of them.
+    """Create the missing topics, then check all of them.
 
-    Topics that exist are never changed. Exits with 4 where one is not what the settings ask for.
+    Existing topics are never changed. The exit status is 4 if a topic differs from the settings.
     """
     from stream.kafka.admin import create_topics
 
@@ -40,7 +40,7 @@ def check() -> None:
 
 
 def _report(settings: Settings, created: set[str]) -> None:
-    """Print one line a topic, and raise where one is wrong."""
+    """Print a line for each topic, and raise if one differs from the settings."""
     from stream.kafka.admin import check_each_topic
     from stream.kafka.topics import topic_specs
 

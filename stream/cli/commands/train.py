@@ -37,13 +37,17 @@ _PARTS: Final = ("train", "validation", "test")
 )
 @data_options
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="The bundle's folder."
+    "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the bundle."
 )
 @click.option(
-    "--train-until", type=EVENT_TIME, help="The test part begins here (RFC 3339), not by --test-fraction."
+    "--train-until",
+    type=EVENT_TIME,
+    help="Begin the test part at this time (RFC 3339) instead of by --test-fraction.",
 )
 @click.option(
-    "--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Default 0.2."
+    "--test-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share of the rows in the test part; 0.2 by default.",
 )
 @click.option(
     "--validation-fraction",
@@ -56,28 +60,33 @@ _PARTS: Final = ("train", "validation", "test")
     type=DURATION,
     default="7d",
     show_default=True,
-    help="Labels younger than this are not known.",
+    help="Age at which a label becomes known.",
 )
-@click.option("--trees", type=click.IntRange(min=1), default=500, show_default=True, help="At most.")
+@click.option(
+    "--trees", type=click.IntRange(min=1), default=500, show_default=True, help="Maximum number of trees."
+)
 @click.option("--leaves", type=click.IntRange(min=2), default=31, show_default=True)
 @click.option(
-    "--precision", type=click.FloatRange(0, 1), help="Choose the threshold for this precision, not for F1."
+    "--precision", type=click.FloatRange(0, 1), help="Choose the threshold for this precision instead of F1."
 )
 @imbalance_option
 @profiles_option
 @click.option(
     "--parameters",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="What 'riskstream tune' wrote; --leaves is then not heeded.",
+    help="Parameters that 'riskstream tune' wrote; overrides --leaves.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--allowed-lateness", type=DURATION, default="3d", show_default=True)
 @click.option(
-    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page about the run."
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report about the run."
 )
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the figures to this JSON file.",
 )
 def train(
     *,

@@ -22,34 +22,38 @@ __all__ = ["tune"]
 )
 @data_options
 @split_options
-@click.option("--trials", type=click.IntRange(min=1), default=30, show_default=True, help="In all.")
+@click.option("--trials", type=click.IntRange(min=1), default=30, show_default=True, help="Number of trials.")
 @click.option(
     "--study",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="An SQLite file that keeps the study; run again to go on with it.",
+    help="An SQLite file that stores the study; a second run continues it.",
 )
 @click.option(
     "--objective",
     type=click.Choice(["average-precision", "money"]),
     default="average-precision",
     show_default=True,
-    help="money: the share of the frauds' amounts that is saved, less what alerts cost.",
+    help="money: the share of the frauds' amounts that is saved, minus the cost of alerts.",
 )
 @click.option(
-    "--review-cost", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Of one alert."
+    "--review-cost",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Cost of reviewing an alert.",
 )
 @click.option(
     "--size-price",
     type=click.FloatRange(min=0),
     default=0.005,
     show_default=True,
-    help="How much of the objective 10,000 leaves must bring.",
+    help="Gain of the objective that 10,000 leaves must bring.",
 )
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The parameters, as JSON.",
+    help="Write the parameters to this JSON file.",
 )
 def tune(
     *,
@@ -64,9 +68,9 @@ def tune(
     output: Path,
     **split: Any,
 ) -> None:
-    """Look for better parameters than the shipped ones, by the validation part.
+    """Search for better parameters than the shipped ones, by the validation part.
 
-    The test part is not looked at. Give what is found to 'riskstream train --parameters', with the same
+    The search never reads the test part. Pass its result to 'riskstream train --parameters', with the same
     options for the split.
     """
     options = training_options(**split)

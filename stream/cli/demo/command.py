@@ -25,11 +25,15 @@ __all__ = ["demo"]
 @click.option(
     "--data",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Labelled transactions of your own; without it, 100,000 are simulated.",
+    help="Your own labelled transactions; by default the demo simulates 100,000.",
 )
 @data_options
 @click.option(
-    "--transactions", type=click.IntRange(min=1000), default=100_000, show_default=True, help="To simulate."
+    "--transactions",
+    type=click.IntRange(min=1000),
+    default=100_000,
+    show_default=True,
+    help="Number of transactions to simulate.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=7, show_default=True)
 @click.option(
@@ -37,15 +41,18 @@ __all__ = ["demo"]
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("var/demo"),
     show_default=True,
-    help="Where bundle, state and log go; emptied first.",
+    help="Folder for bundle, state and log; the demo empties it first.",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the figures to this JSON file.",
 )
 @click.option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Save what is shown as an SVG picture."
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Save the output as an SVG picture."
 )
-@click.option("--keep", is_flag=True, help="Leave broker and worker running until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Keep broker and worker running until Ctrl-C.")
 def demo(
     *,
     broker: str,
@@ -59,11 +66,11 @@ def demo(
     picture: Path | None,
     keep: bool,
 ) -> None:
-    """Run the whole job on this machine and show what it did.
+    """Run the whole job on this machine and show the result.
 
-    Starts a broker, simulates (or reads) labelled transactions, trains a model on the first four
-    fifths, starts a worker, sends the first part at full speed to fill the users' histories and then
-    the unseen last fifth at a steady rate, and compares the stream's decisions with the labels.
+    The demo starts a broker, simulates (or reads) labelled transactions, trains a model on the first four
+    fifths and starts a worker. It sends the first part at full speed to fill the users' histories and the
+    unseen last fifth at a steady rate, and compares the stream's decisions with the labels.
     """
     import orjson
     from rich.console import Console
@@ -118,7 +125,7 @@ _NAMES = {"embedded": "Embedded broker", "kafka": "Apache Kafka"}
 
 
 def _empty(folder: Path) -> None:
-    """Remove what an earlier demo left, and nothing else that may lie in the folder."""
+    """Remove an earlier demo's files, and no other file in the folder."""
     for name in ("bundle", "state"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What ``riskstream demo`` does, step by step; what it shows is in :mod:`stream.cli.demo`."""
+"""The steps of ``riskstream demo``; :mod:`.command` shows the result."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _UNSEEN_RATE: Final = 2000.0
 
 _UNSEEN_SECONDS: Final = 90.0
 
-#: A stream that moves nothing for so long has lost what is missing.
+#: A stream without progress for this long has lost the missing records.
 _STALL_SECONDS: Final = 30.0
 
 _READY_SECONDS: Final = 90.0
@@ -124,7 +124,7 @@ class DemoResult:
 
 @dataclass(slots=True)
 class _Seen:
-    """What the follower has read so far; written by its thread, read by the main one."""
+    """The follower's results so far; its thread writes them, the main thread reads them."""
 
     decisions: int = 0
     duplicates: int = 0
@@ -289,12 +289,12 @@ def run_demo(
     process: subprocess.Popen[bytes],
     progress: Callable[[str, int], Any],
 ) -> DemoResult:
-    """Send the whole file: what was trained on at full speed, to fill the histories; then the unseen part.
+    """Send the whole file: the training part at full speed, to fill the histories; then the unseen part.
 
     Parameters
     ----------
     progress
-        Called with a text and a total, returns a context manager as ``progress_bar`` does.
+        Called with a text and a total; returns a context manager as ``progress_bar`` does.
     """
     first_unseen = int(np.flatnonzero(trained.split.test)[0])
     history = table.slice(0, first_unseen)

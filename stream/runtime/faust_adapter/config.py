@@ -58,8 +58,8 @@ def build_faust_app(
         topic_partitions=settings.topics.partitions,
         topic_replication_factor=settings.topics.replication_factor,
         table_standby_replicas=0,
-        # The end offset of the embedded broker may lie behind the last acknowledged one, and upstream
-        # takes that for a damaged store and dies (ConsistencyError).
+        # The embedded broker may report an end before the last acknowledged record; upstream takes that for a
+        # damaged store and crashes (ConsistencyError).
         recovery_consistency_check=False,
         consumer_auto_offset_reset="earliest",
         consumer_group_instance_id=kafka.group_instance_id,

@@ -24,13 +24,13 @@ __all__ = ["BatchConsumer", "BatchTransport", "install_slim_records"]
 
 logger = logging.getLogger(__name__)
 
-#: A restore that gets nothing for so long, although something is missing, seeks its place again.
+#: A restore that receives nothing for this long, although records are missing, seeks its position again.
 _STANDSTILL_SECONDS: Final = 5.0
 
 #: Longest fetch while records wait for a rebalance's end to be fetched again.
 _REBALANCE_POLL_SECONDS: Final = 0.05
 
-#: Changelog records handed on at once, at the least; more than any one record batch holds.
+#: Changelog records delivered at once, at least; more than any record batch holds.
 _MAX_RESTORED = 100_000
 
 
@@ -52,7 +52,7 @@ def install_slim_records() -> None:
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Lets an empty fetch wait as long as the app says."""
+    """Bounds the wait of an empty fetch by the app's setting."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -60,7 +60,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return consumer
 
     async def committed(self, tps: Iterable[Any]) -> dict[Any, tuple[int, str]]:
-        """Return the offset and the topic id of each partition's last commit, where there is one."""
+        """Return the offset and the topic id of each partition's last commit, if it has one."""
         wanted = {TopicPartition(tp.topic, tp.partition): tp for tp in tps}
         found = await self.call_thread(self._fetch_committed, list(wanted))
         return {wanted[tp]: (commit.offset, commit.metadata or "") for tp, commit in found.items()}
@@ -72,7 +72,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return found
 
     async def _commit(self, offsets: Any) -> bool:
-        """Commit, with the source's id; one that is refused ends the worker in one line."""
+        """Commit with the source's id; a rejected commit ends the worker with a one-line error."""
         assigned = self.assignment()
         marked = {
             TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(
@@ -92,13 +92,13 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
-    """Yields one message per fetch, its value the records of each partition."""
+    """Yields one message per fetch; its value is the records of each partition."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
-        #: Where each partition's commit is, which offset is the next to hand on, before which one a fetch
-        #: left a gap, and of which partitions fetched records were handed to nobody.
+        #: By partition: the committed offset, the next offset to deliver, and the offset before which a fetch
+        #: left a gap; and the partitions whose fetched records were not delivered.
         self._floor: dict[Any, int] = {}
         self._next: dict[Any, int] = {}
         self._skipped: dict[Any, int] = {}
@@ -110,18 +110,18 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def done(self, tp: Any, offset: int, generation: int) -> None:
-        """Let the offset behind a fully processed batch be committed: its last record's, and one."""
+        """Allow the commit of a fully processed batch: of its last record's offset plus one."""
         if generation == self.app.consumer_generation_id:
             self._done[tp] = offset + 1
 
     def ack(self, message: Any) -> bool:
-        """Do nothing of what upstream does: the end of an event says nothing of its effects."""
+        """Override upstream's ack: an event leaving the agent does not mean that its effects are durable."""
         message.acked = True
         self._unacked_messages.discard(message)
         return True
 
     async def _commit_offsets(self, offsets: Any, start_new_transaction: bool = True) -> bool:  # noqa: FBT001, FBT002
-        """Tell the app of each commit."""
+        """Commit, and call the hook."""
         committed = bool(await super()._commit_offsets(offsets, start_new_transaction))
         if committed:
             self.app.hooks.on_committed()
@@ -134,7 +134,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return self._done.get(tp)
 
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
-        """Keep no list of offsets between batches; nothing asks for it."""
+        """Override upstream's list of offsets between batches, which nothing uses here."""
 
     async def on_partitions_revoked(self, revoked: set[Any]) -> None:
         """Forget revoked partitions, after the last commit for them."""
@@ -159,10 +159,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return self._committed_offset.get(tp) if done is None else done
 
     async def perform_seek(self) -> None:
-        """Go on at the committed offsets, unless they are those of a topic that is no longer there.
+        """Continue at the committed offsets, unless they belong to a topic that no longer exists.
 
-        A partition without a commit begins at its beginning. Upstream leaves it where it is, which may be
-        behind records that were fetched during the rebalance and handed to nobody.
+        A partition without a commit begins at its beginning. Upstream leaves its position unchanged, which
+        may be behind records that were fetched during the rebalance and not delivered.
         """
         await super().perform_seek()
         mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
@@ -191,10 +191,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._skipped.clear()
 
     def _in_order(self, tp: Any, batch: list[Any]) -> list[Any]:
-        """Return what of fetched records is to be handed on: those that follow the last ones, each once.
+        """Return the fetched records that follow the delivered ones, each once.
 
-        Where they begin behind those, some were passed over: the state would take them for replayed if these
-        came first. A gap that is there again when they are fetched again is the log's own.
+        If they begin behind those, records were skipped: the state would take the skipped ones for replayed
+        once these are delivered, so they are fetched again. A gap that is still there in the second fetch is
+        the log's own.
         """
         following = self._next.get(tp)
         if following is None:
@@ -232,14 +233,14 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             )
 
     async def _fetch_again(self) -> None:
-        """Put partitions back whose fetched records were handed to nobody, for whatever reason."""
+        """Seek partitions back whose fetched records were not delivered, for any reason."""
         unread, self._unread = self._unread, set()
         for tp in unread & self._next.keys():
             with contextlib.suppress(IllegalStateError):  # given up meanwhile
                 await self._seek(tp, self._next[tp])
 
     async def _restore_again(self, something: bool) -> None:  # noqa: FBT001
-        """Let a restore that stands still begin again behind the last record that it has seen."""
+        """Let a stalled restore continue behind the last record that it has received."""
         recovery = self.app.tables.recovery
         now = time.monotonic()
         if something or not (self.app.rebalancing and recovery.in_recovery):
@@ -255,9 +256,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                     await self._seek(tp, recovery.active_offsets[tp] + 1)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
-        """Fetch once; yield a message for each changelog partition, its value the list of records, and one.
+        """Fetch once; yield a message for each changelog partition and one message for the source.
 
-        That one has all of the source, its value the records by partition.
+        The value of a changelog's message is the list of its records; the value of the source's message is
+        the records by partition.
         """
         await self._wait_for_capacity()
         if self._unread and not self.app.rebalancing:
@@ -289,14 +291,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             else:
                 self._unread.add(tp)
         if source:
-            # One carries all: each message costs Faust several tasks, whatever is in it. Upstream drops one
-            # from before the last it saw of that partition, and would drop the others' with it.
+            # One message carries all partitions: each message costs Faust several tasks. Upstream drops a
+            # message from before the last one of its partition, and would drop the other partitions' records
+            # with it.
             carrier, whole = next(iter(source.items()))
             self._read_offset[carrier] = None
             yield carrier, self._message_of(carrier, whole[-1].offset, source, generation)
 
     def _get_active_partitions(self) -> set[Any]:
-        """Leave a topic out of the next fetch that is ahead of what has to be done about it elsewhere."""
+        """Leave the paused topic out of the next fetch."""
         active: set[Any] = super()._get_active_partitions()
         paused_topic = self.app.hooks.paused_topic()
         return active if paused_topic is None else {tp for tp in active if tp.topic != paused_topic}
@@ -308,20 +311,20 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         )
 
     async def _wait_for_capacity(self) -> None:
-        """Begin no fetch whose records would have to wait in their streams.
+        """Delay a fetch whose records would have to wait in their streams.
 
-        Upstream takes the partitions whose streams are full out of the next fetch, and one that begins
-        without any lasts its whole second, whatever comes free meanwhile. During a rebalance nothing is held
-        up: recovery needs the fetches.
+        Upstream leaves partitions with full streams out of the next fetch, and a fetch without any partition
+        lasts its whole second, even if a stream has room again. A rebalance delays no fetch: recovery needs
+        them.
         """
         if not self.app.rebalancing:
             await self.app.hooks.wait_for_capacity()
 
     async def _rest(self, tp: Any) -> list[Any]:
-        """Return what else of a changelog has been fetched already, beyond the most records of a poll.
+        """Return the rest of a changelog that has been fetched, beyond the most records of a poll.
 
-        Recovery ends at the end offset that the broker told. The embedded broker tells the first offset of
-        the last record batch plus one, so the whole of that batch must come at once or its rest is lost.
+        Recovery ends at the end offset that the broker reported. The embedded broker reports the first offset
+        of the last record batch plus one, so the whole of that batch must arrive at once or its rest is lost.
         """
         rest: list[Any] = []
         while len(rest) < _MAX_RESTORED and (more := (await self._getmany({tp}, timeout=0.0)).get(tp)):
@@ -330,6 +333,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
 
 class BatchTransport(driver.Transport):  # type: ignore[misc]
-    """Kafka transport whose consumer hands over batches."""
+    """A Kafka transport whose consumer delivers batches."""
 
     Consumer: ClassVar[type] = BatchConsumer

@@ -1,4 +1,4 @@
-"""What the Faust app asks of the worker around it."""
+"""The hooks by which the Faust app calls the worker around it."""
 
 from __future__ import annotations
 

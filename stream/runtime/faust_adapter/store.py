@@ -23,13 +23,13 @@ __all__ = ["HistoryTable", "RocksDBStore"]
 
 logger = logging.getLogger(__name__)
 
-#: Lies in a database's folder from the moment that it was found damaged: what it holds is not to be used.
+#: Marker file in a damaged database's folder: the database must not be used.
 _DAMAGED: Final = "DAMAGED"
 
 #: In a database, the id of the changelog topic that it was restored from.
 CHANGELOG_ID_KEY: Final = b"__riskstream\0changelog-id__"
 
-#: What RocksDB says when it is not the data's fault.
+#: RocksDB's messages that do not mean damaged data.
 _LOCKED: Final = ("lock hold by", "While lock file")
 
 _NOT_DAMAGE: Final = (
@@ -62,12 +62,12 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
         self._buffers = rocksdict.WriteBufferManager(write_buffer_bytes, False)  # noqa: FBT003 - never stall
 
     def _open_for_partition(self, partition: int) -> Any:
-        """Open a database; one that is damaged is put aside, and its content comes from the changelog.
+        """Open a database; a damaged one is set aside, and its content comes from the changelog.
 
         Raises
         ------
         StateError
-            It cannot be opened for another reason, or belongs to a changelog that is no longer there.
+            The database cannot be opened for another reason, or belongs to a changelog that no longer exists.
         """
         path = Path(self.partition_path(partition))
         if (path / _DAMAGED).exists():
@@ -106,7 +106,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
         path.rename(aside)
 
     def _spoilt(self, partition: int, error: Exception) -> StateError:
-        """Return the error to end with; damage is noted, so that the next start restores the partition."""
+        """Return the error to end with; damage is marked, so that the next start restores the partition."""
         path = Path(self.partition_path(partition))
         if any(text in str(error) for text in _NOT_DAMAGE):
             return StateError(f"the state in {path} cannot be used: {error}")
@@ -164,7 +164,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
         return None if offset is None else int(offset)
 
     def read(self, partition: int, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Return the value of each key, None where there is none.
+        """Return the value of each key, None for a missing key.
 
         Raises
         ------
@@ -180,7 +180,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
     def write(
         self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
     ) -> None:
-        """Write records and the changelog offset that they reach to, in one atomic batch.
+        """Write records and the changelog offset that they reach, in one atomic batch.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
 
     @staticmethod
     def _close(database: Any) -> None:
-        """Close a database; where that fails, what it lost is in the changelog."""
+        """Close a database; if that fails, the changelog has everything that was not stored."""
         try:
             database.close()
         except Exception as error:  # noqa: BLE001 - rocksdict's errors have no class of their own
