@@ -38,7 +38,7 @@ WINDOWS: Final = ("1h", "24h", "7d", "30d")
 
 WINDOW_MS: Final = (3_600_000, 86_400_000, 7 * 86_400_000, 30 * 86_400_000)
 
-#: Stands for a balance that is not known; far beyond the largest one, so that it cannot be one.
+#: Stands for an unknown balance; far beyond the largest balance.
 MISSING: Final = -(2**63)
 
 #: Code of a category value that training never saw.
@@ -88,13 +88,13 @@ class FeatureSpec:
     Attributes
     ----------
     categories:
-        For each category column, the values seen in training; a value's code is its place.
+        For each category column, the values seen in training; a value's code is its index.
     numeric_attributes:
-        Members of a transaction's ``attributes`` that are numbers and become features.
+        Numeric members of a transaction's ``attributes`` that become features.
     categorical_attributes:
-        Members of ``attributes`` that are texts; each has its values in ``categories``.
+        Text members of ``attributes`` that become features; each has its values in ``categories``.
     entities:
-        Profiles of further entities, whose features come last.
+        Entity profiles, whose features come last.
     """
 
     categories: Mapping[str, tuple[str, ...]]
@@ -183,7 +183,7 @@ class FeatureSpec:
         Raises
         ------
         ValueError
-            The spec asks for features that this program does not make, or makes otherwise.
+            The spec has features that this program does not compute, or computes differently.
         """
         if value.get("version") != SPEC_VERSION:
             msg = (

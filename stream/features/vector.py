@@ -1,6 +1,6 @@
-"""Feature vectors: a transaction's own values beside those of its history, in the spec's order.
+"""Feature vectors: a transaction's own values next to those of its history, in the spec's order.
 
-The one place where a row of the model's input is put together, for the worker's batches and for
+This is the only place where a row of the model's input is assembled, for the worker's batches and for
 training alike.
 """
 
@@ -39,18 +39,18 @@ _ATTRIBUTES: Final = _HISTORY + len(HISTORY_FEATURES)
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a batch of n transactions says of itself.
+    """The columns of a batch of n transactions.
 
     Attributes
     ----------
     time_ms, amount_minor, minor_units, pre_balance_minor, post_balance_minor:
-        int64[n]; a balance is MISSING where it is not known.
+        int64[n]; an unknown balance is MISSING.
     categories:
-        The n texts of each category column; None where unknown.
+        The n texts of each category column; None for an unknown one.
     numeric_attributes:
-        float64[n] by name, NaN where unknown.
+        float64[n] by name, NaN for an unknown value.
     categorical_attributes:
-        n texts by name; None where unknown.
+        n texts by name; None for an unknown one.
     """
 
     time_ms: npt.NDArray[np.int64]

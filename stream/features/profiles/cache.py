@@ -35,12 +35,12 @@ __all__ = ["EntityLogs"]
 
 
 class EntityLogs:
-    """Logs in memory, the last used ones up to so many bytes.
+    """Logs in memory, the last used ones up to a number of bytes.
 
     Parameters
     ----------
     width
-        Words of a transaction: ``E_SIZE`` and more where a log keeps more of each.
+        Words of a transaction: ``E_SIZE``, or more if a log stores more of each.
     """
 
     def __init__(self, max_bytes: int, width: int = E_SIZE) -> None:
@@ -55,9 +55,9 @@ class EntityLogs:
         self._bytes = 0
 
     def of(self, partition: int, prefixes: Iterable[bytes], reader: StateReader) -> dict[bytes, EntityLog]:
-        """Return a partition's logs, read where they are not in memory.
+        """Return a partition's logs; logs that are not in memory are read.
 
-        One that cannot be used says so in its ``error`` and is not kept.
+        A log that cannot be used has an ``error`` and is not kept.
         """
         found: dict[bytes, EntityLog] = {}
         missing: list[bytes] = []
@@ -165,7 +165,7 @@ def _chunk(stored: dict[bytes, bytes | None], key: bytes, kind: int, width: int)
 
 
 def _link(rows: _Rows) -> None:
-    """Find for each label when a later one of its transaction became known."""
+    """Find for each label when a later label of its transaction became known."""
     labels = rows.array[:, rows.first : rows.end]
     labels[L_UNTIL] = NEVER
     order = np.lexsort((labels[L_OFFSET], labels[L_WHEN], labels[L_IDENT]))

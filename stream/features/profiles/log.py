@@ -9,14 +9,13 @@ key suffix  record                                                        writte
 ``K`` n     sealed chunk ``n`` of 16 labels                               once
 ==========  ============================================================  =========================
 
-Keys, first words and checksums are those of :mod:`stream.features.windows.records`. A key begins with the
-user id, or
-with :func:`layout.entity_prefix`. What no later transaction can see is forgotten by whole chunks, when a
-change is written. When that is depends on how records come in batches, so nobody may look beyond the horizon:
-not even for the transaction of a label that comes late.
+Keys, first words and checksums are those of :mod:`stream.state.format`. A key begins with the user id, or
+with :func:`.entity_prefix`. A write drops whole chunks that no later transaction can see. When that happens
+depends on the batches, so no reader may look beyond the horizon, not even for the transaction of a late
+label.
 
-:class:`EntityLogs` keeps logs in memory between batches. The caller stores what they return, or ends: what
-is in memory is ahead of the store until then, and nobody else writes these records.
+:class:`.EntityLogs` keeps logs in memory between batches. The caller must store the writes that it returns,
+or end: the memory is ahead of the store until then, and no other process writes these records.
 """
 
 from __future__ import annotations
@@ -62,13 +61,14 @@ __all__ = [
 HEAD_KIND: Final = ord("P")
 _HEAD_START: Final = first_word(HEAD_KIND)
 
-#: No version of these records has needed one yet.
+#: No version of these records needs a migration yet.
 _MIGRATIONS: Final[Migrations] = {}
 
 EVENTS_KIND: Final = ord("E")
 LABELS_KIND: Final = ord("K")
 
-#: Rows of a sealed chunk. What is not sealed is written with every change, so short ones keep writes small.
+#: Rows of a sealed chunk. Rows that are not sealed are written with every change, so short chunks keep writes
+#: small.
 CHUNK: Final = 16
 
 #: Words of the header: newest time, transactions ever, first and next chunk of transactions, of labels, and
@@ -77,12 +77,12 @@ _HEADER: Final = 9
 
 _NOTHING: Final = -(2**62)
 
-#: Most chunks that a head may name; more is not believed, since room is made before they are read.
+#: Most chunks that a head may name; a larger number is damage, since room is made before the chunks are read.
 _MAX_CHUNKS: Final = 1 << 20
 
 _MAX_NUMBER: Final = 1 << 31
 
-#: Most labels of one user that wait for transactions; the oldest give way.
+#: Most labels of a user that wait for transactions; the oldest ones are dropped.
 MAX_WAITING: Final = 256
 
 _WAITING_SIZE: Final = 4
@@ -120,7 +120,7 @@ class _Rows:
 
     @property
     def tail(self) -> int:
-        """Where what is not sealed begins."""
+        """The first row that is not sealed."""
         return self.first + (self.next_chunk - self.first_chunk) * CHUNK
 
     def add(self, values: Sequence[int]) -> None:
@@ -136,11 +136,11 @@ class _Rows:
         self.array, self.first, self.end = grown, 0, count
 
     def forget(self, rows: list[int], until: int) -> list[int]:
-        """Forget leading chunks whose values in these rows are at most ``until``; returns their numbers."""
+        """Drop leading chunks whose values in these rows are at most ``until``; returns their numbers."""
         gone = []
         while (
             self.first_chunk < self.next_chunk
-            # Of nearly every log the one look at its last row is enough.
+            # For nearly every log, checking its last row is enough.
             and self.array[rows[0], self.first + CHUNK - 1] <= until
             and self.array[rows, self.first : self.first + CHUNK].max() <= until
         ):
@@ -168,16 +168,16 @@ class _Rows:
 
 
 class EntityLog:
-    """One entity's log.
+    """The log of an entity.
 
     Attributes
     ----------
     newest:
         The largest event time among its transactions.
     total:
-        How many it has had.
+        Number of transactions that it ever had.
     error:
-        Why what is stored cannot be used, in which case nothing is written.
+        Why the stored log cannot be used; then nothing is written.
     """
 
     __slots__ = ("error", "events", "labels", "newest", "prefix", "total", "waiting")
@@ -203,10 +203,10 @@ class EntityLog:
         self.total += 1
 
     def label(self, label: Sequence[int]) -> bool:
-        """Append a label of a transaction in the log; False where it is there already.
+        """Append a label of a transaction in the log; returns False if the log has the label already.
 
-        Labels of one transaction are in the order of their time and offset; each is the transaction's until
-        the next one is known.
+        Labels of a transaction are in the order of their time and offset; each is valid until the next label
+        is known.
         """
         rows = self.labels
         order = (label[L_WHEN], label[L_OFFSET])
@@ -225,7 +225,7 @@ class EntityLog:
         return True
 
     def find(self, row: int, value: int) -> int:
-        """Return the place of the last transaction that has a value in a row, -1 where none has."""
+        """Return the index of the last transaction with a value in a row, -1 for none."""
         return find(self.events.array[row], self.events.first, self.events.end, value)
 
     def read_profile(
@@ -239,7 +239,7 @@ class EntityLog:
         )  # fmt: skip
 
     def writes(self, horizon: Horizon) -> list[tuple[bytes, bytes | None]]:
-        """Return what has to be stored after a change, None to delete; the head last."""
+        """Return the records to store after a change, None to delete; the head comes last."""
         prefix, events, labels = self.prefix, self.events, self.labels
         writes: list[tuple[bytes, bytes | None]] = []
         for kind, rows, times, until in (

@@ -38,18 +38,18 @@ def fill_profile(
     Parameters
     ----------
     starts : int64[entities + 1], order : int64[m]
-        The rows of entity e, in arrival order, are ``order[starts[e]:starts[e + 1]]``; rows in none have no
-        known entity and are left as they are, and so are those that are late for theirs.
+        The rows of entity e, in arrival order, are ``order[starts[e]:starts[e + 1]]``. Rows without a known
+        entity are in none of them and stay unchanged, as do rows that are late for their entity.
     time_ms, amount_minor, minor_units, user : int64[n]
         By row; ``user`` numbers the users from 0.
     labels : three int64[labels]
-        Each label's row, 1 for fraud or 0, and its own time, in the order in which they arrived.
+        Each label's row, 1 for fraud or 0, and its own time, in order of arrival.
     allowed_lateness_ms
-        See the module's text.
+        See :mod:`.spec`.
     out : float64[n, len(profile.names)]
-        Is written to; NaN before.
+        Receives the features; NaN before.
     to_usual : float64[n] or None
-        Each row's amount in proportion to its user's usual one, NaN where there is none.
+        Each row's amount relative to its user's usual amount, NaN without one.
     """
     on_time = np.empty(len(order), np.bool_)
     mark_on_time(starts, order, time_ms, allowed_lateness_ms, on_time)

@@ -25,7 +25,7 @@ __all__ = [
     "mark_on_time",
 ]
 
-# Places of the activity aggregates in ``ACTIVITY_AGGREGATES``.
+# Indexes of the activity aggregates in ``ACTIVITY_AGGREGATES``.
 COUNT: Final = 0
 
 SUM: Final = 1
@@ -41,9 +41,9 @@ LARGE_COUNT: Final = 9
 
 @jit
 def mark_on_time(starts: Ints, order: Ints, time_ms: Ints, allowed_lateness: int, on_time: Flags) -> None:
-    """Write for each place in ``order`` whether its row is not late for its entity: bool[m].
+    """Return for each entry of ``order`` whether its row is on time for its entity: bool[m].
 
-    A late row lies behind the newest one, so those that are not applied do not move it.
+    A late row lies behind the newest one, so rows that are not applied do not move the newest time.
     """
     for entity in range(len(starts) - 1):
         first, end = starts[entity], starts[entity + 1]
@@ -56,7 +56,7 @@ def mark_on_time(starts: Ints, order: Ints, time_ms: Ints, allowed_lateness: int
 
 @jit
 def _lower(values: Ints, count: int, value: int) -> int:
-    """Return the first place among ``count`` ascending values that is not below ``value``."""
+    """Return the first index among ``count`` ascending values that is not below ``value``."""
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
@@ -69,7 +69,7 @@ def _lower(values: Ints, count: int, value: int) -> int:
 
 @jit
 def _above(values: Ints, count: int, value: float) -> int:
-    """Return the first place among ``count`` ascending values that is above ``value``, ``count`` for NaN."""
+    """Return the first index among ``count`` ascending values that is above ``value``, ``count`` for NaN."""
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
@@ -111,12 +111,12 @@ def fill_activity(
     ranked: Ints,
     out: Floats,
 ) -> None:
-    """Fill one window's aggregates; scratch arrays ``queue`` and ``ranked`` hold the longest entity.
+    """Fill the aggregates of a window; scratch arrays ``queue`` and ``ranked`` hold the longest entity.
 
-    ``usual`` is the amount in minor units that each row's is compared with, NaN where there is none.
+    ``usual`` is the usual amount of each row in minor units, NaN without one.
 
-    Entities whose rows are in the order of time are walked once with two ends of a window; the others, whose
-    late rows see less than their neighbours, are looked at row by row.
+    Entities with rows in order of time are walked once with the two ends of a window. The others, whose late
+    rows see less than their neighbours, are computed row by row.
     """
     need_median = index[MEDIAN] >= 0 or index[TO_MEDIAN] >= 0 or index[LARGE_COUNT] >= 0
     for entity in range(len(starts) - 1):
@@ -240,18 +240,18 @@ def fill_labels(
     frauds: Ints,
     out: Floats,
 ) -> None:
-    """Fill all windows of what is known of labels, see :func:`stream.features.profiles.offline.fill_profile`.
+    """Fill all windows of label features, see :func:`stream.features.profiles.offline.fill_profile`.
 
     Parameters
     ----------
     label_starts : int64[entities + 1]
         The labels of entity e are ``label_starts[e]:label_starts[e + 1]`` of the arrays below, by the time at
-        which they become known and, of one time, in the order in which their transactions arrived.
+        which they become known and, at the same time, in the order in which their transactions arrived.
     label_places, is_fraud, known, until, corrects : int64[labels]
-        Of each label the place of its row in ``order``; 1 for a fraud and else 0; when it becomes known;
-        when another takes its place, beyond all times where none does; the label whose place it takes, or -1.
+        Of each label: the index of its row in ``order``; 1 for a fraud, otherwise 0; when it becomes known;
+        when a later label replaces it, beyond all times if none does; the label that it replaces, or -1.
     frauds : int64[labels of the entity with most]
-        Scratch: the entity's known frauds, as places among the labels.
+        Scratch: the entity's known frauds, as indexes of labels.
     """
     longest = windows.max()
     width = len(windows)
@@ -277,8 +277,8 @@ def fill_labels(
             now = time_ms[row]
             if ordered:
                 fraud_corrected = False
-                # What became known with or after its own arrival ends the walk: its time is now at the least,
-                # and of labels of one time the earlier arrived come first.
+                # A label that became known with or after its own arrival ends the walk: its time is now at
+                # least, and labels of the same time are in order of arrival.
                 while newest < end_label and label_places[newest] < at and known[newest] <= now:
                     fraud = is_fraud[newest]
                     before = corrects[newest]
@@ -302,7 +302,7 @@ def fill_labels(
                     newest += 1
                 for window in range(width):
                     while oldest[window] < newest and known[oldest[window]] <= now - windows[window]:
-                        # A corrected one has left the counts before.
+                        # A corrected label has left the counts already.
                         if until[oldest[window]] > now:
                             label_count[window] -= 1
                             fraud_count[window] -= is_fraud[oldest[window]]

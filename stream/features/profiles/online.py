@@ -1,9 +1,8 @@
-"""One transaction's profile features from its entity's log: the stream's half of :mod:`.entities`.
+"""Profile features of a transaction from its entity's log: the online half of the profiles.
 
-Where :func:`stream.features.profiles.offline.fill_profile` walks whole files, this looks back from one
-transaction
-over what its entity's log holds. Every value is a function of the integers in a window, in whatever order
-they are met, so that both give the same bits; a property test holds them together.
+:func:`stream.features.profiles.offline.fill_profile` walks whole files; this module looks back from one
+transaction over its entity's log. Every value is a function of the integers in a window, independent of their
+order, so both give the same bits; a property test compares them.
 """
 
 from __future__ import annotations
@@ -48,16 +47,16 @@ __all__ = [
     "find",
 ]
 
-#: Rows of a log's transactions, each a column of its array: event time, amount in minor units, the user's and
-#: the transaction's identity, the amount in proportion to the user's usual one (the bits of a float64), and
-#: the case that asked.
+#: Rows of a log's transactions; each transaction is a column: event time, amount in minor units, the id
+#: hashes of user and transaction, the amount relative to the user's usual amount (the bits of a float64), and
+#: the id of the pending transaction that requested.
 E_TIME, E_AMOUNT, E_USER, E_IDENT, E_TO_USUAL, E_CASE = range(6)
 
 E_SIZE: Final = 6
 
-#: Rows of a log's labels: when the label became known, 1 or 0, its offset in the labels' topic; of its
-#: transaction the time, amount, proportion, identity and number in the log; and when a later label of the
-#: same transaction became known, NEVER where there is none. That last row is not stored.
+#: Rows of a log's labels: when the label became known, 1 or 0, its offset in the labels' topic; its
+#: transaction's time, amount, relative amount, id hash and number in the log; and when a later label of the
+#: same transaction became known, NEVER without one. The last row is not stored.
 L_WHEN, L_FRAUD, L_OFFSET, L_TIME, L_AMOUNT, L_TO_USUAL, L_IDENT, L_NUMBER, L_UNTIL = range(9)
 
 L_SIZE: Final = 8
@@ -66,7 +65,7 @@ NEVER: Final = 2**62
 
 @jit
 def find(row: Ints, first: int, end: int, value: int) -> int:
-    """Return the last place in ``[first, end)`` that holds a value, -1 where none does."""
+    """Return the last index in ``[first, end)`` that holds a value, -1 if none does."""
     for at in range(end - 1, first - 1, -1):
         if row[at] == value:
             return at
@@ -75,7 +74,7 @@ def find(row: Ints, first: int, end: int, value: int) -> int:
 
 @jit
 def _select(values: Ints, count: int, wanted: int) -> int:
-    """Return the value that would be at a place if they were sorted; no smaller one is behind it after."""
+    """Return the value that a sort would put at an index; smaller values end up before it (quickselect)."""
     low, high = 0, count - 1
     while low < high:
         pivot = values[(low + high) // 2]
@@ -127,7 +126,7 @@ def _sink(values: Ints, root: int, count: int) -> None:
 
 @jit
 def _distinct(values: Ints, count: int) -> int:
-    """Return how many different ones there are among the first ``count`` values, which are sorted."""
+    """Return the number of different values among the first ``count`` sorted values."""
     for root in range(count // 2 - 1, -1, -1):
         _sink(values, root, count)
     for last in range(count - 1, 0, -1):
@@ -141,7 +140,7 @@ def _distinct(values: Ints, count: int) -> int:
 
 @jit
 def _usual(events: Ints, first: int, end: int, now: int, window: int, lateness: int, amounts: Ints) -> float:
-    """Return the median amount of the log's transactions in a window, NaN where there is none."""
+    """Return the median amount of the log's transactions in a window, NaN without any."""
     count = 0
     for at in range(end - 1, first - 1, -1):
         time = events[E_TIME, at]
@@ -224,7 +223,7 @@ def _known(labels: Ints, at: int, delay: int) -> int:
 
 @jit
 def _is_valid(labels: Ints, at: int, delay: int, now: int) -> bool:
-    """Say whether a label is known now and no later one of its transaction is."""
+    """Return whether a label is known now and not yet replaced by a later one."""
     return bool(_known(labels, at, delay) <= now < max(labels[L_UNTIL, at], labels[L_TIME, at] + delay))
 
 
@@ -303,18 +302,18 @@ def _fill_labels(
 
 @jit
 def _follows(labels: Ints, item: int, other: int, delay: int) -> bool:
-    """Say whether a label became known after another; of the same time, by their transactions' arrival."""
+    """Return whether a label became known after another; at the same time, by their transactions' arrival."""
     left, right = _known(labels, item, delay), _known(labels, other, delay)
     return left > right or (left == right and labels[L_NUMBER, item] > labels[L_NUMBER, other])
 
 
 class ProfileReader:
-    """Looks back over a log for the features of one profile.
+    """Reads the features of one profile from a log.
 
     Parameters
     ----------
     lateness_ms
-        How far behind the newest of its log a transaction may lie.
+        How far a transaction may lie behind the newest one of its log.
     """
 
     def __init__(self, profile: EntityProfile, lateness_ms: int) -> None:
@@ -342,14 +341,14 @@ class ProfileReader:
         user: int,
         out: Floats,
     ) -> None:
-        """Write the profile's features of one transaction that is not in the log yet.
+        """Write the profile's features of a transaction that is not in the log yet.
 
         Parameters
         ----------
         events : int64[E_SIZE or more, capacity], labels : int64[L_SIZE + 1, capacity]
-            The log's; the bounds say from where to where they are filled.
+            The log's arrays; the bounds are the filled range of each.
         out : float64[size]
-            Is written to.
+            Receives the features.
         """
         first, end = bounds
         if end - first >= self._scratch.shape[1]:

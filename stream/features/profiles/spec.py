@@ -1,35 +1,36 @@
-"""Profiles of entities: windows and delayed labels of users, merchants, cards, devices and addresses.
+"""Entity profiles: windows and delayed labels of users, merchants, cards, devices and addresses.
 
-What is wanted is declared as data, in the feature spec: :class:`EntityProfile` names the entity, its windows
-and aggregates, and for what is known of labels the windows and the delay. The features of a transaction i at
-time t are point-in-time:
+A profile is declared as data, in the feature spec: :class:`EntityProfile` names the entity, its windows and
+aggregates, and for label features the windows and the delay. The features of a transaction i at time t are
+point-in-time:
 
-* activity: the transactions of the same entity that had arrived by then, itself among them, with times in
-  ``(t - window, t]``; ratios and medians leave itself out;
-* labels: those of *earlier arrived* transactions of the same entity that had become known at a time in
-  ``(t - window, t]``. A label becomes known at its own time, but never before ``label_delay_days`` after
-  its transaction, so a feature means the same for a file whose labels are old and for a stream whose labels
-  are not. Its own label can never be among them.
+* activity: transactions of the same entity that had arrived by then, including i, with times in
+  ``(t - window, t]``; ratios and medians leave out i;
+* labels: labels of *earlier arrived* transactions of the same entity that became known at a time in
+  ``(t - window, t]``. A label becomes known at its own time, but never before ``label_delay_days`` after its
+  transaction, so a feature means the same for a file with old labels and for a stream with recent ones. The
+  label of i itself is never among them.
 
-Which transactions and which labels these are:
+These rules decide which transactions and labels count:
 
-* Profiles are of transactions that are *scored* for their user; late, repeated and rejected ones have NaN and
-  are not counted.
-* A transaction whose time lies more than the allowed lateness, which is that of the histories, behind the
-  newest of the earlier arrived ones applied to its entity is late for that entity: it has NaN in that
-  profile's features and is not applied to the entity, nor does its label ever count there. So what lies
-  behind its horizon may be forgotten without any feature changing. What is scored is never late for its
-  user's own profile.
-* A label whose own time is more than ``label_horizon_days`` after its transaction does not count at all.
-* A transaction may have several labels: a later one corrects the one before it. They are ordered by their own
-  times, those of one time as they arrived. At time t its label is the last of them among those known by
-  then, and became known when that very label did: a correction takes the first one's place when it is known
-  itself, in every window, even where it says the same again. Of labels that become known together, as the
-  delay makes them, only the last ever counts, so one that comes twice changes nothing.
-* The labels' order, for what came after the last fraud, is that in which those valid at t became known; of
-  one time, that in which their transactions arrived.
+* A profile counts transactions that are *scored* for their user. Late, duplicate and rejected transactions
+have
+  NaN and do not count.
+* A transaction is late for an entity if its time lies more than the allowed lateness (that of the histories)
+  behind the newest earlier arrived transaction that was applied to the entity. It has NaN in that profile's
+  features, is not applied to the entity, and its label never counts there. So an entity may forget everything
+  behind its horizon without a change of any feature. A scored transaction is never late for its user's own
+  profile.
+* A label does not count if its own time is more than ``label_horizon_days`` after its transaction.
+* A transaction may have several labels: a later label corrects the earlier one. They are ordered by their own
+  times and, at the same time, by arrival. At time t the transaction's label is the latest one known at t. A
+  correction replaces the earlier label in every window from the moment the correction becomes known, even if
+  both have the same value. Of labels that become known together, as the delay may cause, only the latest
+  counts, so a repeated label changes nothing.
+* The order of labels, for everything after the last fraud, is the order in which the labels valid at t became
+  known and, at the same time, in which their transactions arrived.
 
-A transaction whose entity is not known has NaN in all of its features.
+A transaction with an unknown entity has NaN in all of that entity's features.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ ENTITIES: Final = {
     "ip": "ip",
 }
 
-#: One feature of each for every window of an entity. ``amount_to_mean`` and ``amount_to_median`` compare the
-#: transaction's amount with the entity's others in the window; NaN where there are none or they are worth 0.
-#: ``max_to_usual`` compares the largest of the others with the entity's usual amount, the median over
-#: ``usual_days``; ``large_count`` counts those above ``large_factor`` times the usual one: an unusual amount
-#: weighs more where others came just before, long before anybody confirms a fraud. NaN without a usual one.
+#: Features for every window of an entity. ``amount_to_mean`` and ``amount_to_median`` compare the
+#: transaction's amount with the entity's other amounts in the window; NaN without others or if they are worth
+#: 0. ``max_to_usual`` compares the largest other amount with the entity's usual amount, the median over
+#: ``usual_days``; ``large_count`` counts amounts above ``large_factor`` times the usual amount: an unusual
+#: amount weighs more if others came just before, long before anybody confirms a fraud. NaN without a usual
+#: amount.
 ACTIVITY_AGGREGATES: Final = (
     "count",
     "amount_sum",
@@ -85,14 +87,14 @@ ACTIVITY_AGGREGATES: Final = (
     "large_count",
 )
 
-#: One feature of each for every label window. ``fraud_share`` is NaN where no label became known.
-#: ``fraud_to_usual_min`` is the smallest confirmed fraud, each in proportion to its own user's usual amount:
-#: one that is ordinary for its owner points at the entity. NaN where no such fraud became known.
+#: Features for every label window. ``fraud_share`` is NaN if no label became known. ``fraud_to_usual_min`` is
+#: the smallest confirmed fraud, each relative to its own user's usual amount: an ordinary amount for its
+#: owner points at the entity. NaN if no such fraud became known.
 LABEL_AGGREGATES: Final = ("fraud_count", "label_count", "fraud_share", "fraud_to_usual_min")
 
-#: One feature of each, over the longest label window. Days are from the fraud itself, not from its label;
-#: ``legitimate_since_fraud`` counts the labels that became known after the last fraud's; all are NaN where
-#: no fraud became known.
+#: Features over the longest label window. Days count from the fraud itself, not from its label;
+#: ``legitimate_since_fraud`` counts the labels that became known after the last fraud's; all are NaN if no
+#: fraud became known.
 LABEL_RECENCY: Final = (
     "days_since_first_fraud",
     "days_since_last_fraud",
@@ -103,31 +105,31 @@ LABEL_RECENCY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class EntityProfile:
-    """What is kept of one kind of entity, and becomes features.
+    """The declared profile of a kind of entity.
 
     Attributes
     ----------
     entity:
         A key of ``ENTITIES``.
     windows_days, aggregates:
-        Each aggregate, see ``ACTIVITY_AGGREGATES``, over each window.
+        Each aggregate of ``ACTIVITY_AGGREGATES`` over each window.
     usual_days, large_factor:
-        See ``ACTIVITY_AGGREGATES``. With ``usual_days`` there is also one feature ``amount_to_usual``.
+        See ``ACTIVITY_AGGREGATES``. ``usual_days`` also adds the feature ``amount_to_usual``.
     label_windows_days, label_aggregates:
-        Each of ``LABEL_AGGREGATES`` over each window that ends now; lengths are of the time in which labels
-        became known.
+        Each aggregate of ``LABEL_AGGREGATES`` over each window that ends now; a window covers the time in
+        which labels became known.
     label_recency:
         Members of ``LABEL_RECENCY``.
     label_delay_days:
         No label is known sooner than this after its transaction.
     label_horizon_days:
-        A label whose own time is later than this after its transaction does not count; so long a worker keeps
-        transactions for their labels.
+        A label whose own time is later than this after its transaction does not count; a worker keeps
+        transactions for their labels for this long.
 
     Raises
     ------
     ValueError
-        A name is unknown or twice there, or a length is not positive.
+        A name is unknown or repeated, or a length is not positive.
     """
 
     entity: str
@@ -226,7 +228,7 @@ class EntityProfile:
 
 
 def profile_features(profile: EntityProfile) -> list[tuple[str, str, float | None]]:
-    """Return each feature's name, what it is and over how many days (None: over no window), in order."""
+    """Return each feature's name, its aggregate and its window in days (None: no window), in order."""
     found: list[tuple[str, str, float | None]] = []
     for windows, known, wanted in (
         (profile.windows_days, ACTIVITY_AGGREGATES, profile.aggregates),
@@ -247,7 +249,7 @@ def profile_features(profile: EntityProfile) -> list[tuple[str, str, float | Non
 
 
 def profile_columns(profile: EntityProfile) -> tuple[Ints, Ints, Ints]:
-    """Return which column of a profile holds what, -1 where it is not wanted.
+    """Return the column of each aggregate of a profile, -1 for an aggregate that it does not have.
 
     int64[windows, activity aggregates], int64[label windows, label aggregates] and int64[recency].
     """

@@ -65,7 +65,7 @@ AMOUNT: Final = 1
 MERCHANT: Final = 2
 ID: Final = 3
 
-#: Stands for "no such time"; before every real one.
+#: Stands for "no such time"; earlier than every real time.
 NO_TIME: Final = -(1 << 62)
 
 H_OFFSET: Final = 0  # last applied source offset
@@ -91,7 +91,7 @@ _LONGEST: Final = _WINDOWS - 1
 _MARK: Final = 0xFFFFFFFF
 _W0, _W1, _W2, _W3 = WINDOW_MS
 
-#: What :func:`step` says of an event; the first three are the codes of ``Outcome``'s values.
+#: Results of :func:`step`; the first three are the codes of ``Outcome``'s values.
 SCORED: Final = 0
 
 LATE: Final = 1
@@ -102,7 +102,7 @@ DEFERRED: Final = 5
 #: Features that the kernel writes.
 OUT_SIZE: Final = len(HISTORY_FEATURES)
 
-# Columns of a frame: what whole chunks add to the windows while the edges stay between the same chunks.
+# Columns of a window cache: the sums of whole chunks, valid while the edges stay between the same chunks.
 F_END: Final = 0  # index behind the last chunk that the frame accounts for; -1 where there is no frame
 
 F_LOADED: Final = 1  # how many of the user's chunks are loaded; not part of the frame
@@ -114,10 +114,10 @@ WINDOW_CACHE_SIZE: Final = 48
 
 
 class Sealed(NamedTuple):
-    """Sealed chunks: of one user offline, of all resident users in the worker.
+    """Sealed chunks: of one user offline, of all cached users in the worker.
 
     A user has a range of whole segments; chunk ``n`` is at index ``n - hdr[H_BASE]``, its segment at that
-    by SEGMENT.
+    index divided by SEGMENT.
 
     Attributes
     ----------
@@ -129,19 +129,19 @@ class Sealed(NamedTuple):
         Bitmap of each chunk's live events.
     merchants : int64[chunks, CHUNK]
         The events' merchants.
-    marks : uint32[chunks, CHUNK]
+    id_fingerprints : uint32[chunks, CHUNK]
         Fingerprints of their transaction ids.
-    seg : int64[segments, 7]
+    segment_sums : int64[segments, 7]
         Per segment of 32 chunks: earliest and latest time, sums like a chunk's, number of live events.
-    ids, shops : uint32[segments * TABLE]
-        Hash tables of the transaction ids and of the live events' merchants; an entry is a part of the
-        hash and the event's place in the user's range, 0 is free. A user's segments make one table.
-    frame : int64[segments, FRAME_SIZE]
-        The frame, in the user's first row.
-    opened : int32[chunks]
-        Chunks that straddle an edge of the frame, from the user's first place on.
+    id_table, merchant_table : uint32[segments * TABLE]
+        Hash tables of the transaction ids and of the live events' merchants. An entry is a part of the hash
+        and the event's index in the user's range; 0 is free. A user's segments make up one table.
+    window_cache : int64[segments, WINDOW_CACHE_SIZE]
+        The window cache, in the user's first row.
+    straddling : int32[chunks]
+        Chunks that straddle an edge of the window cache, from the user's first index on.
     slot : int32[chunks]
-        Where in ``store`` a chunk's events lie, or below 0 when it is not loaded.
+        Index in ``store`` of a chunk's events, below 0 if they are not loaded.
     store : int64[slots, 4, CHUNK]
         Loaded chunks.
     """
@@ -209,7 +209,7 @@ def clear_header(hdr: Ints) -> None:
 
 @jit
 def _bit(index: int | np.int64) -> np.int64:
-    """Return a word with one bit set; the 63rd is the sign."""
+    """Return a word with one bit set; bit 63 is the sign."""
     return np.int64(1) << np.int64(index)
 
 
@@ -238,10 +238,11 @@ def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
 
 @jit
 def is_full(hdr: Ints) -> bool:
-    """Say whether the head must be sealed before another event.
+    """Return whether the head must be sealed before another event.
 
-    A user of few events has nothing sealed as long as that can be, so the first chunks are made of all that a
-    head can hold. Who has chunks writes less with a head of one chunk at the most.
+    A user with few events has nothing sealed for as long as possible, so the first chunks are sealed when the
+    head is full. Users with sealed chunks use a shorter head (one chunk) so that each update writes fewer
+    bytes.
     """
     count = hdr[H_HEAD]
     full: bool = count == HEAD or (count == CHUNK and hdr[H_NEXT_CHUNK] > hdr[H_FIRST_CHUNK])

@@ -1,17 +1,16 @@
-"""Histories with sealed chunks that stay in memory between batches.
+"""The cache of long histories: histories with sealed chunks stay unpacked in memory between batches.
 
-Unpacking a long history costs far more than taking an event, so what was unpacked is kept: one workspace of
-fixed size (a :class:`stream.features.windows.arrays.Sealed`), in which each resident user has a contiguous
-range of
-*pages*, one a segment, and the chunks' events lie in slots of a common store.
+Unpacking a long history costs far more than applying an event. So the cache keeps unpacked histories in a
+workspace of fixed size (a :class:`stream.features.windows.arrays.Sealed`): each cached user has a contiguous
+range of *pages*, one per segment, and the chunks' events lie in slots of a common store.
 
-A resident is believed only if the head record in the store still has the checksum that it had when the
-resident was last brought up to date. The head changes with every event, so after a rebalance, or under
-another worker's writes, a resident that is out of date is simply unpacked again.
+A cached history is valid only if the head record in the store still has the checksum that it had when the
+history was last updated. The head changes with every event, so after a rebalance, or after another worker's
+writes, an outdated history is unpacked again.
 
-When the workspace is full, those who have been resident longest are forgotten: whoever is still active comes
-back with the next event, and nothing needs a list of who was used last. Where that makes no range of the size
-that is needed, or the chunks take too much room, it is emptied as a whole.
+When the workspace is full, the users that have been cached longest are evicted: an active user returns with
+its next event, so no list of last uses is needed. If eviction frees no range of the required size, or the
+chunks take too much room, the workspace is emptied as a whole.
 """
 
 from __future__ import annotations
@@ -44,18 +43,18 @@ __all__ = ["BASE", "CHECKSUM", "PAGE", "PAGES", "HistoryCache"]
 _CHUNK_BYTES: Final = 4 * 8 * CHUNK
 _PAGE_BYTES: Final = SEGMENT * (6 * 8 + 12 * CHUNK + 12) + 8 * (7 + WINDOW_CACHE_SIZE + TABLE)
 
-#: A user with more loaded chunks than this gives back those that no edge lies in: edges move on. The newest
-#: ones stay, since an edge will come to them soon.
+#: A user with more loaded chunks than this unloads those without an edge in them: edges move on. The newest
+#: chunks stay, since an edge will soon reach them.
 _MAX_LOADED: Final = 40
 
 _NEWEST_LOADED: Final = 16
 
-#: Of the residents, how many are forgotten at once when there is no room: the share, and the least.
+#: Eviction if there is no room: the share of the cached users, and the least number.
 _FORGOTTEN_SHARE: Final = 32
 
 _FEWEST_FORGOTTEN: Final = 16
 
-# What is known of a resident.
+# Columns of a cached user.
 PAGE: Final = 0  # its range of pages
 
 PAGES: Final = 1
@@ -69,12 +68,12 @@ class HistoryCache:
     Parameters
     ----------
     max_bytes
-        About how much memory it may take; a batch that needs more than all of it makes it grow.
+        Approximate size of its memory; a batch that needs more than all of it makes it grow.
 
     Attributes
     ----------
-    table : int64[residents, 4]
-        PAGE, PAGES, BASE and CHECKSUM of each resident.
+    table : int64[users, 4]
+        PAGE, PAGES, BASE and CHECKSUM of each cached user.
     """
 
     def __init__(self, max_bytes: int = 16 << 20) -> None:
@@ -94,16 +93,16 @@ class HistoryCache:
     def admit(
         self, sources: Sequence[int], users: Sequence[bytes], checksums: Ints, bases: Ints, ends: Ints
     ) -> tuple[Ints, Flags]:
-        """Give every user of a batch a range, and say which of them are unpacked already.
+        """Give every user of a batch a range, and return which of them are unpacked already.
 
         Parameters
         ----------
         sources
-            Each user's source partition, as its incarnation is named.
+            The incarnation of each user's source partition.
         checksums
-            Of the users' head records as they are stored.
+            Checksums of the users' stored head records.
         bases, ends
-            Where each user's chunks begin and, with those that the batch may seal, end.
+            Where each user's chunks begin and, including those that the batch may seal, end.
 
         Returns
         -------
@@ -149,14 +148,14 @@ class HistoryCache:
         return rows, known
 
     def _forget_oldest(self, kept: set[tuple[int, bytes]]) -> None:
-        """Forget a part of those who have been resident longest, but nobody of ``kept``."""
+        """Evict a part of the users that have been cached longest, but none of ``kept``."""
         count = max(_FEWEST_FORGOTTEN, len(self._users) // _FORGOTTEN_SHARE)
         oldest = (name for name in self._users if name not in kept)
         for name in list(islice(oldest, count)):
             self.drop(*name)
 
     def drop(self, source: int, user: bytes) -> None:
-        """Forget a user, if resident."""
+        """Evict a user, if cached."""
         row = self._users.pop((source, user), None)
         if row is not None:
             page, pages = self.table[row, :BASE].tolist()
@@ -203,7 +202,7 @@ class HistoryCache:
         return self._next_page - pages
 
     def forget(self) -> None:
-        """Forget everybody: whoever comes next is read and unpacked anew."""
+        """Evict every user: the next batch reads and unpacks its users again."""
         self._users.clear()
         self._free_rows.clear()
         self._free_pages.clear()
@@ -228,7 +227,7 @@ def _size_class(chunks: int) -> int:
 def _recognise(
     rows: Ints, checksums: Ints, ends: Ints, table: Ints, sealed: Sealed, known: Flags
 ) -> int | np.int64:
-    """Say which users are unpacked already, in a large enough range; returns the most chunks loaded."""
+    """Return which users are unpacked already, in a large enough range, and the most chunks loaded."""
     most = 0
     for index in range(len(rows)):
         row = rows[index]
@@ -244,7 +243,7 @@ def _recognise(
 
 @jit_alloc
 def _trim(sealed: Sealed, cache: Ints) -> Slots:
-    """Unload the chunks of residents with too many; returns the slots that come free."""
+    """Unload chunks of users with too many of them; returns the slots that become free."""
     freed = np.empty(len(sealed.store), np.int32)
     count = 0
     for resident in range(len(cache)):

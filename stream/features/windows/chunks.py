@@ -53,7 +53,7 @@ _HASH: Final = 0x1E3779B97F4A7C15
 
 @jit
 def _place_bits(pages: int) -> int:
-    """Return how many bits of a hash table's entry say an event's place in a range of ``pages``."""
+    """Return the number of bits of a hash table's entry that hold an event's index in ``pages`` pages."""
     bits = 10
     while (1 << (bits - 10)) < pages:
         bits += 1
@@ -68,7 +68,7 @@ def _hash(value: int | np.int64) -> int:
 
 @jit
 def _entry_hash(hashed: int, place_bits: int) -> int:
-    """Return the part of a hash that is kept in a table's entry; never 0, which stands for a free one."""
+    """Return the part of a hash in a table's entry; never 0, which stands for a free entry."""
     return (hashed & (_MARK >> place_bits)) | 1
 
 
@@ -98,7 +98,7 @@ def _add_to_tables(hdr: Ints, sealed: Sealed, chunk: int) -> None:
         while merchant_table[at] != 0:
             entry = np.int64(merchant_table[at])
             if entry >> bits == part:
-                # The entry of an event that is no longer live, nearly always one of the same merchant.
+                # The entry of an event that is no longer live, nearly always of the same merchant.
                 other, bit = divmod(entry & ((1 << bits) - 1), CHUNK)
                 if start + other < first or not (np.int64(sealed.live[start + other]) >> bit) & 1:
                     break
@@ -108,14 +108,14 @@ def _add_to_tables(hdr: Ints, sealed: Sealed, chunk: int) -> None:
 
 @jit
 def _hold_until(window_cache: Ints, row: int, earliest: int) -> None:
-    """Note that events of ring ``row`` are in a frame's sums, the earliest of them at ``earliest``."""
+    """Record that the window cache's sums contain events of bucket ``row``, the earliest at ``earliest``."""
     for edge in range(row, _WINDOWS):
         window_cache[_F_UNTIL + edge] = min(window_cache[_F_UNTIL + edge], earliest)
 
 
 @jit
 def _window_cache(hdr: Ints, sealed: Sealed, low: Ints) -> None:
-    """Make the frame for these edges, unless the one that is there holds for them."""
+    """Compute the window cache for these edges, unless the existing one is valid for them."""
     window_cache = sealed.window_cache[hdr[H_PAGE]]
     first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
     end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
@@ -165,7 +165,7 @@ def _window_cache(hdr: Ints, sealed: Sealed, low: Ints) -> None:
 
 @jit
 def prefetch_window_cache(hdr: Ints, sealed: Sealed, id_hash: int, merchant: int) -> None:
-    """Ask for the memory that an event of this user needs first: its frame and its places in the tables."""
+    """Prefetch the memory that an event of this user needs first: its window cache and table entries."""
     page = hdr[H_PAGE]
     size = hdr[H_PAGES] * TABLE
     for item in range(0, WINDOW_CACHE_SIZE, _LINE_WORDS):
@@ -177,7 +177,7 @@ def prefetch_window_cache(hdr: Ints, sealed: Sealed, id_hash: int, merchant: int
 
 @jit
 def prefetch_table_slots(hdr: Ints, sealed: Sealed, merchant: int) -> None:
-    """Ask for what the frame and the tables name: opened chunks' places, the merchant's live event."""
+    """Prefetch the chunks that straddle an edge and the live event of the merchant."""
     page = hdr[H_PAGE]
     start = page * SEGMENT
     for index in range(start, start + sealed.window_cache[page, F_STRADDLING]):
@@ -197,7 +197,7 @@ def prefetch_table_slots(hdr: Ints, sealed: Sealed, merchant: int) -> None:
 
 @jit
 def prefetch_chunks(hdr: Ints, sealed: Sealed) -> None:
-    """Ask for the events of the opened chunks: their times and amounts."""
+    """Prefetch the events of the straddling chunks: their times and amounts."""
     page = hdr[H_PAGE]
     start = page * SEGMENT
     for index in range(start, start + sealed.window_cache[page, F_STRADDLING]):
@@ -219,7 +219,7 @@ def plan(
 ) -> int:
     """List the chunks (by index) that an event at ``t`` needs and that are not loaded.
 
-    Returns how many of ``wanted`` are set, each chunk once.
+    Returns the number of entries of ``wanted`` that are set, each chunk once.
     """
     count = 0
     base = hdr[H_BASE]

@@ -30,7 +30,7 @@ from stream.jit import Codes, Flags, Floats, Ints, jit_alloc, prefetch
 
 __all__ = ["run_heads", "run_users"]
 
-#: How many events ahead the offline driver asks for a row's memory.
+#: How many events ahead the offline driver prefetches a row's memory.
 _AHEAD: Final = 8
 
 
@@ -49,12 +49,12 @@ def run_users(
     features: Floats,
     sealed: Sealed,
 ) -> None:
-    """Run whole users from nothing, each one's events in arrival order: the offline driver.
+    """Process whole users from an empty history, in arrival order: the offline driver.
 
     Parameters
     ----------
     starts : int64[users + 1]
-        Where in ``order`` each user's events begin.
+        Index in ``order`` of each user's first event.
     order : int64[events]
         Row numbers, grouped by user.
     outcome : uint8[rows], features : float64[rows, OUT_SIZE]
@@ -118,10 +118,10 @@ def run_heads(
     outcome: Codes,
     features: Floats,
 ) -> None:
-    """Take a batch's events of users that have no sealed chunks: the worker's common case.
+    """Process a batch's events of users without sealed chunks: the worker's common case.
 
-    ``busy[u]`` marks users to leave alone; a user whose head fills up becomes one, and that user's
-    later events in the batch are marked DEFERRED for the caller to take.
+    ``busy[u]`` marks users to leave out. A user whose head fills up becomes busy, and its later events in the
+    batch are marked DEFERRED for the caller.
     """
     sealed = Sealed(
         np.zeros((0, 2), np.int64),

@@ -21,12 +21,13 @@ __all__ = ["FAILED", "HistoryConfig", "HistoryEvents", "HistoryResult"]
 
 @dataclass(frozen=True, slots=True)
 class HistoryConfig:
-    """What is kept.
+    """The configuration of histories.
 
     Attributes
     ----------
     lateness_ms:
-        An event up to this far behind its user's newest is scored exactly; 30 days plus this are kept.
+        An event up to this far behind its user's newest event is scored exactly; a history keeps 30 days and
+        this.
     """
 
     lateness_ms: int = 3 * MS_PER_DAY
@@ -39,20 +40,20 @@ class HistoryConfig:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEvents:
-    """A batch's events: n events, u users; of each source partition in arrival order.
+    """The events of a batch: n events of u users, in arrival order within each source partition.
 
-    Whoever has events in two partitions is two users, one of each.
+    A user with events in two partitions counts as two users, one per partition.
 
     Attributes
     ----------
     users:
         The u distinct user ids, UTF-8.
     user:
-        int64[n], each event's place in ``users``.
-    time_ms, amount_minor, merchant, ident, minor_units, offset:
-        int64[n]; ``merchant`` is 0 where unknown.
+        int64[n], each event's index in ``users``.
+    time_ms, amount_minor, merchant, id_hash, minor_units, offset:
+        int64[n]; ``merchant`` is 0 for an unknown merchant.
     source:
-        int64[u], names the incarnation of each user's source partition; offsets of another one are not
+        int64[u], the incarnation of each user's source partition; offsets of different incarnations are not
         comparable.
     """
 
@@ -69,19 +70,18 @@ class HistoryEvents:
 
 @dataclass(frozen=True, slots=True)
 class HistoryResult:
-    """What a batch did.
+    """The result of a batch.
 
     Attributes
     ----------
     outcome:
         uint8[n]: SCORED, LATE, DUPLICATE, REPLAYED, or FAILED for events of the users in ``errors``.
     writes, owners:
-        Records to store, None to delete, and whose each is by the user's place; empty where the batch was not
-        to be learnt.
+        Records to store, None to delete, and the index of each record's user; empty without ``learn``.
     errors:
-        By user's place, why its state cannot be used.
+        By the user's index, why its state cannot be used.
     other_source:
-        bool[u]: whether a user's stored offset belonged to another incarnation of the source.
+        bool[u]: whether a user's stored offset belongs to another incarnation of the source.
     """
 
     outcome: npt.NDArray[np.uint8]

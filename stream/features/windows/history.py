@@ -1,10 +1,10 @@
 """Users' histories over a store of records: a batch of events in, features and writes out.
 
-Users whose history fits the head (fewer than 64 events within the horizon) go through one compiled
-loop for the whole batch. Those with sealed chunks are :mod:`stream.features.windows.long`'s.
+Users whose history fits the head (fewer than 64 events within the horizon) go through one compiled loop for
+the whole batch. :mod:`stream.features.windows.long` handles users with sealed chunks.
 
-Nothing here does I/O: records come from the reader that is passed in, and the changed ones go back as
-a list for the caller to deliver in the order that its guarantees need.
+Nothing here does I/O: a reader provides the records, and the caller receives the changed ones as a list, to
+deliver in the order of its guarantees.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def advance(
     learn: bool = True,
     cache: HistoryCache | None = None,
 ) -> HistoryResult:
-    """Take a batch of events: write their features, and say what must be stored.
+    """Process a batch of events: write their features, and return the records to store.
 
     Parameters
     ----------
     features : float64[n, OUT_SIZE]
         Filled for events that are SCORED or LATE.
     learn
-        Whether the events become part of the histories; False leaves no trace of them.
-    residents
-        Keeps long histories unpacked between batches; the caller must store what this returns, or end.
+        Whether the events become part of the histories; False leaves the histories unchanged.
+    cache
+        Keeps long histories unpacked between batches; the caller must store the returned writes, or end.
     """
     count, users = len(events.user), len(events.users)
     if not isinstance(reader, PartitionedReader):
@@ -120,7 +120,7 @@ def _pack_heads(
     keys: list[bytes],
     writes: list[tuple[bytes, bytes | None]],
 ) -> Words:
-    """Add the chosen users' head records to ``writes``; returns each one's checksum."""
+    """Add the chosen users' head records to ``writes``; returns the checksum of each."""
     packed = np.empty(len(chosen) * layout.MAX_HEAD_WORDS, np.int64)
     lengths = np.empty(len(chosen), np.int64)
     total = layout.pack_heads(*states, chosen, packed, lengths)
@@ -135,7 +135,7 @@ def _pack_heads(
 
 
 def _usable(keys: list[bytes], stored: Sequence[bytes | None], errors: dict[int, StateError]) -> list[bytes]:
-    """Return the records, empty where there is none; older versions migrated, unusable ones in ``errors``."""
+    """Return the records, empty for a missing one; old ones are migrated, unusable ones in ``errors``."""
     current = layout.HEAD_START
     records = []
     for index, record in enumerate(stored):

@@ -2,19 +2,18 @@
 
 A user's history is a log of events in arrival order. The newest fewer than 64 lie in the *head*; once it is
 full, its events are *sealed* as two chunks of 32, which never change. Each sealed chunk has its times, its
-sums, a bitmap of *live* events (an event is live while no later one of the same merchant is known), its
+sums, a bitmap of *live* events (an event is live until a later event of the same merchant arrives), its
 merchants, and 32-bit fingerprints of its transaction ids. A query for the window ``(t - W, t]`` adds whole
-chunks by their sums and opens only those that straddle an edge. What it added of whole chunks is kept in a
-*frame* until an edge meets another chunk, and ids and merchants are found in hash tables, so an event's cost
-hardly grows with the history; one older than the user's newest event is the exception and reads the whole
-log.
+chunks by their sums and opens only chunks that straddle an edge. The *window cache* keeps the sums of whole
+chunks until an edge reaches another chunk, and hash tables find ids and merchants, so an event's cost hardly
+grows with the history. An event older than the user's newest event is the exception: it reads the whole log.
 
-The same functions serve the worker (a few chunks loaded) and training (all of them in memory), and
-every sum is an exact integer until the last division, so both give the same bits.
+The same functions serve the worker (a few chunks loaded) and training (all chunks in memory), and every sum
+is an exact integer until the last division, so both give the same bits.
 
 A user's header is ``hdr : int64[HDR_SIZE]``, see the ``H_`` indices; its head is ``head : int64[4, HEAD]``
 with the rows TIME (ms), AMOUNT (minor units), MERCHANT (hash, 0 unknown), ID (hash of the transaction id).
-The rest is :class:`Sealed`.
+The rest is :class:`.Sealed`.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int | np.in
 def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, id_hash: int, horizon_ms: int) -> bool:
     """Return whether a remembered event has this transaction id.
 
-    An event is remembered while its time lies less than the horizon behind the user's newest.
+    An event is remembered while its time lies less than the horizon behind the user's newest event.
     """
     gone = hdr[H_NEWEST] - horizon_ms
     for index in range(hdr[H_HEAD]):
@@ -129,11 +128,11 @@ def is_duplicate(hdr: Ints, head: Ints, sealed: Sealed, id_hash: int, horizon_ms
 
 @jit
 def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple[int, int]:
-    """Return ``(place, time)`` of the merchant's live event.
+    """Return ``(index, time)`` of the merchant's live event.
 
-    ``position`` is -1 where there is none, the index in the head, or HEAD plus the place in the sealed log.
-    Of an event in a chunk that is not loaded ``time`` is the chunk's latest: no edge lies between the two,
-    or :func:`plan` would have named the chunk, and no event taken now is older.
+    ``index`` is -1 without one, the index in the head, or HEAD plus the index in the sealed log. For an event
+    in a chunk that is not loaded, ``time`` is the chunk's latest time: no edge lies between the two, or
+    :func:`.plan` would have listed the chunk, and no event processed now is older.
     """
     if merchant == 0:
         return -1, NO_TIME
@@ -227,10 +226,10 @@ def _query_late(
     gone: int,
     acc: Ints,
 ) -> int:
-    """Add up the windows of an event older than the newest, from every event kept.
+    """Add up the windows of an event older than the newest one, from every kept event.
 
-    Live bits speak of the user's newest state and cannot answer for an earlier time, so merchants are
-    counted afresh: in a hash set that remembers the shortest window each was seen in.
+    Live bits describe the user's newest state and not an earlier time, so merchants are counted again: in a
+    hash set that remembers the shortest window in which each merchant was seen.
     """
     base = hdr[H_BASE]
     first = hdr[H_FIRST_CHUNK] - base
@@ -319,9 +318,9 @@ def query(
     acc: Ints,
     out: Floats,
 ) -> None:
-    """Write the history features of one event to ``out``, in the order of ``HISTORY_FEATURES``.
+    """Write the history features of an event to ``out``, in the order of ``HISTORY_FEATURES``.
 
-    The chunks that :func:`plan` names must be loaded. Changes nothing of the history.
+    The chunks that :func:`.plan` lists must be loaded. The history does not change.
 
     ``merchant_time`` is the time of the merchant's live event, from :func:`find_merchant`.
     """
@@ -390,9 +389,9 @@ def apply(
     position: int,
     merchant_time: int,
 ) -> None:
-    """Append one event to the head and update the header; ``position`` is from :func:`find_merchant`.
+    """Append an event to the head and update the header; ``position`` is from :func:`find_merchant`.
 
-    The caller empties ``pending`` (by storing the live bitmaps) before it holds more than CHUNK.
+    The caller empties ``pending`` (by storing the live bitmaps) before it holds more than CHUNK entries.
     """
     index = hdr[H_HEAD]
     head[TIME, index] = t
@@ -429,7 +428,7 @@ def apply(
 
 @jit
 def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
-    """Forget what no window can ask for: gone events of the head, and chunks gone as a whole."""
+    """Drop everything that no window can reach: expired events of the head, and wholly expired chunks."""
     gone = hdr[H_NEWEST] - horizon_ms
     kept = 0
     bits = np.int64(0)
@@ -473,7 +472,7 @@ def step(
     acc: Ints,
     out: Floats,
 ) -> int:  # fmt: skip
-    """Take one event whole: recognise it, write its features to ``out`` and, to ``learn``, apply it.
+    """Process an event: recognise it, write its features to ``out`` and, with ``learn``, apply it.
 
     Returns SCORED, LATE, DUPLICATE, or REPLAYED for a record whose effect the state already holds.
     """

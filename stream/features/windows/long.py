@@ -1,15 +1,14 @@
-"""Histories with sealed chunks, a batch's worth at a time.
+"""Long histories: the users of a batch whose histories have sealed chunks.
 
-What :mod:`stream.features.windows.kernel` does for one user needs that user's live bitmaps, segments and a
-few
-chunks in memory. The users of a batch have ranges of one workspace (:mod:`stream.features.windows.cache`), so
-that a batch costs two reads and a handful of compiled calls however many users it has:
+The kernel (:mod:`stream.features.windows.kernel`) needs a user's live bitmaps, segments and a few chunks in
+memory. The users of a batch have ranges of one workspace (:mod:`stream.features.windows.cache`), so that a
+batch costs two reads and a handful of compiled calls, however many users it has:
 
-1. for users that are not resident, read live bitmaps and segments, check and unpack them (:func:`_unpack`),
+1. for users that are not cached, read live bitmaps and segments, check and unpack them (:func:`._unpack`),
    and build the segments' sums and the hash tables;
-2. take the events in their order, sealing heads as they fill (:func:`_take`); one that needs a chunk which
-   is not loaded waits, with its user's later ones, until all such chunks are read in one go;
-3. collect the records that sealing and forgetting have changed (:meth:`LongHistories.writes`).
+2. process the events in order, and seal heads as they fill (:func:`_take`); an event that needs a chunk that
+   is not loaded waits, with its user's later events, until all such chunks are read in one go;
+3. collect the records that sealing and expiry have changed (:meth:`LongHistories.writes`).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ __all__ = ["LongHistories"]
 
 _PLANNED: Final = -2  # a slot that is about to be filled
 
-# What _take counts.
+# Counters of _take.
 _LATER: Final = 0
 
 _WANTED: Final = 1
@@ -70,12 +69,12 @@ _USED: Final = 2
 
 
 class LongHistories:
-    """The users of a batch whose histories have sealed chunks, or are about to get their first.
+    """The users of a batch whose histories have sealed chunks, or are about to get their first ones.
 
     Attributes
     ----------
     errors:
-        By the user's place in the batch, why its state cannot be used.
+        By the user's index in the batch, why its state cannot be used.
     """
 
     def __init__(
@@ -92,13 +91,13 @@ class LongHistories:
         Parameters
         ----------
         chosen : int64[m]
-            Places of these users in the batch.
+            Indexes of these users in the batch.
         states
             Headers, heads and pending lists of all the batch's users.
         taken : int64[e]
-            The events to take, in their order.
+            The events to process, in order.
         checksums : int64[u]
-            Of all the batch's head records as they are stored.
+            Checksums of all the batch's stored head records.
         """
         self.errors: dict[int, StateError] = {}
         self._events = events
@@ -106,8 +105,9 @@ class LongHistories:
         self._hdrs, self._heads, self._pendings = states
         self._taken = taken
         self._cache = cache
-        # Of each user: the first stored chunk and the one behind the last, where its range begins, and where
-        # it may end when all its events are taken; where the range lies is added once it is admitted.
+        # Of each user: the first stored chunk and the chunk behind the last one, the begin of its range, and
+        # its possible end when all events are processed; the position of the range follows once it is
+        # admitted.
         self._first, self._next, self._base, self._shift, ends = np.empty((5, len(chosen)), np.int64)
         self._local = np.empty(len(events.users), np.int64)
         self._new_slots, self._chunks = _measure(
@@ -142,7 +142,8 @@ class LongHistories:
         wanted = np.empty((self._chunks + 1, 2), np.int64)
         spare = rooms.take_slots(self._new_slots)
         counts = np.zeros(3, np.int64)
-        # A user's events behind one another: what one brings into the processor's cache the next one finds.
+        # A user's events in a row: the data that one event brings into the processor's cache serves the next
+        # one.
         left = self._taken[user[self._taken].argsort(kind="stable")]
         while len(left):
             later = np.empty_like(left)
@@ -159,14 +160,14 @@ class LongHistories:
         rooms.give_back(spare[counts[_USED] :])
 
     def settle(self, checksums: npt.NDArray[np.int64]) -> None:
-        """Say which head records the residents now belong to: checksums by the users' places in the batch."""
+        """Store the checksums of the head records that the cached users now belong to."""
         self._cache.table[self._rows, CHECKSUM] = checksums[self._chosen]
         unfit = self._failed | (self._hdrs[self._chosen, H_BASE] != self._shift)
         for index in unfit.nonzero()[0].tolist():
             self._cache.drop(self._sources[index], self._users[index])
 
     def writes(self) -> tuple[list[tuple[bytes, bytes | None]], list[int]]:
-        """Return the records that sealing and forgetting have changed, but no heads, and whose they are."""
+        """Return the records, without heads, that sealing and expiry have changed, and their users."""
         changed = np.empty(len(self._chosen), np.bool_)
         if not _changed(
             self._chosen, self._hdrs, self._first, self._next, self._live_changed, self._failed, changed
@@ -221,7 +222,7 @@ class LongHistories:
         _index(self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed)
 
     def _load_chunks(self, wanted: Ints, reader: PartitionedReader) -> None:
-        """Read and unpack chunks, ``wanted`` a list of user and chunk index."""
+        """Read and unpack chunks; ``wanted`` is a list of user and chunk index."""
         if not len(wanted):
             return
         keys = [
@@ -241,7 +242,7 @@ class LongHistories:
     def _usable(
         self, stored: Sequence[bytes | None], keys: list[bytes], owner: Ints, starts: list[bytes]
     ) -> list[bytes]:
-        """Return the records, migrated; users with a missing or unusable one get an error."""
+        """Return the records, migrated; a user with a missing or unusable record gets an error."""
         records = []
         for record, key, index, start in zip(stored, keys, owner.tolist(), starts, strict=True):
             usable = record or b""
@@ -267,9 +268,9 @@ class LongHistories:
         parts: list[tuple[int, int, int, int]],
         writes: list[tuple[bytes, bytes | None]],
     ) -> None:
-        """Add one user's changed records: the keys of those to pack and what they are of; deletions.
+        """Add a user's changed records: the keys of those to pack and their content; deletions.
 
-        ``bound`` says which chunks are stored (first, next) and which there are now, and the shift.
+        ``bound`` has the stored chunks (first, next), the current ones, and the shift.
         """
         user = self._users[index]
         stored_first, stored_next, first, end, shift = bound
@@ -287,7 +288,7 @@ class LongHistories:
             parts.append((layout.LIVE_KIND, at + first, end - first, first))
         forgotten = range(stored_first, min(first, stored_next))
         writes += [(layout.chunk_key(user, number), None) for number in forgotten]
-        # By the segment, not by its last chunk: one that was not full may be outlived within a batch.
+        # By the segment, not by its last chunk: within a batch, a segment that was not full may expire.
         for segment in _segments(forgotten):
             if segment < first // SEGMENT or first == end:
                 writes.append((layout.segment_key(user, segment), None))
@@ -317,7 +318,7 @@ def _measure(
     base: Ints,
     ends: Ints,
 ) -> tuple[int, int]:
-    """Say what chunks the users have and may get; returns the slots that these may need, and the chunks."""
+    """Return the slots that the users' existing and possible chunks may need, and the chunks."""
     for position in range(len(local)):
         local[position] = -1
     for index in range(len(chosen)):
@@ -340,7 +341,7 @@ def _measure(
 
 @jit
 def _settle_in(chosen: Ints, rows: Ints, table: Ints, hdrs: Ints, base: Ints, shift: Ints) -> None:
-    """Let the headers say where in the workspace their users' chunks are."""
+    """Set the positions of the users' chunks in the workspace in their headers."""
     for index in range(len(chosen)):
         row, hdr = rows[index], hdrs[chosen[index]]
         base[index] = table[row, BASE]
@@ -370,7 +371,7 @@ def _index(skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints,
 def _changed(
     chosen: Ints, hdrs: Ints, first: Ints, following: Ints, live_changed: Flags, failed: Flags, changed: Flags
 ) -> bool:
-    """Say of each user whether other records than its head have changed; returns whether of any."""
+    """Return whether records other than heads have changed, and of which users."""
     found = False
     for user in range(len(chosen)):
         hdr = hdrs[chosen[user]]
@@ -383,7 +384,7 @@ def _changed(
 
 @jit
 def _some_filled(chosen: Ints, hdrs: Ints) -> bool:
-    """Say whether some head is full."""
+    """Return whether some head is full."""
     for user in range(len(chosen)):
         if is_full(hdrs[chosen[user]]):
             return True
@@ -429,10 +430,10 @@ def _take(
     wanted: Ints,
     counts: Ints,
 ) -> None:
-    """Take the events in their order, those whose chunks are loaded; heads are sealed as they fill.
+    """Process the events whose chunks are loaded, in order; heads are sealed as they fill.
 
-    An event that misses a chunk is put into ``later`` with all that follow of its user, and what they miss
-    into ``wanted``, each chunk once. ``counts`` says how many of both there are, and of the spare slots used.
+    An event that misses a chunk goes to ``later`` with all later events of its user, and the missing chunks
+    go to ``wanted``, each once. ``counts`` has the lengths of both, and the number of used spare slots.
     """
     low = np.empty(4, np.int64)
     acc = np.empty((4, ACC_SIZE), np.int64)
@@ -445,7 +446,7 @@ def _take(
     counts[_LATER] = 0
     counts[_WANTED] = 0
     for number in range(len(taken)):
-        # Three users ahead, two, and one: each step names the memory of the next.
+        # Three users ahead, two, and one: each step prefetches the memory of the next.
         if number + 6 < len(taken):
             event = taken[number + 6]
             hdr = hdrs[chosen[local[event]]]
@@ -463,7 +464,7 @@ def _take(
         hdr, head, pending = hdrs[position], heads[position], pendings[position]
         if learn and is_full(hdr):
             counts[_USED] = seal(hdr, head, sealed, spare, counts[_USED])
-        # As of the events before it: an event older than one that waits will be late, too.
+        # As of the events before it: an event older than a waiting one will be late, too.
         before = hdr[H_NEWEST]
         if waiting[user]:
             hdr[H_NEWEST] = newest[user]

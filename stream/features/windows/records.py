@@ -3,15 +3,15 @@
 ==========  =====================================================  =============================
 key suffix  record                                                 written
 ==========  =====================================================  =============================
-``H``       head: header, events not yet sealed, lost live bits    with every event
+``H``       head: header, events not yet sealed, cleared live bits with every event
 ``C`` n     sealed chunk ``n``: 32 events                          once
 ``S`` k     segment ``k``: times, sums, merchants and id           when one of its chunks is
             fingerprints of its up to 32 chunks                    sealed
 ``L``       live bitmaps of all kept chunks                        when a chunk is sealed
 ==========  =====================================================  =============================
 
-A key is the user id in UTF-8 and a suffix of six bytes (NUL, kind, big-endian number). Every record
-begins with a word that says its kind and format version and a word with a checksum of the rest.
+A key is the user id in UTF-8 and a suffix of six bytes (NUL, kind, big-endian number). Every record begins
+with a word for its kind and format version and a word with a checksum of the rest.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ _STORED: Final = H_NEWEST_EXPIRED + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 2  # and one that packs the numbers of head and pending, and one of live bits
 MAX_HEAD_WORDS: Final = _FIXED + 4 * HEAD + (CHUNK + 1) // 2
 
-#: Most chunks of a user: two million events within the horizon. A head that names more is not believed,
-#: since room is made for its chunks before any of them is read.
+#: Most chunks of a user: two million events within the horizon. A head with a larger number is damage, since
+#: room is made for its chunks before any of them is read.
 MAX_CHUNKS: Final = 1 << 16
 
-#: Behind the largest number that a key can hold, with room for a batch's worth of new chunks.
+#: Beyond the largest number that a key can hold, with room for a batch's new chunks.
 _MAX_NUMBER: Final = 1 << 31
 
 #: Words of a chunk in a segment record: times, sums, merchants, fingerprints.
@@ -96,7 +96,7 @@ HEAD_START, CHUNK_START, SEGMENT_START, LIVE_START = (
 
 
 def head_key(user: bytes) -> bytes:
-    """Return the key of the user's head record; it is also what other keys begin with."""
+    """Return the key of the user's head record; other keys begin with it too."""
     return user + b"\0H\0\0\0\0"
 
 
@@ -194,7 +194,7 @@ def unpack_heads(
     busy: Flags,
     status: Codes,
 ) -> None:
-    """Read a batch's head records; a user without one (size 0) is left as made."""
+    """Read a batch's head records; a user without a record (size 0) stays as created."""
     for user in range(len(sizes)):
         if sizes[user] > 0:
             status[user] = unpack_head(
@@ -205,7 +205,7 @@ def unpack_heads(
 
 @jit
 def pack_heads(hdrs: Ints, heads: Ints, pendings: Ints, chosen: Ints, words: Ints, sizes: Ints) -> int:
-    """Write the head records of the ``chosen`` users one behind the other."""
+    """Write the concatenated head records of the ``chosen`` users."""
     position = 0
     for index in range(len(chosen)):
         user = chosen[index]
@@ -221,8 +221,8 @@ def _with_live_word(body: Words) -> Words:
     return np.concatenate([body[:_STORED], counts, body[_STORED + 1 :]])
 
 
-#: What a record of a version (and kind) becomes in the next one: its words in and out, without the first two.
-#: Kinds that are not here have not changed.
+#: From the words of a record of a version (and kind) to those of the next version, without the first two
+#: words. Kinds without an entry have not changed.
 MIGRATIONS: Final[Migrations] = {(1, HEAD_KIND): _with_live_word}
 
 
@@ -239,10 +239,10 @@ def migrate(record: bytes, key: bytes) -> bytes:
 
 @jit_alloc
 def pack_parts(sealed: Sealed, parts: Ints, sizes: Ints) -> Words:
-    """Return records of sealed chunks behind one another, and set how many words each has.
+    """Return concatenated records of sealed chunks, and set the number of words of each.
 
-    A row of ``parts`` is the kind of record, the index of its first chunk, how many chunks it is of, and
-    that first chunk's number.
+    A row of ``parts`` is the kind of record, the index of its first chunk, its number of chunks, and the
+    number of the first chunk.
     """
     total = 0
     for part in range(len(parts)):
@@ -295,7 +295,7 @@ def unpack_chunk(record: bytes, key: bytes) -> Words:
 
 
 def unpack_segment(record: bytes, key: bytes) -> tuple[Words, Words, Words, npt.NDArray[np.uint32]]:
-    """Return a segment's times, sums, merchants and fingerprints, as rows of those of ``Sealed``."""
+    """Return a segment's times, sums, merchants and fingerprints, as rows of ``Sealed``'s arrays."""
     words = read_words(record, SEGMENT_KIND, key, MIGRATIONS)
     count = int(words[0]) if len(words) else -1
     if not 0 < count <= SEGMENT or len(words) != 1 + count * CHUNK_WORDS:

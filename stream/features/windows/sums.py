@@ -27,7 +27,7 @@ _EXACT_PRODUCT: Final = 4.0e18  # below 2**62, with room for the rounding of the
 def limbs_to_float(limbs: Ints, count: int) -> float:
     """Return the float nearest to a non-negative number of ``count`` carried limbs (ties to even).
 
-    A negative one, which no history but a damaged one makes, gives NaN.
+    A negative number, which only a damaged history makes, gives NaN.
     """
     top = count - 1
     while top >= 0 and limbs[top] == 0:
@@ -129,7 +129,7 @@ def std_of(count: int, s0: int, s1: int, q0: int, q1: int, q2: int, q3: int) -> 
     return math.sqrt(numerator / (float(count) * float(count - 1)))
 
 
-# Columns of the accumulator, one row a window.
+# Columns of the accumulator; each window has a row.
 _N: Final = 0
 _S0: Final = 1
 _Q0: Final = 3
