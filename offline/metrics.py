@@ -23,16 +23,16 @@ def binary_metrics(
     labels:
         Shape ``(n,)``, 1 fraud and 0 legitimate.
     scores:
-        Shape ``(n,)``, higher is more suspicious; not-a-number is an error.
+        Shape ``(n,)``, a higher score is more suspicious; not-a-number is an error.
     threshold:
-        Scores from here on are predicted fraud.
+        Scores from here on are predicted frauds.
 
     Returns
     -------
     dict
-        ``rows``, ``frauds``, ``auc`` and ``average_precision`` (None where only one class is there),
-        ``threshold``, ``precision`` and ``recall`` and ``f1`` (0 where undefined) and ``confusion`` with
-        ``true_positive``, ``false_positive``, ``true_negative``, ``false_negative``. JSON values only.
+        ``rows``, ``frauds``, ``auc`` and ``average_precision`` (None with one class only), ``threshold``,
+        ``precision``, ``recall`` and ``f1`` (0 if undefined) and ``confusion`` with ``true_positive``,
+        ``false_positive``, ``true_negative``, ``false_negative``. JSON values only.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def best_f1_threshold(labels: npt.NDArray[Any], scores: npt.NDArray[np.float64])
 
 
 def precision_threshold(labels: npt.NDArray[Any], scores: npt.NDArray[np.float64], target: float) -> float:
-    """Return the lowest threshold whose precision reaches ``target``, or the best-F1 one if none does."""
+    """Return the lowest threshold with a precision of ``target``, or the best-F1 threshold if none has it."""
     fraud = np.asarray(labels) == 1
     if not fraud.any():
         return 0.5

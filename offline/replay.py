@@ -37,14 +37,14 @@ _LONGEST_SLEEP_SECONDS: Final = 0.2
 #: Records between two reports of progress.
 _PROGRESS_EVERY: Final = 500
 
-#: Batches are filled this long; it bounds what pacing adds to the latency.
+#: Longest time to fill a batch; it bounds the latency that pacing adds.
 _LINGER_MS: Final = 5
 
 _BATCH_BYTES: Final = 262_144
 
 
 class Record(NamedTuple):
-    """One record to send, and the event time at which it is due."""
+    """A record to send, and the event time at which it is due."""
 
     topic: str
     key: bytes
@@ -87,17 +87,17 @@ class Pacing:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What a replay sent, all of it acknowledged by all in-sync replicas.
+    """The result of a replay; all in-sync replicas have acknowledged its records.
 
     Attributes
     ----------
     records:
         Acknowledged records by topic.
     bytes:
-        Of keys and values.
+        Bytes of keys and values.
     late_seconds:
-        The most that a record was sent after it was due: above some milliseconds, the schedule was
-        faster than this machine or the broker.
+        The longest delay of a record after its due time: above some milliseconds, the schedule was faster
+        than this machine or the broker.
     stopped:
         Whether it was stopped before the end.
     started_at:
@@ -120,11 +120,11 @@ class ReplayReport:
 def table_records(
     table: TransactionTable, topics: TopicSettings, *, labels: bool = False
 ) -> Iterator[Record]:
-    """Yield a table's transactions in its order, and with ``labels`` its labels when they become known.
+    """Yield a table's transactions in order, and with ``labels`` its labels when they become known.
 
     The clock is the highest event time so far: a label is sent before the first transaction with an event
     time at or after the label's time. Labels that are not known by the last event are not sent
-    (:func:`count_labels` says how many are). Invalid rows have no record.
+    (:func:`count_labels` counts those that are). Invalid rows have no record.
     """
     times = table.event_time_ms[table.valid].tolist()
     known = _labels_in_order(table)
@@ -148,9 +148,9 @@ def count_labels(table: TransactionTable) -> int:
 
 
 def _labels_in_order(table: TransactionTable) -> Labels:
-    """Return the labels of valid rows, corrected ones too, in the order in which they become known.
+    """Return the labels of valid rows, including corrected ones, in the order in which they become known.
 
-    There are none where the file does not say when that is.
+    Empty if the file does not have the labels' times.
     """
     labels = table.labels()
     known = table.valid[labels.row] & (table.label_time_ms is not None)
@@ -160,7 +160,7 @@ def _labels_in_order(table: TransactionTable) -> Labels:
 
 
 def label_record(table: TransactionTable, labels: Labels, index: int, topic: str) -> Record:
-    """Return one of a table's labels as a record, due when it becomes known."""
+    """Return a table's label as a record, due when it becomes known."""
     row, label_time_ms = int(labels.row[index]), int(labels.time_ms[index])
     value = orjson.dumps(
         {
@@ -182,18 +182,18 @@ def replay(
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> ReplayReport:
-    """Send records in their order and wait until every one is acknowledged.
+    """Send records in order and wait until every record is acknowledged.
 
-    1. Each record goes to the partition of its key (murmur2, as every Kafka client has it).
-    2. It is sent once it is due, and never before; late ones are sent at once.
-    3. At the end, or once ``stop`` is true, what was sent is flushed and counted.
+    1. Each record goes to the partition of its key (murmur2, as in every Kafka client).
+    2. It is sent once it is due, and never before; late records are sent at once.
+    3. At the end, or once ``stop`` is true, the sent records are flushed and counted.
 
     ``progress`` is called with the number of records sent since its last call.
 
     Raises
     ------
     BrokerError
-        The broker is not in reach, or did not acknowledge a record.
+        The broker cannot be reached, or did not acknowledge a record.
     """
     pacing = pacing or Pacing()
     failures: list[Exception] = []

@@ -1,11 +1,11 @@
-"""Columns of a CSV or Parquet file, converted as a whole to what :class:`TransactionTable` holds.
+"""Columns of a CSV or Parquet file, converted as a whole to the arrays of a :class:`TransactionTable`.
 
-The fast way converts a column at once; only cells that it cannot take are looked at one by one. A cell
-that makes no valid transaction is reported by row, column and reason, and its row is kept as invalid.
+A whole column is converted at once; only cells that this cannot convert are checked one by one. A cell that
+makes no valid transaction is reported by row, column and reason, and its row is kept as invalid.
 
-Money in binary floating point is taken by the shortest decimal that gives the same float (``repr``),
-and that decimal is rounded half to even to the currency's decimals. Money as text or decimal is exact
-and is not rounded: more decimals than the currency has make the row invalid, as they do on the bus.
+Money in binary floating point is read as the shortest decimal with the same float (``repr``), rounded half to
+even to the currency's decimals. Money as text or decimal is exact and is not rounded: more decimals than the
+currency has make the row invalid, as on the topic.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 _MAX_TIME_MS: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
-#: Texts whose value times 10,000 (the most decimals a currency has) fits an int64.
+#: Texts whose value times 10,000 (the most decimals of a currency) fits an int64.
 _FAST_DECIMAL: Final = r"^-?[0-9]{1,14}(\.[0-9]{1,4})?$"
 
 _FAST_SCALE: Final = 4
@@ -58,19 +58,19 @@ _UNIT_MS: Final = {"ms": 1, "seconds": 1_000, "days": MS_PER_DAY}
 
 @dataclass(slots=True)
 class Problems:
-    """The cells that make no valid transaction; the first of a row is the one that is kept."""
+    """The cells that make no valid transaction; the first of a row is kept."""
 
     file: str
     by_row: dict[int, InvalidRecordError] = field(default_factory=dict)
 
     def add(self, row: int, field_name: str, column: str, reason: str) -> None:
-        """Note that the cell of 0-based ``row`` in ``column`` cannot be ``field_name``."""
+        """Record that the cell of 0-based ``row`` in ``column`` cannot be ``field_name``."""
         if row not in self.by_row:
             text = f"{reason} (row {row + 1}, column {column})"
             self.by_row[row] = InvalidRecordError(field_name, text)
 
     def add_all(self, rows: npt.NDArray[np.bool_], field_name: str, column: str, reason: str) -> None:
-        """Note the same reason for every row of a mask."""
+        """Record the same reason for every row of a mask."""
         for row in np.flatnonzero(rows).tolist():
             self.add(row, field_name, column, reason)
 
@@ -87,7 +87,7 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def distinct(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Return the distinct texts of a column and each row's place among them; -1 where null or empty."""
+    """Return the distinct texts of a column and each row's index in them; -1 for null or empty."""
     encoded = _as_text(column).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
@@ -107,9 +107,9 @@ def read_text(
     check: Callable[[str], str | None],
     required: bool,
 ) -> npt.NDArray[np.object_]:
-    """Return a column of texts, shape ``(n,)``; None (or ``""`` where ``required``) where there is none.
+    """Return a column of texts, shape ``(n,)``, with None (or ``""`` if ``required``) for an empty cell.
 
-    ``check`` is asked once for each distinct text and returns why it is wrong, or None.
+    ``check`` is called once for each distinct text and returns why it is wrong, or None.
     """
     values, codes = distinct(column)
     if required:
@@ -175,8 +175,8 @@ def read_money(
 ) -> npt.NDArray[np.int64]:
     """Return amounts in minor units, shape ``(n,)``.
 
-    ``minor_units`` (shape ``(n,)``) are those in one unit of each row's currency; ``missing`` stands for
-    an empty cell, and is None where a value is required.
+    ``minor_units`` (shape ``(n,)``) are the minor units per major unit of each row's currency; ``missing``
+    stands for an empty cell, and is None if a value is required.
     """
     rows = len(column)
     empty = pc.is_null(column, nan_is_null=True).to_numpy().astype(np.bool_)
@@ -186,7 +186,7 @@ def read_money(
         values = np.where(empty, 0.0, values)
         with np.errstate(over="ignore", invalid="ignore"):
             nearest = np.rint(values * minor_units)
-            # Where the nearest whole minor amount divides back to the very float, it is what repr shows.
+            # If the nearest whole minor amount divides back to the same float, repr prints that amount.
             done = (np.abs(nearest) <= MAX_AMOUNT_MINOR) & (nearest / minor_units == values)
         minor[done] = nearest[done].astype(np.int64)
         rest = np.flatnonzero(~done & ~empty)

@@ -29,14 +29,14 @@ _OPTIONAL_TEXTS: Final = ("merchant_id", "card_id", "device_id", "ip", "country"
 
 
 def read_json_lines(path: Path) -> TransactionTable:
-    """Return the transactions of a file with one a line, in the file's order; empty lines are nothing.
+    """Return the transactions of a file with one a line, in the file's order; empty lines are skipped.
 
-    Labels in its lines arrived before those of the file beside it, see :meth:`TransactionTable.with_labels`.
+    Labels in its lines arrived before those of the file beside it, see :meth:`.TransactionTable.with_labels`.
 
     Raises
     ------
     DataError
-        A label is not one, or the file cannot be read.
+        A label is invalid, or the file cannot be read.
     """
     transactions: list[Transaction | None] = []
     invalid: dict[int, InvalidRecordError] = {}
@@ -139,7 +139,7 @@ def _from_transactions(
 
 
 def _attribute_columns(transactions: Sequence[Transaction | None]) -> dict[str, npt.NDArray[Any]]:
-    """Return a column for each member of ``attributes``; one that is a text anywhere is a column of texts."""
+    """Return a column for each member of ``attributes``; a member that is ever a text is a text column."""
     members = [None if item is None else item.attributes for item in transactions]
     textual: dict[str, bool] = {}
     for each in members:

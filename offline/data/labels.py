@@ -19,10 +19,10 @@ __all__ = ["read_labels"]
 
 
 def read_labels(path: Path, table: TransactionTable) -> tuple[Labels, int]:
-    """Return a file's labels of a table's transactions, and how many are of none of them.
+    """Return a file's labels of a table's transactions, and the number of labels of unknown transactions.
 
-    A transaction is known by its user and its id; where the table has it several times, its label is the
-    first one's, which is the one that is scored.
+    A transaction is identified by its user and its id. If the table has it several times, its label belongs
+    to the first row, which is the scored one.
 
     Raises
     ------

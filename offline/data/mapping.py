@@ -1,6 +1,6 @@
-"""Column mappings: what the columns of somebody else's CSV or Parquet file mean.
+"""Column mappings: which column of a CSV or Parquet file is which field of a transaction.
 
-A mapping is a TOML file. Every key is checked, an unknown one is an error that names it::
+A mapping is a TOML file. Every key is checked; an unknown key is an error that names it::
 
     never = ["SCENARIO"]                # columns that no feature may ever read
 
@@ -26,9 +26,9 @@ A mapping is a TOML file. Every key is checked, an unknown one is an error that 
     fraud = ["1"]
     legitimate = ["0"]
     delay_days = 7.0                    # or time_column = "KNOWN_AT"
-    scenario_column = "SCENARIO"        # the kind of fraud, for reports only: no feature is made of it
+    scenario_column = "SCENARIO"        # the kind of fraud, for reports only; never a feature
 
-    [attributes]                        # further features: name = the file's column
+    [attributes]                        # additional features: name = the file's column
     numeric = { velocity = "VELOCITY" }
     categorical = { region = "REGION" }
 """
@@ -167,7 +167,7 @@ class AttributeColumns(_Part):
 
 
 class ColumnMapping(_Part):
-    """One file format, see the module's text."""
+    """A file format, see the module's docstring."""
 
     columns: dict[_FieldName, _Column]
     constants: dict[_ConstantName, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
@@ -271,12 +271,12 @@ def shipped_mappings() -> tuple[str, ...]:
 
 
 def shipped_mapping(dataset: str) -> ColumnMapping:
-    """Return a mapping that comes along, by name.
+    """Return a shipped mapping by name.
 
     Raises
     ------
     DataError
-        There is none of that name; the text lists those there are.
+        No mapping has that name; the text lists the names.
     """
     if dataset not in shipped_mappings():
         raise DataError(

@@ -1,8 +1,8 @@
-"""What a file of transactions is worth: what is wrong in it, where, and how much.
+"""Validation of a file of transactions: its faults, where they are, and how many rows they affect.
 
-Every cell was held to the Transaction's schema when the file was read (:mod:`offline.data.readers`); this
-gathers
-what was found, and looks at what only the whole file shows: duplicates, the order of time, labels, ranges.
+The reader checks every cell against the Transaction's schema (:mod:`offline.data.readers`). This module
+collects its findings and checks everything that only the whole file shows: duplicates, the order of time,
+labels, ranges.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 __all__ = ["check_quality"]
 
 
-#: Rows that a finding names, the first ones.
+#: Row numbers in a finding, the first ones.
 _NAMED: Final = 5
 
 _OPTIONAL: Final = ("merchant_id", "card_id", "device_id", "ip", "country")
 
-#: What the reader says of a cell ends with where it is, often with its value: neither is the kind of fault.
+#: The reader's text about a cell ends with its position, often with its value: neither is the kind of fault.
 _WHERE: Final = re.compile(r" \(row \d+, column ([^)]*)\)$")
 
 _VALUE: Final = re.compile(r"(, not |: )(['\"]).*$", re.DOTALL)
 
 
 def check_quality(table: TransactionTable, *, allowed_lateness_ms: int) -> dict[str, Any]:
-    """Return a file's findings, worst first, and what its columns hold, as JSON values.
+    """Return a file's findings, worst first, and a description of its columns, as JSON values.
 
     Parameters
     ----------
     allowed_lateness_ms
         How far a user's transaction may lie behind the user's latest, as the worker's
-        ``history.allowed_lateness_days``: later ones get no score.
+        ``history.allowed_lateness_days``; a later transaction gets no score.
 
     Returns
     -------
     dict
         ``rows``, ``valid_rows``; ``findings``: ``severity`` (``error``: the rows are not used; ``warning``:
-        they are, but look), ``field``, ``column`` (of the file, or None), ``what``, ``rows``, ``share`` of
-        all rows and ``first_rows``, numbered from 1; ``columns``: of each field what is there.
+        they are used, but deserve a look), ``field``, ``column`` (of the file, or None), ``what``, ``rows``,
+        ``share`` of all rows and ``first_rows``, numbered from 1; ``columns``: a description of each field.
     """
     findings = _invalid(table)
     findings += _duplicates(table)
@@ -105,7 +105,7 @@ def _duplicates(table: TransactionTable) -> list[dict[str, Any]]:
     same = np.ones(len(later), np.bool_)
     for column in (table.user_id, table.event_time_ms, table.amount_minor):
         same &= np.asarray(column[later] == column[earlier], np.bool_)
-    # The stream knows a transaction by its user and id, so only the same user's is one.
+    # The stream identifies a transaction by its user and id, so only the same user's duplicate counts.
     other = np.asarray(table.user_id[later] != table.user_id[earlier], np.bool_)
     return [
         *_finding(table, "error", "transaction_id", "is there before, the same transaction", later[same]),

@@ -1,9 +1,9 @@
-"""Files of transactions: JSON lines, CSV and Parquet, read into one table.
+"""Files of transactions: JSON lines, CSV and Parquet, read into a table.
 
-JSON lines are the very records of the topic and are decoded by the same code. CSV and Parquet columns
-are named like the fields of a Transaction, or a mapping says what they mean. In every form the labels
-``is_fraud`` and ``label_time`` may stand in the row; for JSON lines also in a file of Label events
-beside it (``x.labels.jsonl`` beside ``x.jsonl``), with as many of a transaction as it was given.
+JSON lines are the records of the topic and are decoded by the same code. CSV and Parquet columns are named
+like the fields of a Transaction, or a mapping names them. In every format the labels ``is_fraud`` and
+``label_time`` may be part of the row; JSON lines may also have a file of Label events beside them
+(``x.labels.jsonl`` beside ``x.jsonl``), with any number of labels of a transaction.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def read_transactions(
     path:
         ``.jsonl``, ``.ndjson`` or ``.json`` (a transaction a line), ``.csv``, ``.parquet`` or ``.pq``.
     dataset:
-        A mapping that comes along, by name.
+        A shipped mapping, by name.
     mapping:
-        A mapping of one's own: see :mod:`offline.data.mapping`.
+        Your own mapping: see :mod:`offline.data.mapping`.
 
     Raises
     ------
     DataError
-        The file cannot be read, a column is missing, a label is not one, or no row makes a transaction.
+        The file cannot be read, a column is missing, a label is invalid, or no row makes a transaction.
         Single rows that make none are in the table's ``invalid``.
     """
     if not path.is_file():
@@ -129,7 +129,7 @@ def _read_columns(path: Path, mapping: ColumnMapping | None) -> TransactionTable
 
 
 def _read_arrow(path: Path, wanted: tuple[str, ...] | None) -> pa.Table:
-    """Return the columns asked for, or all of them."""
+    """Return the requested columns, or all of them."""
     parquet = path.suffix.lower() in _PARQUET_SUFFIXES
     try:
         names = pa_parquet.read_schema(path).names if parquet else _csv_header(path)
@@ -158,7 +158,7 @@ def _read_arrow(path: Path, wanted: tuple[str, ...] | None) -> pa.Table:
 
 
 def _plain_texts(arrow: pa.Table) -> pa.Table:
-    """Return a table whose texts all have the one type string, whatever wrote the file."""
+    """Return a table with one string type for all texts, whatever program wrote the file."""
     for index, part in enumerate(arrow.schema):
         kind = part.type.value_type if pa.types.is_dictionary(part.type) else part.type
         if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -177,7 +177,7 @@ def _csv_header(path: Path) -> list[str]:
 
 
 def _plain_mapping(path: Path, arrow: pa.Table) -> ColumnMapping:
-    """Return the mapping of a file whose columns are named like the fields of a transaction."""
+    """Return the mapping of a file with columns named like the fields of a transaction."""
     names: list[str] = arrow.column_names
     for name in REQUIRED_FIELDS:
         if name not in names:
@@ -203,7 +203,7 @@ def _plain_mapping(path: Path, arrow: pa.Table) -> ColumnMapping:
     )
 
 
-#: What says why a text cannot be a field; the order decides which of a row's faults is told.
+#: Returns why a text cannot be a field; the order decides which of a row's faults is reported.
 _TEXT_CHECKS: Final = {
     name: field_check(name)
     for name in (
@@ -320,5 +320,5 @@ def _read_labels(
     label_times = read_time(column, "label_time", label.time_column, problems, how=how, missing=MISSING)
     for error in problems.by_row.values():
         raise DataError(f"{path}: {error}")
-    # A label whose time is not known is known from the event on: it is the only time there is.
+    # A label without a time is known from the event on: there is no other time.
     return is_fraud, np.where(label_times == MISSING, times, label_times)

@@ -58,11 +58,11 @@ class Labels:
         )
 
     def only(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Labels:
-        """Return the labels that a mask of shape ``(k,)`` selects, or those of the given places, in order."""
+        """Return the labels that a mask of shape ``(k,)`` or an array of indexes selects, in order."""
         return Labels(self.row[chosen], self.is_fraud[chosen], self.time_ms[chosen])
 
     def of(self, rows: npt.NDArray[np.int64], count: int) -> Labels:
-        """Return the labels of chosen rows among ``count``, by their places in the choice."""
+        """Return the labels of chosen rows among ``count``, by their indexes in the choice."""
         by_row = np.argsort(self.row, kind="stable")
         each = np.bincount(self.row, minlength=count)
         first = np.cumsum(each) - each
@@ -74,7 +74,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class TransactionTable:
-    """Transactions of one file, ``n`` rows in arrival order; every array has the shape ``(n,)``.
+    """Transactions of a file, ``n`` rows in arrival order; every array has the shape ``(n,)``.
 
     Attributes
     ----------
@@ -83,23 +83,23 @@ class TransactionTable:
     event_time_ms:
         int64, milliseconds since the epoch, UTC.
     amount_minor, pre_balance_minor, post_balance_minor:
-        int64, in the currency's minor unit; a balance that is not known is ``MISSING``.
+        int64, in the currency's minor unit; an unknown balance is ``MISSING``.
     minor_units:
-        int64, minor units in one unit of the row's currency: 100 for EUR.
+        int64, minor units per major unit of the row's currency: 100 for EUR.
     merchant_id, card_id, device_id, ip, country:
-        Object arrays of texts with None where it is not known, or None where no row has it.
+        Object arrays of texts with None for an unknown value, or None if no row has one.
     attributes:
-        Further columns by name: float64 with NaN, or object arrays of texts with None, where missing.
+        Additional columns by name: float64 with NaN, or object arrays of texts with None, for missing values.
     is_fraud:
-        int8, 1 fraud, 0 legitimate, -1 not known; None where the file has no labels. Of several labels of
-        a row the last one, by its time and among those of one time by its arrival.
+        int8, 1 fraud, 0 legitimate, -1 unknown; None if the file has no labels. Of several labels of a row
+        the last one, by its time and at the same time by its arrival.
     label_time_ms:
-        int64, when that label becomes known; None where the file does not say.
+        int64, when that label becomes known; None if the file does not have it.
     label_history:
-        Every label, the last ones too, where a row has several; None where no row has.
+        Every label, including the last ones, if a row has several; None if no row has.
     invalid:
-        By row, why it does not make a valid transaction. Such a row is kept, with zeros and empty texts
-        in it but for its id, and is rejected by whatever computes features; it never disappears in silence.
+        By row, why it makes no valid transaction. Such a row is kept, with zeros and empty texts except for
+        its id, and every feature computation rejects it; it never disappears silently.
     """
 
     transaction_id: npt.NDArray[np.object_]
@@ -142,7 +142,7 @@ class TransactionTable:
         return mask
 
     def labels(self) -> Labels:
-        """Return every label; one whose time the file does not say is known with its transaction."""
+        """Return every label; a label without a time is known with its transaction."""
         if self.label_history is not None:
             return self.label_history
         if self.is_fraud is None:
@@ -153,10 +153,10 @@ class TransactionTable:
         return Labels(rows, self.is_fraud[rows], times[rows])
 
     def with_labels(self, later: Labels) -> TransactionTable:
-        """Return the table with further labels, which arrived after those that it has.
+        """Return the table with additional labels, which arrived after those that it has.
 
-        Where it does not say when its own become known, a row's gives way to the further ones, which do: it
-        is none that they correct, but what became of it in the end.
+        If the table does not have the times of its own labels, an additional label of a row replaces the
+        row's label: it does not correct an earlier label, since the row has only the final outcome.
         """
         if not len(later):
             return self
@@ -207,11 +207,11 @@ class TransactionTable:
     def to_records(
         self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | Sequence[int] | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield key and value of each row as a producer would send it; all rows where ``rows`` is None.
+        """Yield key and value of each row as a producer would send it; all rows if ``rows`` is None.
 
-        The key is the user id, the value the transaction as JSON: amounts as exact decimal texts, times as
-        RFC 3339 in UTC, unknown fields left out. Invalid rows have no record and are passed over: whoever
-        sends records says how many ``invalid`` has. A ``memo`` is not kept by the table.
+        The key is the user id. The value is the transaction as JSON: amounts as exact decimal texts, times as
+        RFC 3339 in UTC, unknown fields left out. Invalid rows have no record and are skipped; the sender
+        should report the number of ``invalid`` rows. The table does not keep a ``memo``.
         """
         table = self if rows is None else self.take(rows)
         for start in range(0, len(table), _CHUNK_ROWS):
@@ -262,7 +262,7 @@ class TransactionTable:
                 if column[row] != MISSING:
                     value[name] = format_minor(column[row], units[row])
             if attributes:
-                # NaN is the one value that differs from itself.
+                # NaN is the only value that differs from itself.
                 members = {
                     name: column[row]
                     for name, column, numeric in attributes

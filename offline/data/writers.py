@@ -54,13 +54,13 @@ def write_table(
     """Write a table as ``.jsonl``, ``.csv`` or ``.parquet``, by the path's ending; invalid rows are left out.
 
     Columns are the fields of a Transaction, then ``is_fraud`` and ``label_time``, of several labels the last
-    one's. Amounts are exact decimals and times exact to the millisecond in all three. ``progress`` is called
-    with the number of rows written since its last call.
+    one's. Amounts are exact decimals and times are exact to the millisecond in all three formats.
+    ``progress`` is called with the number of rows written since its last call.
 
     Raises
     ------
     ConfigError
-        Another ending.
+        The ending is unknown.
     DataError
         The file cannot be written.
     """
@@ -91,7 +91,7 @@ def to_arrow(table: TransactionTable, *, as_text: bool = False) -> pa.Table:
         texts = pa.array(
             [None if value == MISSING else format_minor(value, units) for value, units in values], pa.string()
         )
-        # One type holds a column: that of the currency with the most decimals.
+        # A column has one type: that of the currency with the most decimals.
         decimals = len(str(int(table.minor_units.max(initial=1)))) - 1
         return texts if as_text else texts.cast(pa.decimal128(20, decimals))
 
@@ -145,6 +145,6 @@ def _labelled_lines(table: TransactionTable) -> list[bytes]:
         label: dict[str, object] = {} if fraud < 0 else {"is_fraud": bool(fraud)}
         if label and times is not None:
             label["label_time"] = times[row] + "Z"
-        # Both are objects: the second's members go on where the first's end.
+        # Both are objects: the second object's members follow the first's.
         lines.append(value[:-1] + b"," + orjson.dumps(label)[1:] + b"\n" if label else value + b"\n")
     return lines

@@ -1,7 +1,8 @@
-"""How hard a labelled file is: weak baselines beside a model with history.
+"""How hard a labelled file is: weak baselines next to a model with history.
 
-A simulated file is of use only if no simple rule solves it and history does help; this measures both.
-The last fifth of the rows is scored; everything is fitted on rows whose labels were known before it began.
+A simulated file is useful only if no simple rule solves it and history helps; this module measures both. It
+scores the last fifth of the rows; everything is fitted on rows whose labels were known before that fifth
+began.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _HOUR_MS: Final = 3_600_000
 
 
 def three_sigma_scores(table: TransactionTable) -> npt.NDArray[np.float64]:
-    """Return each amount's distance from the mean of the user's earlier ones, in standard deviations.
+    """Return each amount's distance from the mean of the user's earlier amounts, in standard deviations.
 
-    Shape ``(n,)``; 0 where the user has fewer than two earlier amounts or they are all the same. The
-    3-sigma rule flags what is above 3.
+    Shape ``(n,)``; 0 if the user has fewer than two earlier amounts or they are all the same. The 3-sigma
+    rule flags distances above 3.
     """
     scores = np.zeros(len(table))
     amounts = table.amount_minor / table.minor_units
@@ -77,8 +78,8 @@ def measure_difficulty(
 ) -> dict[str, dict[str, Any]]:
     """Return AUC and average precision on the last fifth by baseline, weakest first.
 
-    ``three_sigma`` is the per-user rule, ``raw_columns`` XGBoost with its defaults on
-    :func:`raw_columns`, ``history`` LightGBM with its defaults on every feature of the stream.
+    ``three_sigma`` is the per-user rule, ``raw_columns`` XGBoost with its defaults on :func:`raw_columns`,
+    ``history`` LightGBM with its defaults on every feature of the stream.
 
     Raises
     ------

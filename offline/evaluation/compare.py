@@ -1,7 +1,7 @@
-"""Several models on one split, judged alike: what history, tuning and resampling are worth.
+"""Several models on one split, judged alike: the value of history, tuning and resampling.
 
-Every model learns from the training part, chooses its threshold (and, where it stops early, its trees) on the
-validation part, and is scored once on the test part; see :func:`offline.training.split.split_by_time`.
+Every model learns from the training part, chooses its threshold (and, with early stopping, its trees) on the
+validation part, and scores the test part once; see :func:`offline.training.split.split_by_time`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["MODELS", "Comparison", "compare_models"]
 _ROUNDS: Final = 100
 _SHARE: Final = 0.95
 
-#: Rows scored at a time when a score's price is taken: what a busy worker's batch holds.
+#: Rows scored at a time when the cost of a score is measured: a busy worker's batch.
 _BATCH: Final = 500
 
 
@@ -51,14 +51,14 @@ class Comparison:
     training:
         The split, and the shipped recipe's parameters.
     bootstrap:
-        Samples of users that the confidence intervals rest on; 0 for none.
+        Samples of users for the confidence intervals; 0 for none.
     review_cost:
-        What looking at one alert costs, in the data's currency; a missed fraud costs its amount.
+        Cost of reviewing an alert, in the data's currency; a missed fraud costs its amount.
     trials:
-        Of the tuning that the tuned model gets.
+        Trials of the tuned model.
     precision_target:
-        Each model's threshold is the lowest that reaches this precision on validation; that of the best F1
-        where None.
+        Each model's threshold is the lowest that reaches this precision on validation; None: that of the best
+        F1.
     """
 
     training: TrainingOptions
@@ -70,7 +70,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """A scorer of rows of one matrix, and the matrix's name."""
+    """A scorer of a matrix's rows, and the matrix's name."""
 
     score: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
     matrix: str = "features"
@@ -95,7 +95,7 @@ def compare_models(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return each model's figures on the test part, and what was done, as JSON values.
+    """Return each model's figures on the test part, and a description of the run, as JSON values.
 
     ``progress`` is called with 1 whenever a model is done; there are ``len(MODELS)``.
 

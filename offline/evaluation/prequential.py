@@ -1,18 +1,18 @@
-"""Prequential evaluation: week after week, a model of what was known then, judged on what came next.
+"""Prequential evaluation: week after week, a model of the data known by then, judged on the next week.
 
 The protocol is that of the *Reproducible Machine Learning for Credit Card Fraud Detection - Practical
-Handbook* (Le Borgne, Siblini, Lebichot, Bontempi; ULB), made exact for any file of transactions.
-For each test week that begins at ``s``, with the label delay ``d``:
+Handbook* (Le Borgne, Siblini, Lebichot, Bontempi; ULB), made exact for any file of transactions. For each
+test week that begins at ``s``, with the label delay ``d``:
 
 1. The training part are the transactions older than ``s - d`` whose labels were known before ``s``, as far
-   back as the recipe says. Between it and the test week lies a gap of the delay.
-2. The features of each transaction, also of those in the test week, hold what was known at its own time.
-3. From each test day, the transactions of users are taken out who had a fraud between ``s - 2 d`` and the
-   delay before the day begins: their cards are known to be compromised, and are blocked.
-4. AUC and average precision are over the week; card precision at 100 is the mean over its days of the share
-   of compromised cards among the 100 highest; a card that was found is not looked at again.
+   back as the recipe allows. Between it and the test week lies a gap of the delay.
+2. The features of each transaction, including those in the test week, use the data known at its own time.
+3. Each test day leaves out the transactions of users who had a fraud between ``s - 2 d`` and the delay before
+   the day begins: their cards are known to be compromised, and are blocked.
+4. AUC and average precision cover the week; card precision at 100 is the mean over its days of the share of
+   compromised cards among the 100 highest scores; a card that was found is not counted again.
 
-Nothing is chosen here: not a parameter, not a threshold, not when to stop.
+Nothing is chosen here: no parameter, no threshold, no stopping round.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ __all__ = [
 _WEEK_MS: Final = 7 * MS_PER_DAY
 _CARDS: Final = 100
 
-#: False-positive rate at which the recall of each scenario is told.
+#: False-positive rate at which the recall of each scenario is reported.
 _FALSE_POSITIVES: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """Which weeks, and what was known when; times in milliseconds since the epoch, UTC.
+    """The test weeks, and when labels became known; times in milliseconds since the epoch, UTC.
 
-    With ``retrain`` false the first week's model judges all weeks: the price of never learning anew.
+    With ``retrain`` false the first week's model scores all weeks: the cost of never retraining.
     """
 
     first_week_ms: int
@@ -79,7 +79,7 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One test week: masks of shape ``(n,)``."""
+    """A test week: masks of shape ``(n,)``."""
 
     start_ms: int
     train: npt.NDArray[np.bool_]
@@ -99,14 +99,14 @@ def week_fold(
     training_days: float | None,
     without_blocked: bool = False,
 ) -> Fold:
-    """Return the training part and the test week that begins at ``start_ms``; see the module's text.
+    """Return the training part and the test week that begins at ``start_ms``; see the module's docstring.
 
-    With ``without_blocked`` the training part lacks what :func:`known_compromised` marks.
+    With ``without_blocked`` the training part leaves out the transactions of :func:`known_compromised`.
 
     Raises
     ------
     DataError
-        The file has no labels, or one of the parts has not both classes.
+        The file has no labels, or a part does not have both classes.
     """
     if table.is_fraud is None:
         raise DataError("the file has no labels: it needs is_fraud, or a mapping with a [label] section")
@@ -146,20 +146,20 @@ def known_compromised(
 ) -> npt.NDArray[np.bool_]:
     """Return which transactions before ``start_ms`` were of users whose card was known to be compromised.
 
-    That is: with a fraud of the user between two delays and one delay before the transaction's day, days
-    being counted from ``start_ms``. It is the test weeks' own rule, taken for each day of the past: without
-    it a model learns from rows such as it will never be asked about.
+    These have a fraud of the user between two delays and one delay before the transaction's day, with days
+    counted from ``start_ms``. It is the test weeks' own rule, applied to each day of the past: without it a
+    model would learn from rows of a kind that it never scores.
 
     Parameters
     ----------
     users, times_ms : int64[n]
         ``users`` are numbered from 0.
     fraud : bool[n]
-        The frauds that were known at ``start_ms``.
+        The frauds known at ``start_ms``.
     """
     if not fraud.any():
         return np.zeros(len(users), np.bool_)
-    # Each user's frauds in the order of time, all users in one sorted array: a span of time for each.
+    # Each user's frauds in order of time, all users in one sorted array: a span of time for each.
     since = int(times_ms[fraud].min())
     span = int(times_ms[fraud].max()) - since + 1
     found = np.sort(users[fraud] * span + times_ms[fraud] - since)
@@ -181,9 +181,9 @@ def card_precision(
 ) -> float:
     """Return the mean over the days of the share of compromised cards among the ``cards`` highest.
 
-    A card's score of a day is its highest; a card is compromised on a day with a fraud of its own, and is
-    found once: on later days it is not looked at. Of equal scores the card with the lower number goes first.
-    All arrays have the shape ``(n,)``.
+    A card's score of a day is its highest score; a card is compromised on a day with a fraud of its own, and
+    is found once: later days leave it out. Of equal scores the card with the lower number comes first. All
+    arrays have the shape ``(n,)``.
     """
     found = np.zeros(int(card.max(initial=-1)) + 1, np.bool_)
     shares = []
@@ -213,7 +213,7 @@ def fold_metrics(
     ----------
     scores : float64[rows of the test part]
     scenario : object[n] or None
-        What kind of fraud each row is: for the report only.
+        The kind of fraud of each row: for the report only.
     """
     test = fold.test
     fraud = np.asarray(table.is_fraud)[test] == 1
@@ -270,18 +270,18 @@ def evaluate_weeks(
     features: tuple[FeatureSpec, FeatureTable] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of each week, their mean and spread, and what was done, as JSON values.
+    """Return the figures of each week, their mean and spread, and a description of the run, as JSON values.
 
     Parameters
     ----------
     scenario
         See :func:`fold_metrics`.
     ceiling : float64[n] each
-        Scores to judge the same weeks by, such as :func:`knowledge_scores` of several seeds: their mean is
-        told.
+        Further scores for the same weeks, such as :func:`knowledge_scores` of several seeds; their mean is
+        reported.
     features
-        Those of the whole table and their spec, where the caller has them already; the spec's categories
-        must be those of rows whose labels were known before the first test week.
+        Features of the whole table and their spec, if the caller has them already; the spec's categories must
+        be those of rows whose labels were known before the first test week.
     progress
         Called with the number of folds done since its last call.
 
@@ -364,11 +364,11 @@ def weekly_features(
 def knowledge_scores(
     table: TransactionTable, scenario: npt.NDArray[np.object_], delay_ms: int, *, seed: int = 0
 ) -> npt.NDArray[np.float64]:
-    """Return the scores of one who knows the Handbook's scenarios: float64[n], a ceiling for any model.
+    """Return the scores of an oracle that knows the Handbook's scenarios, a ceiling: float64[n].
 
-    Every fraud of scenario 1 and 3 is known; one of scenario 2 is from the first confirmed fraud of its
-    terminal's four compromised weeks on. All the rest is in random order, whose luck moves the AUC of some
-    weeks by 0.005: take the mean over several seeds.
+    The oracle knows every fraud of scenarios 1 and 3, and a fraud of scenario 2 from the first confirmed
+    fraud of its terminal's four compromised weeks on. Everything else is in random order, whose luck moves
+    the AUC of some weeks by 0.005: take the mean over several seeds.
     """
     scores = np.random.default_rng(seed).random(len(table))
     scores[(scenario == "1") | (scenario == "3")] = 2.0

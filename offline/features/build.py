@@ -67,19 +67,19 @@ class FeatureTable:
 def fit_spec(
     table: TransactionTable, rows: npt.NDArray[np.bool_], entities: tuple[EntityProfile, ...] = ()
 ) -> FeatureSpec:
-    """Return the spec for a table, its categories those of the given rows only.
+    """Return the spec for a table, with the categories of the given rows only.
 
     Raises
     ------
     DataError
-        Extra columns would make two features of one name.
+        Additional columns would make two features of one name.
 
     Parameters
     ----------
     rows : bool[n]
-        The training rows. A value that occurs only elsewhere gets the code of unseen values.
+        The training rows. A value that occurs only in other rows gets the code of unseen values.
     entities
-        Profiles whose features the spec has too.
+        Entity profiles whose features the spec has too.
     """
     chosen = np.flatnonzero(rows & table.valid)
     numeric = tuple(sorted(name for name, column in table.attributes.items() if column.dtype != np.object_))
@@ -216,7 +216,7 @@ def by_entity(
 
 
 def numbered(values: list[str]) -> npt.NDArray[np.int64]:
-    """Return for each value the number of the first place among the distinct ones: int64[n]."""
+    """Return for each value the index of its first occurrence among the distinct values: int64[n]."""
     numbers: dict[str, int] = {}
     return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values))
 

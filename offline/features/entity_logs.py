@@ -32,20 +32,19 @@ __all__ = ["load_logs"]
 def load_logs(
     table: TransactionTable, spec: FeatureSpec, scored: npt.NDArray[np.bool_], *, lateness_ms: int
 ) -> MemoryStore:
-    """Return the logs that a spec's profiles are read from, after all of a table's rows and labels.
+    """Return the entity logs after all of a table's rows and labels.
 
-    A transaction that comes next finds in them what :func:`offline.features.build_features` gives it
-    as the
-    last row. They are to be read, not to go on from: users' logs do not say whom a label concerns.
+    The next transaction reads from them the features that :func:`offline.features.build.build_features` would
+    compute for it as the last row. Use them for reading only: users' logs lack the routes of labels.
 
     Parameters
     ----------
     scored : bool[n]
-        The rows that their users' histories have taken.
+        The rows that their users' histories have applied.
     """
     stages = JoinPlan(spec, lateness_ms)
     rows = np.flatnonzero(scored)
-    # A row stands for its transaction and for the case that asked.
+    # A row number stands for its transaction and for the pending transaction that requested.
     number = np.arange(1, len(table) + 1)
     names = table.user_id[rows].tolist()
     distinct = list(dict.fromkeys(names))
@@ -72,7 +71,7 @@ def load_logs(
 def _to_usual(
     table: TransactionTable, spec: FeatureSpec, scored: npt.NDArray[np.bool_], lateness_ms: int
 ) -> npt.NDArray[np.float64]:
-    """Return each row's amount in proportion to its user's usual one, NaN where no profile wants it."""
+    """Return each row's amount relative to its user's usual amount, NaN if no profile needs it."""
     found = np.full((len(table), 1), np.nan)
     if any("fraud_to_usual_min" in item.label_aggregates for item in spec.entities):
         *_, days = (item.usual_days for item in spec.entities if item.entity == "user" and item.usual_days)
@@ -106,11 +105,11 @@ class _Logs:
         Parameters
         ----------
         prefix
-            What the keys of an entity's records begin with.
+            Returns the prefix of the keys of an entity's records.
         events : int64[n, words]
-            What a log keeps of each row.
+            The log's words of each row.
         label_horizon_ms
-            None where no profile is of labels.
+            None if no profile has label features.
         """
         names = getattr(self._table, field)
         if names is None:
@@ -128,7 +127,7 @@ class _Logs:
             self.store.write(log.writes(horizon))
 
     def _label(self, log: EntityLog, row: int, event: list[int], horizon_ms: int) -> None:
-        """Add the labels of the log's last transaction; whoever reads them finds which one corrects which."""
+        """Add the labels of the log's last transaction; readers find which label corrects which."""
         about = (event[E_TIME], event[E_AMOUNT], event[E_TO_USUAL], event[E_IDENT], log.total - 1, NEVER)
         labels = self._labels
         for at in self._by_row[self._starts[row] : self._starts[row + 1]].tolist():

@@ -1,4 +1,4 @@
-"""A model's card: what it is for, what it was made of, how good it is, what it is not good for."""
+"""The model card: purpose, data, quality and limits of a model."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def model_card(result: TrainingResult) -> str:
 
 
 def figure_text(value: float | None) -> str:
-    """Return a figure as text; None is one that there is not."""
+    """Return a figure as text; None is a missing figure."""
     return "-" if value is None else f"{value:.4f}"

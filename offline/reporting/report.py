@@ -1,7 +1,7 @@
-"""A training run as one self-contained HTML page, for who has to answer for the model.
+"""A training run as a self-contained HTML page, for the person who has to answer for the model.
 
-The page needs nothing from anywhere: its pictures are drawings inside it, it runs no script. All figures are
-of the test part, which decided nothing, unless a caption says otherwise.
+The page loads nothing: its pictures are drawings inside it, and it runs no script. All figures are of the
+test part, which decided nothing, unless a caption names another part.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def render_report(
     Parameters
     ----------
     table
-        The one that ``result`` was trained on.
+        The table that ``result`` was trained on.
     tuning
-        What ``riskstream tune`` wrote, where the parameters are from there.
+        The result of ``riskstream tune``, if the parameters come from it.
     """
     bundle, split = result.bundle, result.split
     names = bundle.spec.names
@@ -116,7 +116,7 @@ def _explanations(
     test: npt.NDArray[np.float64],
     scores: npt.NDArray[np.float64],
 ) -> list[str]:
-    """Return the sections on what the model goes by: SHAP values, LightGBM's own, drawn by shap."""
+    """Return the sections on the model's reasons: LightGBM's own SHAP values, drawn by shap."""
     try:
         import shap  # noqa: PLC0415 - takes seconds to load
     except ImportError:
@@ -254,7 +254,7 @@ def _weeks_table(
 
 
 def _tuning(found: dict[str, Any]) -> list[str]:
-    """Return the study's pictures: trial after trial, what each parameter is worth, and where they lay."""
+    """Return the study's pictures: trial after trial, the importance of parameters, and their values."""
     trials = [trial for trial in found.get("study", {}).get("trials", []) if trial["objective"] is not None]
     weights = found.get("study", {}).get("importances", {})
     if not trials:
@@ -367,14 +367,14 @@ def _draw_budget(
 
 
 def _shap_figure(caption: str, draw: Callable[[], Any]) -> str:
-    """Return what a function of shap's draws on pyplot's current figure; points as one picture."""
+    """Return the drawing that a function of shap's makes on the current figure; points as one picture."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - shap draws by pyplot only
 
     with mpl.rc_context({"svg.hashsalt": "riskstream", "font.size": 9, "savefig.dpi": 150}):
         plt.switch_backend("agg")
         figure = plt.figure(figsize=(7.0, 4.0))
         try:
-            # What shap jitters, it draws from numpy's global generator.
+            # shap draws its jitter from numpy's global generator.
             np.random.seed(0)  # noqa: NPY002
             draw()
             figure = plt.gcf()
@@ -389,7 +389,7 @@ def _shap_figure(caption: str, draw: Callable[[], Any]) -> str:
 def _telling(
     fraud: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], threshold: float
 ) -> dict[str, int]:
-    """Return the decisions that tell most: by name, the place among the test part's rows."""
+    """Return the most telling decisions: by name, the index among the test part's rows."""
     found = {}
     for name, rows, sign in (
         ("The surest fraud found", fraud & (scores >= threshold), -1),
@@ -429,9 +429,9 @@ def _drift_table(reference: dict[str, Any], names: Sequence[str], test: npt.NDAr
 
 
 def stability_index(distribution: dict[str, Any], values: npt.NDArray[np.float64]) -> float:
-    """Return the population stability index of values against one of the reference's distributions.
+    """Return the population stability index of values against a distribution of the reference.
 
-    Half an observation is added to each bin, so that none is empty; what is missing is a bin of its own.
+    Half an observation is added to each bin, so that no bin is empty; missing values have their own bin.
     """
     known = values[np.isfinite(values)]
     if distribution["kind"] == "numeric":

@@ -22,7 +22,7 @@ _MINUTE_MS: Final = 60_000
 
 
 class _Episode:
-    """One episode, collected event by event."""
+    """An episode, collected event by event."""
 
     def __init__(self, rng: np.random.Generator, users: Users, user: int, start_ms: int) -> None:
         self.rng = rng
@@ -52,7 +52,7 @@ class _Episode:
 
 
 def _account_takeover(episode: _Episode) -> None:
-    """Drain the account in a few transfers by somebody else's device, often at night."""
+    """Drain the account in a few transfers from another device, often at night."""
     rng = episode.rng
     if rng.random() < 0.5:
         episode.time_ms = episode.time_ms // DAY_MS * DAY_MS + int(rng.integers(0, 6 * HOUR_MS))
@@ -76,7 +76,7 @@ def _compromised_merchant(episode: _Episode) -> None:
     """Charge a card that a merchant leaked: some purchases well above the user's own."""
     rng = episode.rng
     channel = Channel.POS if rng.random() < 0.5 else Channel.ONLINE
-    # Leaks happen at few places: the same ones turn up again and again.
+    # Leaks happen at few merchants: the same merchants turn up again and again.
     merchant = int(rng.integers(0, max(1, episode.users.merchants // 100)))
     for _ in range(int(rng.integers(2, 5))):
         episode.add(Kind.PURCHASE, channel, episode.typical() * float(rng.uniform(3.5, 9)), merchant=merchant)

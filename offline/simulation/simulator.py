@@ -1,15 +1,15 @@
 """A seeded simulator of card and account transactions with known frauds.
 
-Users have habits: a level of amounts, active hours, home merchants, channels, devices, a salary and a
-rent. Their ordinary life has its own oddities, which look like fraud and are not: big purchases, travel,
+Users have habits: a level of amounts, active hours, home merchants, channels, devices, a salary and a rent.
+Their ordinary life has its own oddities, which look like fraud and are legitimate: big purchases, travel,
 days of holiday shopping, top-ups, shared merchants. Frauds come in episodes, see
-:mod:`offline.simulation.frauds`. All balances add up: each transaction starts from the balance that the
-user's previous one left.
+:mod:`offline.simulation.frauds`. All balances add up: each transaction starts from the balance after the
+user's previous one.
 
-How hard it is, as ``riskstream simulate --measure`` printed it for the defaults (seed 7), AUC on the
-last fifth: per-user 3-sigma rule 0.712, LightGBM on raw columns 0.850, LightGBM with history 0.965.
+Its difficulty, as ``riskstream simulate --measure`` printed it for the defaults (seed 7), AUC on the last
+fifth: per-user 3-sigma rule 0.712, LightGBM on raw columns 0.850, LightGBM with history 0.965.
 
-Nothing here depends on anything but the arguments: the same seed gives the same bytes.
+The result depends on nothing but the arguments: the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Simulation:
     Attributes
     ----------
     transactions:
-        Rows to make, exactly.
+        Exact number of rows.
     fraud_rate:
-        Share of them that are fraud; hit to the row.
+        Share of frauds among them, exact to the row.
     users, days:
-        How many users, and over how many days; one user for every 50 transactions where None.
+        Number of users and of days; None: one user for every 50 transactions.
     label_delay_days:
-        Mean time until a label is known; frauds are found sooner and later, at random.
+        Mean time until a label is known; individual delays are random.
     """
 
     transactions: int = 100_000
@@ -113,9 +113,9 @@ def _walk_balances(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return kind, amount, balance before and after of each event in time order, money in minor units.
 
-    1. What comes in is added, what goes out is taken off.
-    2. An amount that is a share of the balance is worked out on the balance that is there.
-    3. Who cannot pay pays in from savings instead: the event becomes a transfer in.
+    1. Incoming amounts are added, outgoing amounts are subtracted.
+    2. An amount that is a share of the balance is computed from the balance at that time.
+    3. A user without enough balance pays in from savings instead: the event becomes a transfer in.
     """
     balances: list[int] = users.opening_minor.tolist()
     reserves: list[int] = users.monthly_minor.tolist()
@@ -159,7 +159,7 @@ def _to_table(
     ids = np.array([f"T{number:0{width}d}" for number in range(rows)], dtype=np.object_)
     card = np.isin(events.channel, [Channel.POS, Channel.ATM]) | (kinds == Kind.PURCHASE)
     remote = np.isin(events.channel, [Channel.ONLINE, Channel.MOBILE])
-    # Delays are gamma with the asked mean: most within days, some after weeks.
+    # Delays are gamma with the requested mean: most within days, some after weeks.
     delays = rng.gamma(4.0, simulation.label_delay_days / 4.0, rows) * DAY_MS
     times = events.time_ms + simulation.start_ms
     return TransactionTable(

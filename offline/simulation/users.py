@@ -42,7 +42,7 @@ _KIND_SHARES: Final = {"purchase": 0.80, "withdrawal": 0.07, "transfer_out": 0.0
 
 
 class Channel(IntEnum):
-    """Place in ``CHANNELS``."""
+    """Index in ``CHANNELS``."""
 
     POS = 0
     ONLINE = 1
@@ -51,7 +51,7 @@ class Channel(IntEnum):
 
 
 class Kind(IntEnum):
-    """Place in ``TYPES``."""
+    """Index in ``TYPES``."""
 
     PURCHASE = 0
     WITHDRAWAL = 1
@@ -70,9 +70,9 @@ class Events:
     time_ms:
         Milliseconds since the start of the simulation.
     balance_share:
-        Above 0: the amount is this share of the balance that is there, and ``amount_minor`` is not used.
+        Above 0: the amount is this share of the current balance, and ``amount_minor`` is not used.
     merchant, device:
-        Numbers; -1 where there is none.
+        Numbers; -1 for none.
     """
 
     user: npt.NDArray[np.int64]
@@ -95,7 +95,7 @@ class Events:
 
     @staticmethod
     def concatenate(parts: Sequence[Events]) -> Events:
-        """Return all parts' rows, one part after the other."""
+        """Return all parts' rows, part after part."""
         return Events(
             **{
                 item.name: np.concatenate([getattr(part, item.name) for part in parts])
@@ -106,22 +106,22 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """Users' habits; arrays have the shape ``(users,)`` unless said otherwise.
+    """Users' habits; arrays have the shape ``(users,)`` unless stated otherwise.
 
     Attributes
     ----------
     level, spread:
-        Mean and standard deviation of the log of a purchase's amount, in units of the currency.
+        Mean and standard deviation of the log of a purchase's amount, in major units of the currency.
     activity:
         Share of all events; sums to 1.
     hour_mean, hour_spread:
         Active hours of the day.
     home_merchants:
-        Shape ``(users, 8)``: numbers of the merchants a user goes to most.
+        Shape ``(users, 8)``: numbers of the merchants that a user visits most.
     channel_shares:
         Shape ``(users, 3)``: cumulative shares of pos, online and mobile among purchases.
     salaried:
-        Who has pay and rent on this account.
+        Whether the user has a salary and a rent on this account.
     monthly_minor, opening_minor, rent_minor:
         Expected spending in 30 days, first balance and rent, in minor units.
     """
@@ -154,7 +154,7 @@ def make_users(rng: np.random.Generator, count: int, *, monthly_events: float) -
     activity = rng.gamma(2.5, 1.0, count) + 0.3
     activity /= activity.sum()
     merchants = max(20, int(count * _MERCHANTS_PER_USER))
-    # A few merchants are everybody's, most are a few people's.
+    # A few merchants have many customers, most have a few.
     popularity = 1.0 / np.arange(1, merchants + 1) ** 0.7
     popularity /= popularity.sum()
     shares = rng.dirichlet((5.0, 2.5, 2.5), count)
@@ -230,7 +230,7 @@ def _merchants(
 
 
 def _devices(rng: np.random.Generator, who: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return one of the user's two devices; now and then a new one."""
+    """Return one of the user's two devices, and now and then a new device."""
     own = who * 2 + (rng.random(len(who)) < 0.2)
     return np.where(rng.random(len(who)) < 0.01, 10_000_000 - 1 - rng.integers(0, 1_000_000, len(who)), own)
 
@@ -246,7 +246,7 @@ def _daily_life(rng: np.random.Generator, users: Users, count: int, days: int) -
     channel = np.where(kind == Kind.WITHDRAWAL, Channel.ATM, channel)
     amounts = _amounts(rng, users, who)
     amounts = np.where(transfer, amounts * rng.lognormal(0.3, 0.5, count), amounts)
-    # A new fridge: far above what this user spends, and all right.
+    # A new fridge: far above this user's usual spending, and legitimate.
     big = rng.random(count) < 0.01
     amounts = np.where(big, amounts * rng.uniform(3, 9, count), amounts)
     amounts = np.where(kind == Kind.WITHDRAWAL, np.ceil(amounts / 10) * 10, amounts)

@@ -1,4 +1,4 @@
-"""Reference statistics: what each feature and the score looked like when the model was made, for drift."""
+"""Reference statistics for drift: the distribution of each feature and of the score at training time."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ def reference_statistics(
     Returns
     -------
     dict
-        ``rows``; ``score``: one distribution; ``features``: one by name. A numeric distribution has
-        ``kind`` "numeric", ``edges``, ``shares``, ``missing``, ``mean`` and ``std``. ``edges`` are the k
-        distinct inner quantiles; ``shares`` has k + 1 members, bin i holds the values in
-        ``(edges[i - 1], edges[i]]``, the first and last are open to the outside. A categorical one has
-        ``kind`` "categorical", ``codes``, ``shares`` and ``missing``, where codes below 0 count as a code.
-        Shares are of the values that are there and sum to 1; ``missing`` is of all rows. ``mean`` and
-        ``std`` are None where there is no value.
+        ``rows``; ``score``: one distribution; ``features``: one by name. A numeric distribution has ``kind``
+        "numeric", ``edges``, ``shares``, ``missing``, ``mean``, ``std``. ``edges`` are the k distinct inner
+        quantiles; ``shares`` has k + 1 members, bin i holds the values in ``(edges[i - 1], edges[i]]``, the
+        first and last bin are open. A categorical distribution has ``kind`` "categorical", ``codes``,
+        ``shares`` and ``missing``, where codes below 0 count as a code. Shares are of the values that exist
+        and sum to 1; ``missing`` is of all rows. ``mean`` and ``std`` are None without any value.
     """
     features: dict[str, Any] = {}
     for index, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Few frauds among many rows: what can be done about it, to the training part of a fold only."""
+"""Class imbalance: ways to resample or weight the training part of a fold, and no other part."""
 
 from __future__ import annotations
 
@@ -62,24 +62,24 @@ def balance(
 ) -> Balanced:
     """Return a training part with its classes brought nearer to each other.
 
-    Whoever calls this passes training rows only: a validation or test part keeps the rates of real life.
+    The caller passes training rows only: a validation or test part keeps the rates of real life.
 
     Parameters
     ----------
     matrix : float64[n, features]
-        NaN stands for what is not known. Neighbours are looked for with the median in its place and every
-        column brought to the same spread; real rows keep their NaN, made-up ones have none.
+        NaN stands for an unknown value. The search for neighbours uses the median instead and scales every
+        column to the same spread; real rows keep their NaN, synthetic rows have none.
     categorical
-        Columns that are codes; only ``smotenc`` heeds them, ``smote`` makes up codes between two.
+        Columns of codes; only ``smotenc`` respects them, ``smote`` makes codes between two codes.
     ratio
-        Frauds for each legitimate row; a part that has as many already stays as it is.
+        Frauds for each legitimate row; a part that has as many already stays unchanged.
 
     Raises
     ------
     ConfigError
         The ratio is not in (0, 1].
     DataError
-        There are too few frauds to find neighbours among.
+        There are too few frauds to find neighbours.
     """
     if not 0 < ratio <= 1:
         raise ConfigError(f"imbalance ratio: must lie above 0 and up to 1, not {ratio}")
@@ -125,7 +125,7 @@ def _made_up(
     spread = np.where(codes, 1.0, whole.std(axis=0))
     spread[spread == 0] = 1.0
     scaled = (whole - centre) / spread
-    # Made-up rows lie between frauds: the others need only be as many as the library asks for.
+    # Synthetic rows lie between frauds: of the others the library needs only its minimum.
     frauds = scaled[truth == 1]
     others = scaled[truth == 0]
     wanted = len(frauds) + count

@@ -1,6 +1,7 @@
-"""Profiles of entities for a training: those that come along, and those of a file.
+"""Entity profiles of a training run: the shipped ones, and those of a file.
 
-A file of profiles is TOML, each table what an :class:`stream.features.profiles.spec.EntityProfile` has::
+A file of profiles is TOML; each table has the fields of
+:class:`stream.features.profiles.spec.EntityProfile`::
 
     [[entities]]
     entity = "merchant"
@@ -9,7 +10,7 @@ A file of profiles is TOML, each table what an :class:`stream.features.profiles.
     label_windows_days = [7, 30]
     label_aggregates = ["fraud_count", "fraud_share"]
     label_recency = ["days_since_last_fraud"]
-    # label_delay_days = 7.0            # that of the training where it is not given
+    # label_delay_days = 7.0            # by default that of the training
     # label_horizon_days = 90.0         # later labels do not count
 """
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["SHIPPED", "load_profiles", "present"]
 
 
-#: By name; which of them a file can have is for :func:`present` to say.
+#: By name; :func:`present` selects those that a file can have.
 SHIPPED: Final[dict[str, tuple[EntityProfile, ...]]] = {"accounts": ACCOUNTS, "cards": CARDS.entities}
 
 _LENGTHS: Final = ("windows_days", "label_windows_days")
@@ -39,12 +40,12 @@ _NUMBERS: Final = ("usual_days", "large_factor", "label_delay_days", "label_hori
 def load_profiles(name: str, *, label_delay_days: float) -> tuple[EntityProfile, ...]:
     """Return the profiles of a name in ``SHIPPED``, or those of a TOML file.
 
-    ``label_delay_days`` is the training's; a profile of a file may declare a longer one.
+    ``label_delay_days`` is the training's; a profile of a file may declare a longer delay.
 
     Raises
     ------
     ConfigError
-        There is no such name or file, or a profile is wrong; the text says which and why.
+        No such name or file exists, or a profile is wrong; the text has the profile and the reason.
     """
     if name in SHIPPED:
         return tuple(profile.delayed(label_delay_days) for profile in SHIPPED[name])
@@ -75,12 +76,12 @@ def load_profiles(name: str, *, label_delay_days: float) -> tuple[EntityProfile,
 
 
 def present(table: TransactionTable, profiles: tuple[EntityProfile, ...]) -> tuple[EntityProfile, ...]:
-    """Return the profiles whose entity the table has a column of."""
+    """Return the profiles whose entity has a column in the table."""
     return tuple(profile for profile in profiles if getattr(table, ENTITIES[profile.entity]) is not None)
 
 
 def _floats(table: dict[str, Any]) -> dict[str, Any]:
-    """Return a profile's numbers as floats: 7 and 7.0 are one profile, with one hash."""
+    """Return a profile's numbers as floats: 7 and 7.0 are the same profile, with the same hash."""
     result = dict(table)
     for key in _LENGTHS:
         if key in result:

@@ -23,24 +23,24 @@ __all__ = ["ACCOUNTS", "CARDS", "Recipe", "column_names", "fit_booster"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a model is made.
+    """How to train a model.
 
     Attributes
     ----------
     training_days:
-        Length of the rolling training part; all that is known where None.
+        Length of the rolling training part; None: everything that is known.
     trees, parameters:
-        Boosting rounds, and LightGBM's parameters beside the fixed ones of :func:`fit_booster`.
+        Boosting rounds, and LightGBM's parameters in addition to the fixed ones of :func:`fit_booster`.
     entities:
-        Profiles beside the user's own windows.
+        Entity profiles in addition to the user's own windows.
     ratio:
         Frauds for each legitimate row that resampling aims at, see
         :func:`offline.training.imbalance.balance`.
     unused:
         Features that the model must not split on, as regular expressions of their whole names.
     without_blocked:
-        Leave out of the training part what the test weeks leave out: transactions of cards that were known
-        to be compromised, see :func:`offline.evaluation.prequential.known_compromised`.
+        Leave out of the training part the rows that the test weeks leave out: transactions of cards that were
+        known to be compromised, see :func:`offline.evaluation.prequential.known_compromised`.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Recipe:
 
 
 def column_names(spec: FeatureSpec) -> list[str]:
-    """Return names that LightGBM's text format takes, each once; the spec has the real ones."""
+    """Return unique names that LightGBM's text format accepts; the spec has the real names."""
     names = [re.sub(r"[^A-Za-z0-9_.]", "_", name) for name in spec.names]
     return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
 
@@ -84,7 +84,7 @@ def fit_booster(
     *,
     threads: int = 1,
 ) -> lightgbm.Booster:
-    """Return the recipe's booster, learnt from a training part only.
+    """Return the recipe's booster, trained on a training part only.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def fit_booster(
     used = np.array([not any(re.fullmatch(part, name) for part in recipe.unused) for name in spec.names])
     codes = [index for index, name in enumerate(spec.names) if name in spec.categorical and used[index]]
     part = balance(recipe.imbalance, matrix, labels, categorical=codes, ratio=recipe.ratio, seed=recipe.seed)
-    # A column of one value is never split on, and the model keeps the spec's number of columns.
+    # LightGBM never splits a constant column, and the model keeps the spec's number of columns.
     learnt = part.matrix if used.all() else np.where(used, part.matrix, 0.0)
     parameters = {
         "objective": "binary",

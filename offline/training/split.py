@@ -1,4 +1,4 @@
-"""Splits in the order of time: what a model may know when, and what it is judged on."""
+"""Splits in order of time: the data that a model may know at each time, and the data that judges it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _PARTS: Final = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class TimeSplit:
-    """Three parts of a table in the order of event time, with a gap before each later one.
+    """Three parts of a table in order of event time, with a gap before each later part.
 
     Attributes
     ----------
     train, validation, test:
-        Masks of shape ``(n,)``; rows in a gap, invalid ones and those without a label are in none.
+        Masks of shape ``(n,)``; rows in a gap, invalid rows and rows without a label are in none.
     validation_start_ms, test_start_ms:
-        Every earlier part is as it was known then.
+        Every earlier part contains the data known at that time.
     """
 
     train: npt.NDArray[np.bool_]
@@ -65,18 +65,18 @@ def split_by_time(
 ) -> TimeSplit:
     """Return train | gap | validation | gap | test.
 
-    1. The test part begins at ``train_until_ms``, or where the last ``test_fraction`` of the rows begins.
-    2. A row before it is known then if its event is at least ``label_delay_ms`` older, and its label's
-       own time, where the file has one, has come. Only such rows can be validation.
+    1. The test part begins at ``train_until_ms``, or with the last ``test_fraction`` of the rows.
+    2. A row before it is known then if its event is at least ``label_delay_ms`` older, and its label's own
+       time, if the file has one, has come. Only such rows can be validation.
     3. The validation part is the last ``validation_fraction`` (of all labelled rows) of these.
-    4. The same rule, taken at the start of validation, leaves the training part.
+    4. The same rule, applied at the start of validation, leaves the training part.
 
     So neither training nor the choice of a threshold uses a label that was not known at the time.
 
     Raises
     ------
     DataError
-        There are no labels, or a part is empty or has no fraud and legitimate row; says what to change.
+        There are no labels, or a part is empty or lacks a class; the text suggests a change.
     """
     if table.is_fraud is None:
         raise DataError("the file has no labels: it needs is_fraud, or a mapping with a [label] section")

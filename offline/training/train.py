@@ -1,14 +1,14 @@
-"""Training: from a file of transactions to a model bundle, in the order of time.
+"""Training: from a file of transactions to a model bundle, in order of time.
 
 1. The rows are split by :func:`offline.training.split.split_by_time`.
 2. The feature spec (the categories' codes) is fitted on the training part only.
-3. Features of the whole file come from the stream's own kernel in arrival order; each row sees its past.
+3. The stream's own kernel computes the features of the whole file in arrival order; each row sees its past.
 4. LightGBM learns from the training part and stops early on the validation part.
-5. The prediction threshold is chosen on the validation part.
+5. The validation part chooses the prediction threshold.
 6. The test part is scored once, at the end.
 
-The score is the booster's own probability: no calibration is put on top, so that the stream's score, the
-SHAP values and the thresholds all speak of the same number.
+The score is the booster's own probability, without calibration, so that the stream's score, the SHAP values
+and the thresholds all refer to the same number.
 """
 
 from __future__ import annotations
@@ -59,15 +59,16 @@ class TrainingOptions:
     Attributes
     ----------
     train_until_ms:
-        Where the test part begins; by ``test_fraction`` where None.
+        Begin of the test part; None: by ``test_fraction``.
     trees:
         Most trees; early stopping may end with fewer.
     precision_target:
-        Choose the lowest threshold that reaches this precision on validation, not the best F1.
+        Choose the lowest threshold that reaches this precision on validation instead of the best F1.
     imbalance:
-        What is done to the training part, see :mod:`offline.training.imbalance`.
+        How to resample the training part, see :mod:`offline.training.imbalance`.
     entities:
-        Profiles beside the user's own windows; those whose entity the file does not name are left out.
+        Entity profiles in addition to the user's own windows; profiles of entities that the file lacks are
+        left out.
     """
 
     train_until_ms: int | None = None
@@ -135,16 +136,16 @@ def load_parameters(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a training made.
+    """The result of a training run.
 
     Attributes
     ----------
     bundle:
         Ready to be saved.
     split:
-        Which rows were used for what.
+        The part of each row.
     gains:
-        Features and the loss they took away in training, largest first.
+        Features and the loss that they removed in training, largest first.
     matrix:
         float64[n, features], of the whole table.
     """
@@ -160,7 +161,7 @@ def prepare(
 ) -> tuple[TimeSplit, FeatureSpec, FeatureTable, npt.NDArray[Any]]:
     """Return a table's split in time, the spec fitted on its training part, all features and the labels.
 
-    ``progress`` is called with the number of rows whose features were built since its last call.
+    ``progress`` is called with the number of rows whose features were computed since its last call.
 
     Raises
     ------
@@ -190,8 +191,8 @@ def train(
 ) -> TrainingResult:
     """Return a model for ``table``, whose rows are in arrival order.
 
-    ``now`` is the time, with its zone, that the model's version carries; ``progress`` is called with the
-    number of rows whose features were built since its last call.
+    ``now`` is the time, with its zone, in the model's version; ``progress`` is called with the number of rows
+    whose features were computed since its last call.
 
     Raises
     ------
@@ -225,8 +226,8 @@ def train(
         spec=spec,
         thresholds=Thresholds(prediction=threshold),
         allowed_lateness_ms=options.allowed_lateness_ms,
-        # Not of the training part: a model is surer of what it learnt from, and its first rows' windows were
-        # not full yet. Both would look like drift from the first transaction on.
+        # Not of the training part: a model is more certain about its training data, and the windows of the
+        # first rows were not full yet. Both would look like drift from the first transaction on.
         reference=reference_statistics(
             features.matrix[split.validation], spec.names, spec.categorical, scores["validation"]
         ),
@@ -247,14 +248,14 @@ def fit(
     *,
     callbacks: Sequence[Callable[..., Any]] = (),
 ) -> lightgbm.Booster:
-    """Return a booster that learnt from the training part and stopped early on the validation part.
+    """Return a booster trained on the training part with early stopping on the validation part.
 
     Parameters
     ----------
     matrix : float64[n, features], labels : 0 and 1 of shape ``(n,)``
-        Of the whole table.
+        The whole table.
     callbacks
-        LightGBM's, called after each round.
+        LightGBM callbacks, called after each round.
     """
     parameters = {
         "objective": "binary",
@@ -268,7 +269,7 @@ def fit(
         "bagging_freq": 1,
         "lambda_l2": options.lambda_l2,
         # With rare frauds the average is an extreme start (log-odds near -4) from which the first trees'
-        # leaves overshoot; from 0 early stopping finds a better place.
+        # leaves overshoot; from 0 early stopping finds a better optimum.
         "boost_from_average": False,
         "seed": options.seed,
         "deterministic": True,

@@ -1,11 +1,10 @@
-"""Tuning: Optuna looks for parameters by the validation part; the test part is never seen.
+"""Tuning: Optuna searches for parameters on the validation part; it never sees the test part.
 
-The objective is average precision, or the share of the loss that is saved (what frauds take that are not
-found, and what looking at alerts costs, against doing nothing, at the threshold that is best for it), less a
-price for what the model costs in service: its leaves. Every
-transaction pays for its path to one of each tree's, and every alert for an explanation over all of them.
-A study in an SQLite file goes on where it was stopped; the same seed and number of trials in one run give
-the same result.
+The objective is average precision, or the share of the loss that is saved (the amounts of missed frauds and
+the cost of reviewing alerts, against doing nothing, at the best threshold), minus a price for the model's
+cost in service: its leaves. Every transaction walks a path of each tree, and every alert needs an explanation
+over all of them. A study in an SQLite file continues after a stop; the same seed and number of trials in one
+run give the same result.
 """
 
 from __future__ import annotations
@@ -36,24 +35,24 @@ __all__ = ["Objective", "Tuned", "Tuning", "saved_share", "tune", "tune_matrix"]
 
 Objective: TypeAlias = Literal["average-precision", "money"]
 
-#: Rounds between two looks at a trial's validation score.
+#: Rounds between two checks of a trial's validation score.
 _REPORT_EVERY: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How long and where to look.
+    """How long and where to search.
 
     Attributes
     ----------
     trials:
-        To be finished in all, those of a study that goes on among them.
+        Number of trials, including those of a study that continues.
     study:
-        SQLite file that keeps the study; in memory where None.
+        SQLite file that stores the study; None: in memory.
     size_price:
-        How much of the objective 10,000 leaves (say 400 trees of 25) must bring to be worth it.
+        Gain of the objective that 10,000 leaves (400 trees of 25, for example) must bring.
     review_cost:
-        What looking at one alert costs, in the data's currency; for the objective ``money`` only.
+        Cost of reviewing an alert, in the data's currency; for the objective ``money`` only.
     """
 
     trials: int = 30
@@ -73,16 +72,16 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What a tuning found.
+    """The result of a search.
 
     Attributes
     ----------
     options:
-        The given ones with the best trial's parameters.
+        The given options with the best trial's parameters.
     objective, average_precision, leaves:
-        The best trial's, on validation; ``leaves`` are of all its trees.
+        The best trial's, on validation; ``leaves`` counts the leaves of all its trees.
     trials, pruned:
-        Finished and given up early.
+        Number of finished and of pruned trials.
     history:
         Of every finished trial ``number``, ``objective``, ``parameters``.
     importances:
@@ -231,7 +230,7 @@ def _suggest(trial: optuna.Trial) -> dict[str, Any]:
 def _subject(
     split: TimeSplit, spec: FeatureSpec, labels: npt.NDArray[Any], options: TrainingOptions, tuning: Tuning
 ) -> dict[str, Any]:
-    """Return what a study is about; one of something else is not to be gone on with."""
+    """Return the subject of a study; a study with another subject must not continue."""
     return {
         "feature_spec": spec.hash,
         "rows": [int(split.train.sum()), int(split.validation.sum())],
@@ -261,7 +260,7 @@ def _open_study(tuning: Tuning, subject: dict[str, Any], seed: int) -> optuna.St
         )
     except Exception as error:  # SQLAlchemy's, of which Optuna lets many kinds through
         raise DataError(f"study {tuning.study} cannot be opened: {error}") from error
-    # A study that goes on must not draw its first trials again.
+    # A study that continues must not draw its first trials again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
     known = study.user_attrs.get("subject")
     if known is not None and known != subject:
