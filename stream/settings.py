@@ -1,7 +1,8 @@
-"""Settings, from the environment: ``RISKSTREAM_`` and the name, nested with ``__``.
+"""Settings from environment variables: ``RISKSTREAM_`` and the name, sections separated by ``__``.
 
-A file named by ``RISKSTREAM_ENV_FILE`` (or ``.env`` where there is one) is read first; the environment
-wins. Secrets may also lie in files: ``RISKSTREAM_KAFKA__SASL_PASSWORD_FILE``. They are never printed.
+The file named by ``RISKSTREAM_ENV_FILE`` (or ``.env`` if it exists) is read first; environment variables take
+precedence. Secrets can also be read from files: ``RISKSTREAM_KAFKA__SASL_PASSWORD_FILE``. They are never
+printed.
 """
 
 from __future__ import annotations
@@ -42,39 +43,60 @@ class _Section(BaseModel):
 
 
 class KafkaSettings(_Section):
-    """How to reach the broker."""
+    """Connection to the Kafka brokers, consumer group and producer timeouts."""
 
-    bootstrap_servers: str = Field(default="127.0.0.1:9092", description="host:port, several with commas")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    sasl_password_file: Path | None = Field(default=None, description="A file whose text is the password")
-    ssl_ca_file: Path | None = Field(
-        default=None, description="Authorities that the broker's certificate is checked by"
+    bootstrap_servers: str = Field(
+        default="127.0.0.1:9092", description="Addresses of brokers as host:port, separated by commas"
     )
-    ssl_cert_file: Path | None = Field(default=None, description="This client's certificate, for mutual TLS")
-    ssl_key_file: Path | None = Field(default=None, description="This client's key, for mutual TLS")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="Protocol of the connections: with or without TLS and SASL"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="SASL mechanism, used with a SASL protocol"
+    )
+    sasl_username: str | None = Field(
+        default=None, description="SASL user name, required with a SASL protocol"
+    )
+    sasl_password: SecretStr | None = Field(
+        default=None, description="SASL password; takes precedence over sasl_password_file"
+    )
+    sasl_password_file: Path | None = Field(
+        default=None, description="File that contains the SASL password"
+    )
+    ssl_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities that verify the brokers' certificates; without it the "
+        "system's authorities",
+    )
+    ssl_cert_file: Path | None = Field(
+        default=None, description="PEM file with the client certificate for mutual TLS"
+    )
+    ssl_key_file: Path | None = Field(
+        default=None, description="PEM file with the client certificate's key for mutual TLS"
+    )
     session_timeout_seconds: float = Field(
-        default=6.0, ge=1, description="A silent worker is given up after this"
+        default=6.0, ge=1, description="The group reassigns the partitions of a worker silent for this long"
     )
     rebalance_timeout_seconds: float = Field(
-        default=6.0, ge=1, description="Others wait this long for a join"
+        default=6.0, ge=1, description="How long the group waits for members to rejoin during a rebalance"
     )
-    request_timeout_seconds: float = Field(default=15.0, ge=1)
+    request_timeout_seconds: float = Field(
+        default=15.0, ge=1, description="How long a client waits for the response to a request"
+    )
     delivery_timeout_seconds: float = Field(
-        default=30.0, ge=1, description="A record that no broker has taken after this ends the worker"
+        default=30.0, ge=1, description="A worker exits if a record is not acknowledged within this time"
     )
     group_instance_id: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9._-]{1,200}$",
-        description="A name that stays with this worker over restarts: it gets its partitions back at once",
+        description="Permanent name of this worker in the group; a restart within the session then causes no "
+        "rebalance",
     )
     fetch_max_wait_ms: int = Field(
-        default=20, ge=1, le=10_000, description="How long the broker may hold a fetch without records"
+        default=20, ge=1, le=10_000, description="How long the broker may hold a fetch that has no records"
     )
     max_poll_records: int = Field(
-        default=2000, ge=1, le=100_000, description="Largest batch of one partition"
+        default=2000, ge=1, le=100_000, description="Maximum number of records of a partition in a batch"
     )
 
     @model_validator(mode="after")
@@ -106,39 +128,43 @@ class KafkaSettings(_Section):
 
 
 class TopicSettings(_Section):
-    """Names and shapes of the topics; :mod:`stream.kafka.topics` makes them from this."""
+    """Names, partitions and retention of the topics."""
 
-    transactions: str = "transactions"
-    alerts: str = "risk-alerts"
-    decisions: str = "risk-decisions"
-    labels: str = "labels"
-    dead_letters: str = "transactions-dlq"
-    control: str = "risk-control"
-    partitions: int = Field(default=4, ge=1, le=10_000, description="Of every keyed topic")
-    replication_factor: int = Field(default=1, ge=1, le=10)
-    create: bool = Field(default=True, description="Whether a worker creates missing topics when it starts")
-    retention_days: float = Field(
-        default=7, gt=0, description="Of the transactions, alerts, decisions and labels"
+    transactions: str = Field(default="transactions", description="Topic of the transactions to score")
+    alerts: str = Field(default="risk-alerts", description="Topic of the alerts")
+    decisions: str = Field(default="risk-decisions", description="Topic of the decisions")
+    labels: str = Field(default="labels", description="Topic of the labels, used with entity profiles")
+    dead_letters: str = Field(default="transactions-dlq", description="Topic of the rejected records")
+    control: str = Field(default="risk-control", description="Compacted topic reserved for control messages")
+    partitions: int = Field(
+        default=4, ge=1, le=10_000, description="Partitions of every keyed topic; fixed once there is state"
     )
-    dead_letter_retention_days: float = Field(default=30, gt=0)
+    replication_factor: int = Field(default=1, ge=1, le=10, description="Replicas of each topic")
+    create: bool = Field(default=True, description="Whether a worker creates missing topics at its start")
+    retention_days: float = Field(
+        default=7, gt=0, description="Retention of transactions, alerts, decisions and labels"
+    )
+    dead_letter_retention_days: float = Field(default=30, gt=0, description="Retention of dead letters")
 
 
 class DecisionSettings(_Section):
-    """What is written to ``risk-decisions``."""
+    """Content of the topic ``risk-decisions``."""
 
-    enabled: bool = True
-    features: bool = Field(default=False, description="Put every feature's value into each decision")
+    enabled: bool = Field(default=True, description="Whether to write a decision for every transaction")
+    features: bool = Field(
+        default=False, description="Whether each decision contains the values of all features"
+    )
 
 
 class _GuardedSection(_Section):
-    """An HTTP endpoint that may ask for a token."""
+    """An HTTP endpoint with an optional bearer token."""
 
     token: SecretStr | None = Field(
         default=None,
         min_length=8,
-        description="Wanted as a bearer token by everything but health and readiness",
+        description="Bearer token required by every route except /healthz and /readyz",
     )
-    token_file: Path | None = Field(default=None, description="A file whose text is the token")
+    token_file: Path | None = Field(default=None, description="File that contains the bearer token")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -148,7 +174,7 @@ class _GuardedSection(_Section):
         return self
 
     def wanted_token(self) -> str | None:
-        """Return the token, from the setting or its file; None where none is wanted."""
+        """Return the token from the setting or its file, None if no token is required."""
         if self.token is not None:
             return self.token.get_secret_value()
         if self.token_file is not None:
@@ -159,107 +185,123 @@ class _GuardedSection(_Section):
 class MetricsSettings(_GuardedSection):
     """The HTTP endpoint with ``/metrics``, ``/healthz`` and ``/readyz``."""
 
-    enabled: bool = True
-    host: str = "127.0.0.1"
-    port: int = Field(default=9108, ge=0, le=65_535, description="0 picks a free one")
+    enabled: bool = Field(default=True, description="Whether a worker serves metrics and health")
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(default=9108, ge=0, le=65_535, description="Port to listen on; 0 chooses a free port")
 
 
 class ScoringSettings(_GuardedSection):
-    """The HTTP endpoint with ``/predict``, against the live histories; workers ask each other."""
+    """The HTTP endpoint with ``/predict`` on live histories; workers forward requests to the owner."""
 
-    enabled: bool = False
-    host: str = "127.0.0.1"
-    port: int = Field(default=9109, ge=0, le=65_535, description="0 picks a free one")
+    enabled: bool = Field(default=False, description="Whether a worker serves scores on request")
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(default=9109, ge=0, le=65_535, description="Port to listen on; 0 chooses a free port")
     advertised_host: str | None = Field(
         default=None,
-        description="Where other workers reach this one; without it host, or this machine's name where that "
-        "is every address",
+        description="Address at which other workers reach this worker; without it host, or the machine's name "
+        "if the worker listens on every address",
     )
-    max_batch: int = Field(default=100, ge=1, le=500, description="Most transactions of one request")
+    max_batch: int = Field(
+        default=100, ge=1, le=500, description="Maximum number of transactions in a request"
+    )
     partitioner: Literal["murmur2", "crc32"] = Field(
         default="murmur2",
-        description="By which hash of the key producers choose the partition: murmur2 as Kafka's own client, "
-        "crc32 as librdkafka's",
+        description="Hash by which producers choose the partition of a key: murmur2 (Kafka's own clients) or "
+        "crc32 (librdkafka)",
     )
     forward_timeout_seconds: float = Field(
-        default=2.0, gt=0, le=60, description="How long another worker may take to answer"
+        default=2.0, gt=0, le=60, description="How long a worker waits for another worker's response"
     )
 
 
 class TracingSettings(_Section):
-    """Spans of the transactions that a producer traces; needs the extra ``tracing``."""
+    """Spans of transactions sampled by their producer; needs the extra ``tracing``."""
 
     endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s/]+",
-        description="An OTLP collector, such as http://127.0.0.1:4318; without it no spans are made",
+        description="OTLP collector, such as http://127.0.0.1:4318; without it a worker creates no spans",
     )
 
 
 class DriftSettings(_Section):
-    """How what is scored is compared with what the model was trained on."""
+    """Comparison of the scored transactions with the training data."""
 
-    enabled: bool = True
+    enabled: bool = Field(default=True, description="Whether a worker detects drift")
     window_transactions: int = Field(
-        default=10_000, ge=100, description="Scored by one worker, compared with the training in one piece"
+        default=10_000, ge=100, description="Transactions of a worker in each comparison with training"
     )
 
 
 class HistorySettings(_Section):
-    """How much of a user's past is kept, and which times are believed."""
+    """Event times that a worker accepts, and memory for long histories."""
 
     allowed_lateness_days: float = Field(
-        default=3, ge=0, le=365, description="Scored exactly up to this late"
+        default=3, ge=0, le=365, description="Features are exact for events up to this late"
     )
     max_future_seconds: float = Field(
-        default=300, ge=0, description="A later event time than this is a dead letter"
+        default=300, ge=0, description="Events further ahead of the clock than this become dead letters"
     )
     cache_mib: int = Field(
-        default=512, ge=1, description="Memory for long histories that stay unpacked between rounds"
+        default=512, ge=1, description="Memory of a worker for unpacked long histories"
     )
 
 
 class WatchdogSettings(_Section):
-    """When a worker takes itself for stuck."""
+    """When a worker considers itself stalled."""
 
     stall_seconds: float = Field(
-        default=60, ge=1, description="Work without progress: unhealthy after this, ended after twice this"
+        default=60,
+        ge=1,
+        description="A worker with waiting records and no progress is unhealthy after this time and exits "
+        "after twice this time",
     )
     broker_gone_seconds: float = Field(
-        default=60, ge=1, description="A broker that does not answer for so long ends the worker"
+        default=60, ge=1, description="A worker exits if no broker responds for this long"
     )
 
 
 class RocksDBSettings(_Section):
-    """Memory of the store; both are shared by all partitions of a worker."""
+    """Memory of RocksDB, shared by all partitions of a worker."""
 
-    block_cache_mib: int = Field(default=256, ge=1)
-    write_buffer_mib: int = Field(default=128, ge=4)
+    block_cache_mib: int = Field(default=256, ge=1, description="Memory for blocks read from files")
+    write_buffer_mib: int = Field(default=128, ge=4, description="Memory for writes before a flush")
 
 
 class Settings(BaseSettings):
-    """Everything that a RiskStream process can be told."""
+    """All settings of a RiskStream process."""
 
     model_config = SettingsConfigDict(
         env_prefix="RISKSTREAM_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
-    app_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = "riskstream"
-    state_dir: Path = Path("var/state")
-    bundle: Path = Field(default=Path("var/bundle"), description="Folder of the model bundle to serve")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    app_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")] = Field(
+        default="riskstream",
+        description="Name of the consumer group and prefix of internal topics and transactional ids",
+    )
+    state_dir: Path = Field(
+        default=Path("var/state"), description="Folder of the worker's state; each worker needs its own"
+    )
+    bundle: Path = Field(default=Path("var/bundle"), description="Folder of the model bundle")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level of messages to log"
+    )
     log_format: Literal["console", "json"] = Field(
-        default="console", description="Lines for people, or a JSON object a line"
+        default="console", description="Log lines for people, or a JSON object per line"
     )
     core: int | None = Field(
-        default=None, ge=0, description="A worker's own core: its threads stay on it, but for RocksDB's"
+        default=None,
+        ge=0,
+        description="CPU core to pin the worker's threads to; RocksDB's background threads are not pinned",
     )
-    max_record_bytes: int = Field(default=65_536, ge=1024, le=16 * 1024 * 1024)
+    max_record_bytes: int = Field(
+        default=65_536, ge=1024, le=16 * 1024 * 1024, description="Larger records become dead letters"
+    )
     alert_level: Literal["HIGH", "MEDIUM", "LOW"] = Field(
-        default="MEDIUM", description="Alerts are sent for this level and above"
+        default="MEDIUM", description="Lowest risk level for which a worker sends alerts"
     )
-    max_reasons: int = Field(default=5, ge=1, le=50)
-    language: Literal["en", "zh"] = Field(default="en", description="Of the reasons' sentences")
+    max_reasons: int = Field(default=5, ge=1, le=50, description="Maximum number of reasons in an alert")
+    language: Literal["en", "zh"] = Field(default="en", description="Language of alert reasons")
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     topics: TopicSettings = Field(default_factory=TopicSettings)
     decisions: DecisionSettings = Field(default_factory=DecisionSettings)
