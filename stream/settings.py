@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, get_args, get_origin
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -22,6 +23,11 @@ from pydantic_settings import (
 
 from stream.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
 __all__ = [
     "DecisionSettings",
     "DriftSettings",
@@ -30,11 +36,13 @@ __all__ = [
     "MetricsSettings",
     "RocksDBSettings",
     "ScoringSettings",
+    "SettingReference",
     "Settings",
     "TopicSettings",
     "TracingSettings",
     "WatchdogSettings",
     "load_settings",
+    "setting_references",
 ]
 
 
@@ -395,8 +403,83 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigError(str(error)) from error
 
 
+class SettingReference(NamedTuple):
+    """The documentation of a setting, as texts.
+
+    Attributes
+    ----------
+    section
+        Name of the section, empty for top-level settings.
+    default
+        Empty if there is no default value.
+    """
+
+    section: str
+    variable: str
+    kind: str
+    default: str
+    description: str
+
+
+_KINDS: Final[dict[Any, str]] = {
+    bool: "true or false",
+    float: "number",
+    int: "integer",
+    str: "text",
+    Path: "path",
+    SecretStr: "secret",
+}
+
+
+def setting_references() -> list[SettingReference]:
+    """Return the documentation of every setting, in the order of the models."""
+
+    def walk(section: str, prefix: str, model: type[BaseModel]) -> Iterator[SettingReference]:
+        nested: list[tuple[str, type[BaseModel]]] = []
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                nested.append((name, field.annotation))
+                continue
+            yield SettingReference(
+                section,
+                f"{prefix}{name.upper()}",
+                _kind(field),
+                _default(field),
+                field.description or "",
+            )
+        for name, inner in nested:
+            yield from walk(name, f"{prefix}{name.upper()}__", inner)
+
+    return list(walk("", "RISKSTREAM_", Settings))
+
+
+def _kind(field: FieldInfo) -> str:
+    """Return a field's type and bounds as text."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) is UnionType:  # ``X | None``
+        [annotation] = (part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is Literal:
+        return ", ".join(get_args(annotation))
+    signs = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+    bounds = [
+        f"{sign} {getattr(item, name):,}"
+        for name, sign in signs
+        for item in field.metadata
+        if hasattr(item, name)
+    ]
+    return ", ".join([_KINDS[annotation], *bounds])
+
+
+def _default(field: FieldInfo) -> str:
+    """Return a field's default as an environment variable would contain it."""
+    value = field.default
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _known_variables() -> set[str]:
-    """Return every environment variable that means something."""
+    """Return every environment variable with a meaning."""
     names = {
         "RISKSTREAM_ENV_FILE",
         "RISKSTREAM_CACHE_DIR",

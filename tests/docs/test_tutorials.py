@@ -1,0 +1,99 @@
+"""The tutorials work: their commands run as they are written, and print the output that is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import TUTORIALS, shell_blocks
+
+#: A tutorial's own limit; a hanging command must not take the whole run.
+LIMIT_SECONDS = 120
+PORTS = ("9092", "9108", "9110", "8080")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def environment(ports: dict[str, int]) -> dict[str, str]:
+    """Return a reader's environment, with the venv on the path and no settings of this machine."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RISKSTREAM_")}
+    folder = str(Path(sys.executable).parent)
+    # The worker's default port; the pages need not name it.
+    return inherited | {
+        "PATH": f"{folder}{os.pathsep}{inherited['PATH']}",
+        "RISKSTREAM_METRICS__PORT": str(ports["9108"]),
+        "COLUMNS": "120",
+    }
+
+
+def run(blocks: list[tuple[str, str]], folder: Path) -> list[str]:
+    """Run the blocks in a single shell, as a reader does; returns the output of each."""
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    script = "set -e -o pipefail\n"
+    for number, (code, _) in enumerate(blocks):
+        script += f"echo '::block {number}::'\n{code}"
+    script = re.sub(rf"\b({'|'.join(PORTS)})\b", lambda found: str(ports[found[0]]), script)
+    output = folder / "output.txt"
+    with output.open("w+") as file:
+        # Background commands belong to the shell's own group, which is ended as a whole.
+        shell = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=folder,
+            env=environment(ports),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = shell.wait(LIMIT_SECONDS)
+        finally:
+            stop(shell.pid)
+        shell.wait()
+    text = output.read_text()
+    logs = "".join(log.read_text()[-2000:] for log in folder.glob("worker*.log")) if status else ""
+    assert status == 0, text[-4000:] + logs
+    return re.split(r"::block \d+::\n", text)[1:]
+
+
+def stop(group: int) -> None:
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(group, kind)
+        except ProcessLookupError:
+            return
+        if kind == signal.SIGTERM:
+            await_end(group)
+
+
+def await_end(group: int) -> None:
+    """Wait until a group has no processes, ten seconds at the most; they are not this process's children."""
+    subprocess.run(
+        ["timeout", "10", "bash", "-c", f"while kill -0 -- -{group} 2>/dev/null; do sleep 0.05; done"],
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+def test_the_commands_work_and_print_what_is_shown(page: Path, tmp_path: Path) -> None:
+    blocks = shell_blocks(page.read_text(encoding="utf-8"))
+    assert blocks
+    for (code, shown), printed in zip(blocks, run(blocks, tmp_path), strict=True):
+        for line in shown.splitlines():
+            assert " ".join(line.split()) in " ".join(printed.split()), f"after {code!r}:\n{printed[-2000:]}"
+
+
+def test_there_are_tutorials() -> None:
+    assert {page.stem for page in TUTORIALS} == {"first-model", "first-alert", "own-kafka", "own-data"}
