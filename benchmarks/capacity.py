@@ -1,7 +1,7 @@
 """A reckoning, not a measurement: what a load needs, from figures that the benchmarks print.
 
-``python -m benchmarks.capacity`` prints the table of docs/operations.md. Its inputs are below, each with the
-command that measures it; give your own machine's with ``--worker-rate`` and the like.
+``python -m benchmarks.capacity`` prints the table of docs/how-to/capacity.md. Its inputs are below, each with
+the command that measures it; give your own machine's with ``--worker-rate`` and the like.
 """
 
 from __future__ import annotations

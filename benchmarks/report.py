@@ -1,4 +1,4 @@
-"""The figures as tables: for a terminal, and in Markdown for the README and ``docs/performance.md``."""
+"""Results as tables: for a terminal, and in Markdown for ``docs/explanation/performance.md``."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ class KafkaSettings(_Section):
     sasl_password: SecretStr | None = Field(
         default=None, description="SASL password; takes precedence over sasl_password_file"
     )
-    sasl_password_file: Path | None = Field(
-        default=None, description="File that contains the SASL password"
-    )
+    sasl_password_file: Path | None = Field(default=None, description="File that contains the SASL password")
     ssl_ca_file: Path | None = Field(
         default=None,
         description="PEM file of the authorities that verify the brokers' certificates; without it the "
@@ -206,8 +204,8 @@ class ScoringSettings(_GuardedSection):
     port: int = Field(default=9109, ge=0, le=65_535, description="Port to listen on; 0 chooses a free port")
     advertised_host: str | None = Field(
         default=None,
-        description="Address at which other workers reach this worker; without it host, or the machine's name "
-        "if the worker listens on every address",
+        description="Address at which other workers reach this worker; without it host, or the machine's "
+        "name if the worker listens on every address",
     )
     max_batch: int = Field(
         default=100, ge=1, le=500, description="Maximum number of transactions in a request"
@@ -250,9 +248,7 @@ class HistorySettings(_Section):
     max_future_seconds: float = Field(
         default=300, ge=0, description="Events further ahead of the clock than this become dead letters"
     )
-    cache_mib: int = Field(
-        default=512, ge=1, description="Memory of a worker for unpacked long histories"
-    )
+    cache_mib: int = Field(default=512, ge=1, description="Memory of a worker for unpacked long histories")
 
 
 class WatchdogSettings(_Section):

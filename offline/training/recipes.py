@@ -120,7 +120,7 @@ def fit_booster(
 
 
 #: Profiles for accounts with channels and devices. Chosen on the simulator's worlds 101 and 102, see
-#: docs/modelling.md.
+#: docs/explanation/modelling.md.
 ACCOUNTS: Final = (
     EntityProfile(
         "user",
@@ -143,7 +143,8 @@ ACCOUNTS: Final = (
     ),
 )
 
-#: For payments by card at terminals. Chosen on the Handbook's weeks before 2018-08-08, see docs/modelling.md.
+#: For payments by card at terminals. Chosen on the Handbook's weeks before 2018-08-08, see
+#: docs/explanation/modelling.md.
 CARDS: Final = Recipe(
     name="cards",
     training_days=84.0,
@@ -173,7 +174,7 @@ CARDS: Final = Recipe(
             label_recency=LABEL_RECENCY,
         ),
     ),
-    # Also makes training several times faster; see docs/modelling.md.
+    # Also makes training several times faster; see docs/explanation/modelling.md.
     imbalance="undersample",
     ratio=0.02,
     without_blocked=True,

@@ -21,7 +21,11 @@ __all__ = ["main"]
 _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "demo": ("stream.cli.demo.command", "demo", "Run the whole job on this machine and show the result."),
     "worker": ("stream.cli.commands.worker", "worker", "Score transactions until stopped."),
-    "settings": ("stream.cli.commands.worker", "settings", "Show the settings in force, secrets hidden."),
+    "settings": (
+        "stream.cli.commands.settings",
+        "settings",
+        "Show the settings in force, secrets hidden, or describe all settings.",
+    ),
     "topics": ("stream.cli.commands.topics", "topics", "Create the topics, or check existing ones."),
     "broker": ("stream.cli.commands.broker", "broker", "Run a broker on this machine, for development."),
     "simulate": ("stream.cli.commands.simulate", "simulate", "Simulate transactions with known frauds."),

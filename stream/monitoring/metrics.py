@@ -1,7 +1,7 @@
 """Prometheus metrics of a worker: a registry of its own, one prefix, base units, no ids as labels.
 
 Each metric is declared once, through :class:`_Catalog`, which also keeps what the table in
-``docs/metrics.md`` says of it.
+``docs/reference/metrics.md`` says of it.
 """
 
 from __future__ import annotations

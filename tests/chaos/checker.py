@@ -750,7 +750,7 @@ def _compare(name: str, history: _History, stored: _Stored, findings: Findings) 
 def _alert_of(body: dict[str, Any]) -> tuple[str, int, int]:
     """Return which alert this is: its id and its transaction's position.
 
-    A second copy of a transaction that lies behind the horizon is scored again (see ``docs/windows.md``): one id,
+    A second copy of a transaction that lies behind the horizon is scored again (see ``docs/explanation/windows.md``): one id,
     two positions.
     """
     return body["alert_id"], body["source_partition"], body["source_offset"]

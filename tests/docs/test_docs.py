@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 import pytest
+from pages import PAGES, ROOT, code_in
 from pydantic import BaseModel
 
 from stream.cli import _cli
@@ -18,22 +19,15 @@ from stream.settings import Settings, _known_variables
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "deploy/k8s/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+#: The changelog names what is no longer there, too.
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 
-@pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.fixture(params=CURRENT, ids=lambda path: str(path.relative_to(ROOT)))
 def page(request: pytest.FixtureRequest) -> Path:
     path: Path = request.param
     return path
-
-
-def code_in(text: str) -> list[str]:
-    """Return the text's code: each line of a block, and each span."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    rest = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [*lines, *(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", rest))]
 
 
 def sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
@@ -137,7 +131,7 @@ def test_modules_that_are_run_exist(page: Path) -> None:
 
 
 def test_metrics_exist(page: Path) -> None:
-    written = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")  # from the code, as a test says
+    written = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")  # generated
     known = set(re.findall(r"^\| `(riskstream_\w+)`", written, re.MULTILINE))
     for code in code_in(page.read_text(encoding="utf-8")):
         for name in re.findall(r"(?<![\w:.-])(riskstream_\w+)", code):
@@ -145,8 +139,31 @@ def test_metrics_exist(page: Path) -> None:
 
 
 def test_levels_are_such() -> None:
-    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/how-to/operations.md").read_text(encoding="utf-8")
     levels = set(get_args(Settings.model_fields["alert_level"].annotation))
     named = set(re.findall(r"RISKSTREAM_ALERT_LEVEL=(\w+)", text))
     assert named
     assert named <= levels
+
+
+def test_the_readme_repeats_figures_of_the_benchmarks() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("## Benchmarks")[2].partition("\n\n|")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in table.splitlines()[2:]]
+    assert len(rows) > 3
+    page = (ROOT / "docs/explanation/performance.md").read_text(encoding="utf-8")
+    written = re.search(r"<!-- bench -->.*?<!-- /bench -->", page, re.DOTALL)
+    assert written is not None
+    for figure in re.findall(r"\d[\d,.]*", " ".join(itertools.chain.from_iterable(rows))):
+        assert re.search(rf"(?<![\d,.]){re.escape(figure)}(?![\d,.])", written[0]), figure
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    linked = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#\s]+)", index)}
+    for page in (ROOT / "docs").rglob("*.md"):
+        if page.name != "README.md" and page.parent.name != "adr":
+            assert page.resolve() in linked, page
+    records = (ROOT / "docs/adr/README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs/adr").glob("[0-9]*.md"):
+        assert f"({page.name})" in records

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_docs_have_todays_table() -> None:
-    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/how-to/capacity.md").read_text(encoding="utf-8")
     assert table(Figures()) in text, "write it anew with 'python -m benchmarks.capacity'"
 
 

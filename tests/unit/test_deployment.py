@@ -398,13 +398,13 @@ def test_dashboards_lead_to_each_other_and_to_the_runbook(dashboard: dict[str, A
     runbook = "/public/riskstream/operations.md"
     others = {f"/d/riskstream-{path.stem}" for path in DASHBOARDS} - {f"/d/{dashboard['uid']}"}
     assert found == others | {f"{runbook}#runbook"}
-    anchors = anchors_of("docs/operations.md")
+    anchors = anchors_of("docs/how-to/operations.md")
     for panel in dashboard["panels"]:
         for link in panel["links"]:
             page, _, anchor = link["url"].partition("#")
             assert page == runbook
             assert anchor in anchors, panel["title"]
-    mount = f"./docs/operations.md:/usr/share/grafana{runbook}:ro"
+    mount = f"./docs/how-to/operations.md:/usr/share/grafana{runbook}:ro"
     assert mount in SERVICES["grafana"]["volumes"]
 
 
@@ -443,7 +443,7 @@ def test_each_alert_has_its_chapter_in_the_runbook(rule: dict[str, Any]) -> None
     assert rule["labels"]["severity"] in {"page", "ticket"}
     assert {"summary", "description", "runbook_url"} <= set(rule["annotations"])
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-    assert page == "docs/operations.md"
+    assert page == "docs/how-to/operations.md"
     assert anchor == rule["alert"].lower()
     assert anchor in anchors_of(page)
     chapter = (

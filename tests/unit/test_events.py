@@ -66,7 +66,7 @@ def refusal(**changes: Any) -> InvalidRecordError:
 
 
 def schema(name: str) -> Draft202012Validator:
-    path = Path(__file__).resolve().parents[2] / "docs" / "schemas" / name
+    path = Path(__file__).resolve().parents[2] / "docs" / "reference" / "schemas" / name
     return Draft202012Validator(
         json.loads(path.read_text(encoding="utf-8")), format_checker=Draft202012Validator.FORMAT_CHECKER
     )

@@ -28,7 +28,7 @@ def metrics() -> Metrics:
 
 
 def test_the_table_in_the_docs_is_the_code_s() -> None:
-    written = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    written = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
     assert written == table(), "write it anew with 'riskstream metrics'"
 
 

@@ -35,7 +35,7 @@ __all__ = ["bundle"]
 
 NOW = 1_790_000_000_000
 DAY = 86_400_000
-SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
+SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "reference" / "schemas"
 FEATURES = PipelineConfig(decision_features=True, alert_level=RiskLevel.LOW)
 
 
@@ -264,7 +264,7 @@ def test_a_record_too_large_to_be_sent_again_is_cut(part: str, bundle: Bundle) -
 
 
 def test_a_dead_letter_says_when_the_record_was_refused(bundle: Bundle) -> None:
-    """As docs/schemas/dead-letter-headers.json says: RFC 3339 in UTC."""
+    """As docs/reference/schemas/dead-letter-headers.json says: RFC 3339 in UTC."""
     (letter,) = run([record(0, b"{")], bundle).dead_letters
     assert parse_event_time(reason_of(letter)[DeadLetterHeader.TIMESTAMP]) == NOW
 

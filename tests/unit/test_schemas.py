@@ -16,7 +16,7 @@ from stream.errors import ConfigError
 from stream.events.compatibility import breaking_changes
 from stream.events.models import DeadLetterHeader
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference" / "schemas"
 Document = dict[str, Any]
 
 
@@ -28,7 +28,7 @@ def committed(name: str) -> Document:
 @pytest.mark.parametrize("name", sorted(build_schemas()))
 def test_the_committed_schema_is_what_the_code_exports(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == to_text(build_schemas()[name]), (
-        "run 'riskstream schemas' and commit docs/schemas"
+        "run 'riskstream schemas' and commit docs/reference/schemas"
     )
 
 

@@ -37,7 +37,7 @@ def table() -> str:
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("docs/metrics.md"),
+    default=Path("docs/reference/metrics.md"),
     show_default=True,
     help="The file to write.",
 )

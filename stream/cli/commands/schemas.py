@@ -64,7 +64,7 @@ def to_text(document: dict[str, Any]) -> str:
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("docs/schemas"),
+    default=Path("docs/reference/schemas"),
     show_default=True,
     help="Folder for the files.",
 )

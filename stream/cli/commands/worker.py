@@ -1,4 +1,4 @@
-"""``riskstream worker`` and ``riskstream settings``."""
+"""``riskstream worker``."""
 
 from __future__ import annotations
 
@@ -28,12 +28,3 @@ def worker() -> None:
     from stream.runtime.worker import run_worker
 
     sys.exit(run_worker(settings_in_force))
-
-
-@click.command()
-def settings() -> None:
-    """Show every setting in force, secrets hidden.
-
-    A setting 'kafka.bootstrap_servers' is set by RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS.
-    """
-    click.echo(load_settings().describe())
