@@ -1,7 +1,7 @@
-"""Prometheus metrics of a worker: a registry of its own, one prefix, base units, no ids as labels.
+"""Prometheus metrics of a worker: a separate registry, a common prefix, base units, no ids as labels.
 
-Each metric is declared once, through :class:`_Catalog`, which also keeps what the table in
-``docs/reference/metrics.md`` says of it.
+Each metric is declared once, through :class:`_Catalog`, which also keeps its description for
+``docs/reference/metrics.md``.
 """
 
 from __future__ import annotations
@@ -163,13 +163,13 @@ class _Asked(Collector):
     """Asks for the readings when Prometheus does; without anybody to ask there are none."""
 
     _TEXTS: Final = {
-        "state_records": "Records in RocksDB, as it estimates them: users, and chunks of long histories.",
-        "state_live_bytes": "State without what compaction will remove, as RocksDB estimates it.",
-        "state_disk_bytes": "Size of RocksDB's table files.",
-        "rocksdb_memory_bytes": "Memory of RocksDB, by its part.",
-        "recovery_remaining_records": "Changelog records still to be restored before transactions are taken.",
-        "stalled_seconds": "For how long there has been work and no progress.",
-        "rebalances": "Rebalances of the consumer group since the start.",
+        "state_records": "RocksDB's estimate of its records: users, entities, chunks of long histories.",
+        "state_live_bytes": "RocksDB's estimate of its size without data that compaction will remove.",
+        "state_disk_bytes": "Size of RocksDB's table files on disk.",
+        "rocksdb_memory_bytes": "Memory of RocksDB, by part.",
+        "recovery_remaining_records": "Changelog records to restore before the worker takes transactions.",
+        "stalled_seconds": "Time since the last progress while records are waiting.",
+        "rebalances": "Rebalances of the consumer group since the worker's start.",
     }
 
     def __init__(self, catalog: _Catalog) -> None:
@@ -237,21 +237,23 @@ class Metrics:
         catalog = _Catalog(self.registry)
         ProcessCollector(namespace=_PREFIX, registry=self.registry)
         transactions = catalog.counter(
-            "transactions", "Records taken from the source, by outcome.", ["outcome"]
+            "transactions", "Transaction records processed, by outcome.", ["outcome"]
         )
         self.transactions = {outcome: transactions.labels(outcome.value) for outcome in Outcome}
-        alerts = catalog.counter("alerts", "Alerts sent, by level.", ["level"])
+        alerts = catalog.counter("alerts", "Alerts sent, by risk level.", ["level"])
         self.alerts = {level: alerts.labels(level.value) for level in RiskLevel}
-        self.dead_letters = catalog.counter("dead_letters", "Dead letters, by the field at fault.", ["field"])
+        self.dead_letters = catalog.counter(
+            "dead_letters", "Dead letters sent, by rejected field.", ["field"]
+        )
         self.replayed = catalog.counter(
-            "replayed_records", "Records skipped because the state already held them."
+            "replayed_records", "Records skipped because the state already includes them."
         )
         self.unknown_fields = catalog.counter(
-            "unknown_fields", "Fields of transactions that the schema does not know."
+            "unknown_fields", "Fields of transactions that are not in the schema."
         )
         self.other_source = catalog.counter(
             "other_source_users",
-            "Users met whose state was written from another incarnation of the source topic.",
+            "Users with state from another incarnation of the source topic.",
         )
         entity_join = catalog.counter(
             "entity_join_events",
@@ -262,29 +264,37 @@ class Metrics:
         self.pending = catalog.gauge(
             "pending_transactions", "Transactions that wait for responses of entities."
         )
-        self.batch_size = catalog.histogram("batch_records", "Records per batch.", _SIZES)
-        stage = catalog.histogram("stage_seconds", "Duration of a batch's stages.", _SECONDS, ["stage"])
+        self.batch_size = catalog.histogram("batch_records", "Records per micro-batch.", _SIZES)
+        stage = catalog.histogram(
+            "stage_seconds", "Duration of the stages of a micro-batch.", _SECONDS, ["stage"]
+        )
         self.stages = {name: stage.labels(name) for name in STAGES}
         self.alert_latency = catalog.histogram(
             "alert_latency_seconds",
-            "From a transaction's Kafka timestamp to the acknowledged alert.",
+            "Time from a transaction's Kafka timestamp to its acknowledged alert.",
             _SECONDS,
         )
         self.event_to_alert = catalog.histogram(
-            "event_to_alert_seconds", "From a transaction's event time to the acknowledged alert.", _SECONDS
+            "event_to_alert_seconds",
+            "Time from a transaction's event time to its acknowledged alert.",
+            _SECONDS,
         )
-        self.score = catalog.distribution("score", "Risk scores.", _SCORES)
+        self.score = catalog.distribution("score", "Risk scores of transactions.", _SCORES)
         predictions = catalog.counter(
-            "predictions", "Requests to /predict, by how they ended; a forwarded one counts at both.", ["end"]
+            "predictions",
+            "Requests to /predict, by result; a forwarded request counts at both workers.",
+            ["end"],
         )
         self.predictions = {end: predictions.labels(end) for end in PREDICTION_ENDS}
         self.prediction_seconds = catalog.histogram(
-            "prediction_seconds", "Time to answer a request to /predict.", _SECONDS
+            "prediction_seconds", "Duration of a request to /predict.", _SECONDS
         )
-        self.lag = catalog.gauge("lag_records", "Records not yet taken, by partition.", ["partition"])
-        self.assigned = catalog.gauge("assigned_partitions", "Source partitions assigned.")
-        self.ready = catalog.gauge("ready", "1 while transactions are being taken.")
-        self.recovered = catalog.counter("recovered_records", "Changelog records restored into the store.")
+        self.lag = catalog.gauge("lag_records", "Records not yet processed, by partition.", ["partition"])
+        self.assigned = catalog.gauge(
+            "assigned_partitions", "Partitions of the source topic assigned to the worker."
+        )
+        self.ready = catalog.gauge("ready", "1 while the worker takes transactions, otherwise 0.")
+        self.recovered = catalog.counter("recovered_records", "Changelog records restored into RocksDB.")
         self._asked = _Asked(catalog)
         self._describe_model(catalog, model_version, feature_spec, trained_at_seconds)
         self._begin_drift(catalog, drift)
@@ -296,29 +306,31 @@ class Metrics:
     def _describe_model(
         self, catalog: _Catalog, model_version: str, feature_spec: str, trained_at_seconds: float | None
     ) -> None:
-        catalog.info("build", "The program.", {"version": __version__})
+        catalog.info("build", "Version of the program.", {"version": __version__})
         catalog.info(
             "model",
-            "The model in use, and the hash of its feature spec.",
+            "Version of the model in use and hash of its feature spec.",
             {"model_version": model_version, "feature_spec": feature_spec},
         )
         trained = catalog.gauge(
             "model_trained_timestamp_seconds",
-            "When the model was trained, since 1970; its age is time() less this. NaN where it is not known.",
+            "Unix time of the model's training; its age is time() minus this. NaN if it is unknown.",
         )
         trained.set(float("nan") if trained_at_seconds is None else trained_at_seconds)
 
     def _begin_drift(self, catalog: _Catalog, drift: Drift | None) -> None:
         self._drift = drift
         self._psi = catalog.gauge(
-            "drift_psi", "PSI of a feature in the last full window against the training.", ["feature"]
+            "drift_psi",
+            "Population stability index of a feature in the last full window.",
+            ["feature"],
         )
         self._alarm_counter = catalog.counter(
             "drift_alarms",
-            "Times that a feature was found to have moved, by what found it.",
+            "Detected changes of a feature's distribution, by method.",
             ["feature", "method"],
         )
-        self._drift_windows = catalog.counter("drift_windows", "Windows compared with the training.")
+        self._drift_windows = catalog.counter("drift_windows", "Windows compared with training.")
         pairs = [] if drift is None else drift.alarms()
         self._alarms = {pair: self._alarm_counter.labels(*pair) for pair in pairs}
 

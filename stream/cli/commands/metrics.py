@@ -12,9 +12,10 @@ __all__ = ["metrics", "table"]
 
 _HEAD = """# Metrics
 
-Written by `riskstream metrics` from the code; do not edit. What a worker tells at `/metrics`. A histogram has
-`_bucket`, `_sum` and `_count`; durations have buckets from 1 ms to 10 s. No label holds an id of a user or a
-transaction. `feature` is a feature's name, or `score`; `partition` a number of the source topic's.
+Generated from the code by `riskstream metrics`; do not edit. A worker serves these metrics at `/metrics`.
+A histogram has `_bucket`, `_sum` and `_count`; durations have buckets from 1 ms to 10 s. No label contains the
+id of a user or a transaction. The label `feature` is the name of a feature or `score`; `partition` is a
+partition of the source topic.
 
 | metric | type | labels | unit | meaning |
 |---|---|---|---|---|
