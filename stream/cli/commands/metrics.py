@@ -13,8 +13,8 @@ __all__ = ["metrics", "table"]
 _HEAD = """# Metrics
 
 Generated from the code by `riskstream metrics`; do not edit. A worker serves these metrics at `/metrics`.
-A histogram has `_bucket`, `_sum` and `_count`; durations have buckets from 1 ms to 10 s. No label contains the
-id of a user or a transaction. The label `feature` is the name of a feature or `score`; `partition` is a
+A histogram has `_bucket`, `_sum` and `_count`; durations have buckets from 1 ms to 10 s. No label contains
+the id of a user or a transaction. The label `feature` is the name of a feature or `score`; `partition` is a
 partition of the source topic.
 
 | metric | type | labels | unit | meaning |
