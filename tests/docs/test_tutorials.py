@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,13 @@ def environment(ports: dict[str, int]) -> dict[str, str]:
 def run(blocks: list[tuple[str, str]], folder: Path) -> list[str]:
     """Run the blocks in a single shell, as a reader does; returns the output of each."""
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    script = "set -e -o pipefail\n"
+    # The shell ends its background commands and waits for them, whatever becomes of the page.
+    script = "set -e -o pipefail\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
     for number, (code, _) in enumerate(blocks):
         script += f"echo '::block {number}::'\n{code}"
     script = re.sub(rf"\b({'|'.join(PORTS)})\b", lambda found: str(ports[found[0]]), script)
     output = folder / "output.txt"
     with output.open("w+") as file:
-        # Background commands belong to the shell's own group, which is ended as a whole.
         shell = subprocess.Popen(
             ["bash", "-c", script],
             cwd=folder,
@@ -60,30 +61,12 @@ def run(blocks: list[tuple[str, str]], folder: Path) -> list[str]:
         try:
             status = shell.wait(LIMIT_SECONDS)
         finally:
-            stop(shell.pid)
-        shell.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
     text = output.read_text()
     logs = "".join(log.read_text()[-2000:] for log in folder.glob("worker*.log")) if status else ""
     assert status == 0, text[-4000:] + logs
     return re.split(r"::block \d+::\n", text)[1:]
-
-
-def stop(group: int) -> None:
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(group, kind)
-        except ProcessLookupError:
-            return
-        if kind == signal.SIGTERM:
-            await_end(group)
-
-
-def await_end(group: int) -> None:
-    """Wait until a group has no processes, ten seconds at the most; they are not this process's children."""
-    subprocess.run(
-        ["timeout", "10", "bash", "-c", f"while kill -0 -- -{group} 2>/dev/null; do sleep 0.05; done"],
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
