@@ -155,8 +155,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
             for stage, micros in item["micros"].items()
         ]
         rows.append(("all", f"{item['total']:.2f}", "100 %"))
-        rows.append(("all, in rounds of one", f"{item['one_at_a_time']:.2f}", ""))
-        title = f"Where the time goes in process, rounds of {item['round']:,}"
+        rows.append(("all, in batches of a single record", f"{item['one_at_a_time']:.2f}", ""))
+        title = f"Where the time goes in process, micro-batches of {item['round']:,}"
         made.append(Table(title, ("stage", "us a transaction", "share"), rows))
     return made
 
