@@ -10,6 +10,8 @@ import click
 
 from stream.settings import load_settings, setting_references
 
+__all__ = ["reference", "settings"]
+
 _HEAD: Final = """# Settings
 
 Generated from the code by `riskstream settings --describe --markdown`; do not edit. Each setting is an

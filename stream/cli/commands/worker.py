@@ -10,7 +10,7 @@ import click
 
 from stream.settings import load_settings
 
-__all__ = ["settings", "worker"]
+__all__ = ["worker"]
 
 
 @click.command()
