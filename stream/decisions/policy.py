@@ -46,7 +46,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Thresholds, and the lowest level that raises an alert; a predicted fraud always raises an alert."""
+    """Thresholds, and the lowest level that raises an alert; a predicted fraud always raises an alert.
+
+    Examples
+    --------
+    >>> from stream.scoring.bundle import Thresholds
+    >>> policy = Policy(Thresholds(high=0.8, medium=0.5, prediction=0.7))
+    >>> verdict = policy.judge(0.75)
+    >>> verdict.level.value, verdict.prediction, verdict.alert
+    ('MEDIUM', 1, True)
+    """
 
     thresholds: Thresholds
     alert_level: RiskLevel = RiskLevel.MEDIUM

@@ -95,6 +95,14 @@ class FeatureSpec:
         Text members of ``attributes`` that become features; each has its values in ``categories``.
     entities:
         Entity profiles, whose features come last.
+
+    Examples
+    --------
+    >>> spec = FeatureSpec({"channel": ("online", "pos"), "transaction_type": ("purchase",)})
+    >>> len(spec.names), spec.names[:3]
+    (44, ('amount', 'hour', 'day_of_week'))
+    >>> FeatureSpec.from_json(spec.to_json()).hash == spec.hash
+    True
     """
 
     categories: Mapping[str, tuple[str, ...]]

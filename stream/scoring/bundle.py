@@ -108,6 +108,12 @@ class Bundle:
         ------
         BundleError
             A file is missing, damaged, of another format, or made for other features.
+
+        Examples
+        --------
+        >>> Bundle.load(Path("nowhere"))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        stream.errors.BundleError: no model bundle in nowhere: ... is missing; ...
         """
         try:
             model = (folder / _MODEL_FILE).read_bytes()

@@ -130,6 +130,15 @@ class EntityProfile:
     ------
     ValueError
         A name is unknown or repeated, or a length is not positive.
+
+    Examples
+    --------
+    >>> profile = EntityProfile(
+    ...     "merchant", windows_days=(1.0,), aggregates=("count",),
+    ...     label_windows_days=(30.0,), label_aggregates=("fraud_count",),
+    ... )
+    >>> profile.names
+    ('merchant_count_1d', 'merchant_fraud_count_30d')
     """
 
     entity: str
