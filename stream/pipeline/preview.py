@@ -93,7 +93,7 @@ class Preview:
         self,
         rows: Sequence[TransactionRow],
         reader: StateReader,
-        answers: Sequence[Mapping[int, Floats]] = (),
+        profile_responses: Sequence[Mapping[int, Floats]] = (),
     ) -> list[dict[str, Any]]:
         """Return for each transaction the content of its alert, as JSON values.
 
@@ -104,13 +104,13 @@ class Preview:
         ----------
         reader
             Reads the partition of all the users.
-        answers
+        profile_responses
             For each transaction, the entities' features by the entity's code; empty without entity profiles.
         """
         if not rows:
             return []
         users = {user: index for index, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
-        matrix, result = self._vectors(rows, users, reader, answers)
+        matrix, result = self._vectors(rows, users, reader, profile_responses)
         scored = np.flatnonzero(result.outcome <= LATE)
         scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
         moved = dict(zip(scored.tolist(), self._predictor.contributions(matrix[scored]), strict=True))
@@ -137,7 +137,7 @@ class Preview:
         rows: Sequence[TransactionRow],
         users: Mapping[str, int],
         reader: StateReader,
-        answers: Sequence[Mapping[int, Floats]],
+        profile_responses: Sequence[Mapping[int, Floats]],
     ) -> tuple[Floats, HistoryResult]:
         """Return the vectors, float64[rows, features], and the histories' results.
 
@@ -159,5 +159,5 @@ class Preview:
         self._builder.fill(columns_of(rows, events, self._bundle.spec), matrix)
         if self.profiles is not None:
             applied = np.flatnonzero(result.outcome == SCORED).tolist()
-            self.profiles.fill(rows, applied, answers, reader, matrix)
+            self.profiles.fill(rows, applied, profile_responses, reader, matrix)
         return matrix, result

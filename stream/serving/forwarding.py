@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from stream.pipeline.entity_join.messages import EntityRequest
     from stream.pipeline.entity_join.preview import ProfilePreview
     from stream.pipeline.preview import Preview
-    from stream.serving.predict import Asked
+    from stream.serving.predict import PredictRequest
     from stream.settings import ScoringSettings
     from stream.state.store import StateReader
 
@@ -121,7 +121,7 @@ class PredictForwarder:
         host = self._settings.host
         application = self._service.application(guard(self._settings.wanted_token))
         if self._preview.profiles is not None:
-            application.router.add_post("/profiles", partial(self._tell, self._preview.profiles))
+            application.router.add_post("/profiles", partial(self._serve_profiles, self._preview.profiles))
         self._runner, port = await listen(
             application, host, self._settings.port, option="RISKSTREAM_SCORING__PORT"
         )
@@ -158,7 +158,7 @@ class PredictForwarder:
     def _partition_of(self, key: bytes) -> int:
         return partition_of(key, self._partitions, self._settings.partitioner)
 
-    async def _score(self, asked: Asked) -> list[dict[str, Any]]:
+    async def _score(self, predict_request: PredictRequest) -> list[dict[str, Any]]:
         """Return the results of a request, from here and from other workers.
 
         Raises
@@ -172,11 +172,11 @@ class PredictForwarder:
                 "producers choose partitions otherwise than by "
                 f"RISKSTREAM_SCORING__PARTITIONER={self._settings.partitioner}: set it as they do",
             )
-        only = _only(asked)
-        indexes = range(len(asked.rows)) if only is None else only
+        only = _only(predict_request)
+        indexes = range(len(predict_request.rows)) if only is None else only
         parts: dict[int, list[int]] = {}
         for index in indexes:
-            partition = self._partition_of(asked.rows[index].user_id.encode())
+            partition = self._partition_of(predict_request.rows[index].user_id.encode())
             parts.setdefault(partition, []).append(index)
         here: dict[int, list[int]] = {}
         away: dict[str, list[int]] = {}
@@ -187,10 +187,10 @@ class PredictForwarder:
             if only is not None:
                 raise _on_its_way(partition, part[0], "histories")
             away.setdefault(self._owner(partition, part[0], "histories"), []).extend(part)
-        asking = [self._ask(owner, sorted(wanted), asked) for owner, wanted in away.items()]
+        forwarded = [self._forward(owner, sorted(wanted), predict_request) for owner, wanted in away.items()]
         found: dict[int, dict[str, Any]] = {}
-        for answers in await asyncio.gather(self._score_here(here, asked), *asking):
-            found |= answers
+        for profile_responses in await asyncio.gather(self._score_here(here, predict_request), *forwarded):
+            found |= profile_responses
         return [found[index] for index in indexes]
 
     def _owner(self, partition: int, index: int, description: str) -> str:
@@ -213,25 +213,29 @@ class PredictForwarder:
             logger.warning("%s cannot be read: %s", description, error)
             raise Unavailable(index, f"the {description} of partition {partition} cannot be read") from error
 
-    async def _score_here(self, parts: dict[int, list[int]], asked: Asked) -> dict[int, dict[str, Any]]:
+    async def _score_here(
+        self, parts: dict[int, list[int]], predict_request: PredictRequest
+    ) -> dict[int, dict[str, Any]]:
         """Score transactions of this worker's users, given by partition as indexes."""
-        mine, answers = await self._ask_entities([index for part in parts.values() for index in part], asked)
+        mine, profile_responses = await self._request_profiles(
+            [index for part in parts.values() for index in part], predict_request
+        )
         found: dict[int, dict[str, Any]] = {}
         for partition, part in parts.items():
             for start in range(0, len(part), _SLICE):
                 some = part[start : start + _SLICE]
                 if found:
                     await asyncio.sleep(0)
-                for item, features in self._look([item for index in some for item in mine.get(index, ())]):
-                    answers[item.pending_id][item.entity] = features
+                for item, features in self._respond([item for index in some for item in mine.get(index, ())]):
+                    profile_responses[item.pending_id][item.entity] = features
                 with self._reading(partition, some[0], "histories") as reader:
-                    rows = [asked.rows[index] for index in some]
-                    scored = self._preview.score(rows, reader, [answers[index] for index in some])
+                    rows = [predict_request.rows[index] for index in some]
+                    scored = self._preview.score(rows, reader, [profile_responses[index] for index in some])
                 found |= dict(zip(some, scored, strict=True))
         return found
 
-    async def _ask_entities(
-        self, indexes: list[int], asked: Asked
+    async def _request_profiles(
+        self, indexes: list[int], predict_request: PredictRequest
     ) -> tuple[dict[int, list[EntityRequest]], defaultdict[int, dict[int, Floats]]]:
         """Request profiles from other workers, all at once.
 
@@ -239,75 +243,81 @@ class PredictForwarder:
         others by index and entity code.
         """
         mine: dict[int, list[EntityRequest]] = {}
-        answers: defaultdict[int, dict[int, Floats]] = defaultdict(dict)
+        profile_responses: defaultdict[int, dict[int, Floats]] = defaultdict(dict)
         profiles = self._preview.profiles
         if profiles is None:
-            return mine, answers
+            return mine, profile_responses
         away: dict[str, list[EntityRequest]] = {}
-        questions = [
-            question for index in indexes for question in profiles.questions(asked.rows[index], index)
+        requests = [
+            request for index in indexes for request in profiles.requests(predict_request.rows[index], index)
         ]
-        for partition, some in self._by_partition(questions).items():
+        for partition, some in self._by_partition(requests).items():
             if self._reader(partition) is None:
                 owner = self._owner(partition, some[0].pending_id, "profiles")
                 away.setdefault(owner, []).extend(some)
                 continue
-            for question in some:
-                mine.setdefault(question.pending_id, []).append(question)
-        asking = [self._ask_about(profiles, owner, wanted, asked) for owner, wanted in away.items()]
-        for wanted, found in zip(away.values(), await asyncio.gather(*asking), strict=True):
-            for question, features in zip(wanted, found, strict=True):
-                answers[question.pending_id][question.entity] = features
-        return mine, answers
+            for request in some:
+                mine.setdefault(request.pending_id, []).append(request)
+        forwarded = [
+            self._request_from(profiles, owner, wanted, predict_request) for owner, wanted in away.items()
+        ]
+        for wanted, found in zip(away.values(), await asyncio.gather(*forwarded), strict=True):
+            for request, features in zip(wanted, found, strict=True):
+                profile_responses[request.pending_id][request.entity] = features
+        return mine, profile_responses
 
-    def _by_partition(self, questions: Iterable[EntityRequest]) -> dict[int, list[EntityRequest]]:
-        return gather(
-            (entity_partition(question.name, self._partitions), [question]) for question in questions
-        )
+    def _by_partition(self, requests: Iterable[EntityRequest]) -> dict[int, list[EntityRequest]]:
+        return gather((entity_partition(request.name, self._partitions), [request]) for request in requests)
 
-    def _look(self, questions: Sequence[EntityRequest]) -> Iterator[tuple[EntityRequest, Floats]]:
+    def _respond(self, requests: Sequence[EntityRequest]) -> Iterator[tuple[EntityRequest, Floats]]:
         """Yield the requests to this worker's entities, by partition, each with its features."""
         profiles = self._preview.profiles
-        for partition, some in self._by_partition(questions).items():
+        for partition, some in self._by_partition(requests).items():
             assert profiles is not None  # who asks?
             with self._reading(partition, some[0].pending_id, "profiles") as reader:
                 yield from zip(some, profiles.read_profile(some, reader), strict=True)
 
-    async def _tell(self, profiles: ProfilePreview, request: web.Request) -> web.Response:
+    async def _serve_profiles(self, profiles: ProfilePreview, request: web.Request) -> web.Response:
         """Respond to another worker's requests; this worker forwards none of them."""
         if request.headers.get(SPEC_HEADER) != profiles.spec_hash:
             return refuse([{"loc": [], "msg": "the models differ, wait for all workers to have one"}], 503)
         try:
-            questions = profiles.decode(await request.read())
+            requests = profiles.decode(await request.read())
             most = len(CODES) * self._settings.max_batch
-            if len(questions) > most:
-                raise InvalidRecordError("$", f"must hold up to {most} questions, not {len(questions)}")
+            if len(requests) > most:
+                raise InvalidRecordError("$", f"must hold up to {most} requests, not {len(requests)}")
             found: dict[EntityRequest, Floats] = {}
-            for start in range(0, len(questions), _SLICE):
+            for start in range(0, len(requests), _SLICE):
                 if start:
                     await asyncio.sleep(0)
-                found |= dict(self._look(questions[start : start + _SLICE]))
+                found |= dict(self._respond(requests[start : start + _SLICE]))
         except InvalidRecordError as error:
             return refuse([problem(error)], 422)
         except Unavailable as error:
             return refuse([{"loc": ["body"], "msg": error.reason}], 503)
-        features = np.concatenate([found[question] for question in questions])
+        features = np.concatenate([found[request] for request in requests])
         return web.Response(body=features.tobytes(), content_type="application/octet-stream")
 
-    async def _ask_about(
-        self, profiles: ProfilePreview, owner: str, questions: list[EntityRequest], asked: Asked
+    async def _request_from(
+        self,
+        profiles: ProfilePreview,
+        owner: str,
+        requests: list[EntityRequest],
+        predict_request: PredictRequest,
     ) -> list[Floats]:
         """Return another worker's response about its entities."""
         return await self._hand_on(
             f"{owner}/profiles",
-            (questions[0].pending_id, "profiles"),
-            b"".join(question.encode().value or b"" for question in questions),
+            (requests[0].pending_id, "profiles"),
+            b"".join(request.encode().value or b"" for request in requests),
             {SPEC_HEADER: profiles.spec_hash, "Content-Type": "application/octet-stream"},
-            asked,
-            partial(profiles.split, questions),
+            predict_request,
+            partial(profiles.split, requests),
         )
 
-    async def _ask(self, owner: str, indexes: list[int], asked: Asked) -> dict[int, dict[str, Any]]:
+    async def _forward(
+        self, owner: str, indexes: list[int], predict_request: PredictRequest
+    ) -> dict[int, dict[str, Any]]:
         """Forward a request to another worker for its users, with the original bytes."""
 
         def read(value: bytes) -> dict[int, dict[str, Any]]:
@@ -316,7 +326,7 @@ class PredictForwarder:
 
         headers = {ONLY_HEADER: ",".join(map(str, indexes)), "Content-Type": "application/json"}
         return await self._hand_on(
-            f"{owner}/predict", (indexes[0], "history"), asked.body, headers, asked, read
+            f"{owner}/predict", (indexes[0], "history"), predict_request.body, headers, predict_request, read
         )
 
     async def _hand_on(
@@ -325,7 +335,7 @@ class PredictForwarder:
         about: tuple[int, str],
         body: bytes,
         headers: dict[str, str],
-        asked: Asked,
+        predict_request: PredictRequest,
         read: Callable[[bytes], _Read],
     ) -> _Read:
         """Return another worker's response, parsed by ``read``.
@@ -336,8 +346,8 @@ class PredictForwarder:
             The worker does not answer, or its response is malformed; the error names the partition and the
             user or entity.
         """
-        if "Authorization" in asked.headers:
-            headers["Authorization"] = asked.headers["Authorization"]
+        if "Authorization" in predict_request.headers:
+            headers["Authorization"] = predict_request.headers["Authorization"]
         assert self._client is not None
         try:
             async with self._client.post(url, data=body, headers=headers) as response:
@@ -356,7 +366,7 @@ def _on_its_way(partition: int, index: int, description: str) -> Unavailable:
     return Unavailable(index, f"the {description} of partition {partition} are being moved or restored")
 
 
-def _only(asked: Asked) -> list[int] | None:
+def _only(predict_request: PredictRequest) -> list[int] | None:
     """Return the indexes that another worker asks for, None if a client asks for all transactions.
 
     Raises
@@ -364,14 +374,14 @@ def _only(asked: Asked) -> list[int] | None:
     InvalidRecordError
         The header is not a list of indexes.
     """
-    header = asked.headers.get(ONLY_HEADER)
+    header = predict_request.headers.get(ONLY_HEADER)
     if header is None:
         return None
     try:
         indexes = [int(text) for text in header.split(",")]
     except ValueError:
         indexes = [-1]
-    if not set(indexes) <= set(range(len(asked.rows))):
+    if not set(indexes) <= set(range(len(predict_request.rows))):
         raise InvalidRecordError(ONLY_HEADER, "must name places in the request")
     return indexes
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stream.events.decode import TransactionRow
     from stream.pipeline.preview import Preview
 
-__all__ = ["MAX_BATCH", "Asked", "ScoringService", "Unavailable", "openapi", "problem", "refuse"]
+__all__ = ["MAX_BATCH", "PredictRequest", "ScoringService", "Unavailable", "openapi", "problem", "refuse"]
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _BLANKS: Final = b" \t\r\n"
 _ENDS: Final[Mapping[int, str]] = {200: "answered", 413: "refused", 422: "refused", 503: "unavailable"}
 
 
-class Asked(NamedTuple):
+class PredictRequest(NamedTuple):
     """A request that is valid.
 
     Attributes
@@ -80,7 +80,7 @@ class ScoringService:
     def __init__(
         self,
         preview: Preview,
-        score: Callable[[Asked], Awaitable[list[dict[str, Any]]]],
+        score: Callable[[PredictRequest], Awaitable[list[dict[str, Any]]]],
         *,
         max_batch: int = MAX_BATCH,
         on_request: Callable[[str, float], None] | None = None,
@@ -136,14 +136,15 @@ class ScoringService:
         if problems:
             return refuse(problems, 422)
         try:
-            answers = await self._score(Asked(rows, body, request.headers))
+            profile_responses = await self._score(PredictRequest(rows, body, request.headers))
         except InvalidRecordError as error:
             return refuse([problem(error)], 422)
         except Unavailable as error:
             where = ["body", *(() if single else (error.place,))]
             return refuse([{"loc": where, "msg": error.reason}], 503)
         return web.Response(
-            body=orjson.dumps(answers[0] if single else answers), content_type="application/json"
+            body=orjson.dumps(profile_responses[0] if single else profile_responses),
+            content_type="application/json",
         )
 
 

@@ -304,7 +304,7 @@ def test_entities_are_asked_wherever_they_are(
     owners |= {at: one.address for one, mine in zip(three, shares, strict=True) for at in mine}
     parsed = [profiled.row(row, NOW_MS) for row in rows[200:]]
     assert profiled.profiles is not None
-    expected = profiled.score(parsed, state, profiled.profiles.answers(parsed, state))
+    expected = profiled.score(parsed, state, profiled.profiles.profile_responses(parsed, state))
     unknown: list[dict[int, Any]] = [{} for _ in parsed]
     assert expected != profiled.score(parsed, state, unknown), "it says nothing"
     authorized = {"Authorization": f"Bearer {token}"}
@@ -318,7 +318,7 @@ def test_entities_are_asked_wherever_they_are(
 
 def sent_by(profiled: Preview, row: dict[str, Any]) -> list[EntityRequest]:
     assert profiled.profiles is not None
-    return profiled.profiles.questions(profiled.row(row, NOW_MS), 0)
+    return profiled.profiles.requests(profiled.row(row, NOW_MS), 0)
 
 
 def test_profiles_that_are_nowhere_are_not_unknown(

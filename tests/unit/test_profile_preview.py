@@ -65,7 +65,7 @@ class Asking:
         row = self.preview.row(value, NOW_MS)
         before = {at: dict(store) for at, store in self.bus.stores.items()}
         answers = {}
-        for one in self.preview.profiles.questions(row, 0):
+        for one in self.preview.profiles.requests(row, 0):
             store = self.bus.stores[partition_of(one.name, self.bus.partitions)]
             [answers[one.entity]] = self.preview.profiles.read_profile([one], store)
         store = self.bus.stores[sum(value["user_id"].encode()) % self.bus.partitions]
@@ -167,7 +167,7 @@ def test_a_file_says_what_its_next_row_would_get(seed, profiles):
         store = load_histories(table, lateness_ms=CONFIG.lateness_ms, outcome=outcome)
         store |= load_logs(table, bundle.spec, outcome == SCORED, lateness_ms=CONFIG.lateness_ms)
         row = preview.row(rows[length], NOW_MS)
-        answers = preview.profiles.answers([row], store)
+        answers = preview.profiles.profile_responses([row], store)
         [answer] = preview.score([row], store, answers)
         matrix, _ = preview._vectors([row], {row.user_id: 0}, store, answers)
         np.testing.assert_array_equal(outcome, expected.outcome[:length])
@@ -190,6 +190,6 @@ def test_a_file_may_be_without_an_entity_or_without_rows():
         outcome = np.zeros(len(some), np.uint8)
         store = load_histories(some, lateness_ms=CONFIG.lateness_ms, outcome=outcome)
         store |= load_logs(some, bundle.spec, outcome == SCORED, lateness_ms=CONFIG.lateness_ms)
-        answers = preview.profiles.answers([row], store)
+        answers = preview.profiles.profile_responses([row], store)
         matrix, _ = preview._vectors([row], {row.user_id: 0}, store, answers)
         assert matrix[0, list(bundle.spec.names).index("merchant_count_2d")] == 1

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from offline.data.table import TransactionTable
     from stream.decisions.sentences import Language
     from stream.features.spec import FeatureSpec
-    from stream.serving.predict import Asked, ScoringService
+    from stream.serving.predict import PredictRequest, ScoringService
     from stream.state.store import MemoryStore
 
 __all__ = ["serve"]
@@ -103,10 +103,12 @@ def serve(
         table = read_table(data, dataset, mapping)
         store = _state(table, labels_path, loaded.spec, lateness_ms)
 
-    async def score(asked: Asked) -> list[dict[str, Any]]:
+    async def score(predict_request: PredictRequest) -> list[dict[str, Any]]:
         profiles = preview.profiles
-        answers = () if profiles is None else profiles.answers(asked.rows, store)
-        return preview.score(asked.rows, store, answers)
+        profile_responses = (
+            () if profiles is None else profiles.profile_responses(predict_request.rows, store)
+        )
+        return preview.score(predict_request.rows, store, profile_responses)
 
     asyncio.run(_serve(ScoringService(preview, score), host, port))
 

@@ -246,12 +246,12 @@ def _trim(sealed: Sealed, cache: Ints) -> Slots:
     """Unload chunks of users with too many of them; returns the slots that become free."""
     freed = np.empty(len(sealed.store), np.int32)
     count = 0
-    for resident in range(len(cache)):
-        page = cache[resident, PAGE]
+    for row in range(len(cache)):
+        page = cache[row, PAGE]
         if sealed.window_cache[page, F_LOADED] <= _MAX_LOADED:
             continue
         start = page * SEGMENT
-        stop = (page + cache[resident, PAGES]) * SEGMENT
+        stop = (page + cache[row, PAGES]) * SEGMENT
         end = sealed.window_cache[page, F_END]
         straddling = sealed.straddling[start : start + sealed.window_cache[page, F_STRADDLING]]
         for chunk in range(start, stop):

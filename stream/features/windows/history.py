@@ -106,7 +106,7 @@ def advance(
         checksums[stored] = _pack_heads((hdrs, heads, pendings), stored, keys, writes)
         owners += stored.tolist()
     if sealed is not None:
-        sealed.settle(checksums)
+        sealed.store_checksums(checksums)
     return HistoryResult(outcome, writes, owners, errors, other_source)
 
 

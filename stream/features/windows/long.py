@@ -159,7 +159,7 @@ class LongHistories:
             _seal_filled(self._failed, self._chosen, self._hdrs, self._heads, rooms.sealed, spare, counts)
         rooms.give_back(spare[counts[_USED] :])
 
-    def settle(self, checksums: npt.NDArray[np.int64]) -> None:
+    def store_checksums(self, checksums: npt.NDArray[np.int64]) -> None:
         """Store the checksums of the head records that the cached users now belong to."""
         self._cache.table[self._rows, CHECKSUM] = checksums[self._chosen]
         unfit = self._failed | (self._hdrs[self._chosen, H_BASE] != self._shift)

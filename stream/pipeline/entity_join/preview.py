@@ -35,46 +35,48 @@ class ProfilePreview:
 
     def __init__(self, spec: FeatureSpec, lateness_ms: int) -> None:
         self.spec_hash = spec.hash
-        self._stages = JoinPlan(spec, lateness_ms)
+        self._plan = JoinPlan(spec, lateness_ms)
         # Nothing is ever given to these to keep.
         self._users = EntityLogs(0, USER_WIDTH)
         self._entities = EntityLogs(0)
 
-    def questions(self, row: TransactionRow, pending_id: int) -> list[EntityRequest]:
+    def requests(self, row: TransactionRow, pending_id: int) -> list[EntityRequest]:
         """Return a transaction's requests to its entities, under the name ``pending_id``."""
         names = entities_of(row)
         about = (row.event_time, row.amount_minor, row.minor_units, names["user"])
         return [
             EntityRequest(code, name, pending_id, 0, *about, 0, math.nan)
-            for code, name in self._stages.named(names).items()
+            for code, name in self._plan.named(names).items()
         ]
 
-    def read_profile(self, questions: Sequence[EntityRequest], reader: StateReader) -> list[Floats]:
+    def read_profile(self, requests: Sequence[EntityRequest], reader: StateReader) -> list[Floats]:
         """Return the features of each request, from the partition that has all of their entities."""
-        prefixes = [entity_prefix(question.entity, question.name) for question in questions]
+        prefixes = [entity_prefix(request.entity, request.name) for request in requests]
         logs = self._entities.of(0, dict.fromkeys(prefixes), reader)
         found = []
-        for prefix, question in zip(prefixes, questions, strict=True):
+        for prefix, request in zip(prefixes, requests, strict=True):
             log = logs[prefix]
-            features = self._stages.unknown(question.entity)
-            if log.error is None and not self._stages.is_late(log, question):
-                self._stages.read_profile(log, question, features)
+            features = self._plan.unknown(request.entity)
+            if log.error is None and not self._plan.is_late(log, request):
+                self._plan.read_profile(log, request, features)
             found.append(features)
         return found
 
-    def answers(self, rows: Sequence[TransactionRow], reader: StateReader) -> list[dict[int, Floats]]:
+    def profile_responses(
+        self, rows: Sequence[TransactionRow], reader: StateReader
+    ) -> list[dict[int, Floats]]:
         """Return all entities' features of each transaction, by the entity's code, if one reader has all."""
-        questions = [question for index, row in enumerate(rows) for question in self.questions(row, index)]
+        requests = [request for index, row in enumerate(rows) for request in self.requests(row, index)]
         found: list[dict[int, Floats]] = [{} for _ in rows]
-        for question, features in zip(questions, self.read_profile(questions, reader), strict=True):
-            found[question.pending_id][question.entity] = features
+        for request, features in zip(requests, self.read_profile(requests, reader), strict=True):
+            found[request.pending_id][request.entity] = features
         return found
 
     def fill(
         self,
         rows: Sequence[TransactionRow],
         chosen: Iterable[int],
-        answers: Sequence[Mapping[int, Floats]],
+        profile_responses: Sequence[Mapping[int, Floats]],
         reader: StateReader,
         matrix: Floats,
     ) -> None:
@@ -84,14 +86,14 @@ class ProfilePreview:
         ----------
         chosen
             Indexes of the transactions that the stream would send requests about; other rows stay unchanged.
-        answers
+        profile_responses
             For each transaction, the entities' features by the entity's code, see :meth:`read_profile`.
         reader
             Reads the users' partition, for the users' own logs.
         matrix : float64[rows, features]
             Receives the profiles.
         """
-        stages, wanted = self._stages, list(chosen)
+        stages, wanted = self._plan, list(chosen)
         if stages.local:
             users = {index: rows[index].user_id.encode() for index in wanted}
             logs = self._users.of(0, dict.fromkeys(users.values()), reader)
@@ -100,7 +102,7 @@ class ProfilePreview:
                     row = rows[index]
                     stages.read_own_profiles(logs[user], row, hash_id(row.user_id), matrix[index])
         for index in wanted:
-            for code, features in answers[index].items():
+            for code, features in profile_responses[index].items():
                 stages.put(code, features, matrix[index])
 
     def decode(self, value: bytes) -> list[EntityRequest]:
@@ -111,15 +113,15 @@ class ProfilePreview:
         InvalidRecordError
             The bytes are no requests, or the model has no profile of such an entity.
         """
-        questions = decode_requests(value)
-        for question in questions:
-            if question.entity not in self._stages.requested:
-                raise InvalidRecordError("entity", f"{question.entity} is none that is asked")
-            if question.minor_units <= 0:
+        requests = decode_requests(value)
+        for request in requests:
+            if request.entity not in self._plan.requested:
+                raise InvalidRecordError("entity", f"{request.entity} is no entity of the model")
+            if request.minor_units <= 0:
                 raise InvalidRecordError("minor_units", "must be above 0")
-        return questions
+        return requests
 
-    def split(self, questions: Sequence[EntityRequest], value: bytes) -> list[Floats]:
+    def split(self, requests: Sequence[EntityRequest], value: bytes) -> list[Floats]:
         """Return the features of each request from the concatenated bytes of all.
 
         Raises
@@ -127,7 +129,7 @@ class ProfilePreview:
         ValueError
             The bytes are too few or too many.
         """
-        ends = np.cumsum([len(self._stages.unknown(question.entity)) for question in questions])
+        ends = np.cumsum([len(self._plan.unknown(request.entity)) for request in requests])
         if len(value) != 8 * ends[-1]:
             msg = f"{len(value)} bytes are not {ends[-1]} features"
             raise ValueError(msg)
