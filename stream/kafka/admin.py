@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_each_topic",
     "check_topics",
+    "compression_types",
     "create_topics",
     "probe",
     "records_behind",
@@ -154,6 +155,25 @@ def check_each_topic(settings: Settings) -> dict[str, list[str]]:
         described = admin.describe_configs(resources, config_filter="all") if resources else {}
     configs = described.get("topic", {})
     return {name: _differences(spec, found[name], configs.get(name, {})) for name, spec in specs.items()}
+
+
+def compression_types(settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    """Return the ``compression.type`` of each existing topic; ``producer`` if the broker does not report it.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        topics = _describe(admin, names)
+        present = [name for name, topic in topics.items() if topic["error_code"] == _NO_ERROR]
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in present]
+        described = admin.describe_configs(resources, config_filter="all") if resources else {}
+    configs = described.get("topic", {})
+    return {
+        name: configs.get(name, {}).get("compression.type", {}).get("value") or "producer" for name in present
+    }
 
 
 def check_topics(settings: Settings) -> list[str]:

@@ -48,6 +48,7 @@ def test_all_is_well(good: Settings) -> None:
         "state": "ok",
         "broker": "ok",
         "topic": "ok",
+        "compression": "ok",
         "clock": "note",
     }
     done = subprocess.run(COMMAND, env=good.child_environment(), capture_output=True, text=True, check=False)

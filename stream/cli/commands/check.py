@@ -79,6 +79,7 @@ def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]
         yield found
     if reached:
         yield from _guarded("topics", lambda: _topics(settings))
+        yield from _guarded("compression", lambda: _compression(settings))
         yield from _guarded("clock", lambda: _clock(settings, now))
 
 
@@ -164,6 +165,27 @@ def _topics(settings: Settings) -> Iterator[Finding]:
             yield Finding("topic", "note", f"{name} does not exist; a worker will make it")
         else:
             yield Finding("topic", "FAIL", f"{name} {'; '.join(problems)}", TopicMismatchError.exit_code)
+
+
+def _compression(settings: Settings) -> Iterator[Finding]:
+    """Compress and decompress with every codec that the topics may contain."""
+    from stream.kafka.admin import compression_types
+    from stream.kafka.compression import undecodable
+
+    topics = settings.topics
+    names = (topics.transactions, topics.labels, topics.alerts, topics.dead_letters)
+    types = compression_types(settings, names)
+    missing = undecodable(types.values())
+    if missing:
+        yield Finding(
+            "compression",
+            "FAIL",
+            f"this installation cannot decode {', '.join(missing)}, which {', '.join(types)} may contain: "
+            "install RiskStream with its locked requirements",
+            ConfigError.exit_code,
+        )
+    elif types:
+        yield Finding("compression", "ok", f"can decode the topics' {', '.join(sorted(set(types.values())))}")
 
 
 def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
