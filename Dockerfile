@@ -1,9 +1,9 @@
-# The worker and every other verb of `riskstream`, as a user without rights and without build tools.
+# The worker and every other command of `riskstream`, run by an unprivileged user, without build tools.
 
 ARG PYTHON_IMAGE=python:3.12.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS base
-# LightGBM's parallel loops, though one thread is all it gets here.
+# LightGBM links against OpenMP, although it runs with one thread here.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
@@ -15,7 +15,7 @@ RUN python -m venv /opt/riskstream
 ENV PATH=/opt/riskstream/bin:$PATH
 WORKDIR /build
 
-# What changes seldom first: the packages, every file checked against the lock.
+# Packages first, because they change seldom; pip checks every file against the lock.
 COPY requirements.image.lock ./
 RUN pip install --require-hashes --requirement requirements.image.lock
 
@@ -24,10 +24,10 @@ COPY stream stream
 COPY offline offline
 RUN pip install --no-deps --no-build-isolation --no-compile .
 
-# Compile the kernels once, here, by running the whole path from data to model to scores: the first
-# transaction of a new container need not wait for a compiler, and a broken image does not get built.
-# numba knows a source by its time; layers keep whole seconds only, so the times are made whole first.
-# Not in the folder of the sources: they would be imported instead of what was installed.
+# Compile the kernels at build time by running the path from data to model to scores, so that the first
+# transaction of a new container does not wait for the compiler, and a broken image fails to build.
+# numba identifies a source file by its modification time; image layers keep whole seconds only, so set whole seconds.
+# Run outside the source folder: Python would import the sources instead of the installed packages.
 WORKDIR /tmp/warm-up
 ENV NUMBA_CACHE_DIR=/var/cache/riskstream/numba
 RUN cd /opt/riskstream/lib/python3.*/site-packages \
@@ -49,7 +49,7 @@ RUN groupadd --gid 10001 riskstream \
     && install --directory --owner=riskstream --group=riskstream \
         /var/lib/riskstream /var/lib/riskstream/state /var/lib/riskstream/bundle
 COPY --from=build /opt/riskstream /opt/riskstream
-# The compiled kernels must be writable: another kind of processor compiles its own.
+# The cache of compiled kernels must be writable: another CPU type compiles its own kernels.
 COPY --from=build --chown=riskstream:riskstream /var/cache/riskstream/numba /var/cache/riskstream/numba
 ENV PATH=/opt/riskstream/bin:$PATH \
     PYTHONUNBUFFERED=1 \

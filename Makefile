@@ -1,20 +1,20 @@
-# The verbs of RiskStream. `make help` lists them.
+# Commands for developers. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Nothing of pip's talk but its errors; a fresh machine's first run is long enough.
+# pip prints errors only.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Test files at a time; each job has brokers of its own. The longest files come first.
+# Number of test files that run in parallel, each with its own brokers. The longest files come first.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check chaos fuzz compose-test bench guard-baseline clean lock
 
-help: ## List the verbs
+help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Install everything into .venv, the riskstream command in it
+setup: $(STAMP) ## Install everything into .venv, including the riskstream command
 
 $(STAMP): requirements.lock pyproject.toml
 	@echo "Installing into $(VENV) ..."
@@ -23,43 +23,43 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-demo: setup ## Run the whole job on this machine and show what it did
+demo: setup ## Run the whole pipeline on this machine and show the results
 	@$(BIN)/riskstream demo
 
-test: setup ## Run the tests; those on Apache Kafka too where Java and Maven are there
+test: setup ## Run the tests, with those on Apache Kafka if Java and Maven are installed
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-check: setup ## Lint, types, import contracts
+check: setup ## Check formatting, lint, types and import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-chaos: setup ## Two hundred faults on Apache Kafka, and a table (CHAOS="--rounds 20 --only broker")
+chaos: setup ## Inject two hundred faults on Apache Kafka and print a table (CHAOS="--rounds 20 --only broker")
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(CHAOS)
 
-fuzz: setup ## A million hostile inputs for the decoder and the state reader
+fuzz: setup ## Feed a million hostile inputs to the decoder and the state reader
 	@$(BIN)/python -c "import atheris" 2>/dev/null || $(PIP) install --no-build-isolation --editable ".[fuzz]"
 	@PYTHONPATH=tests NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=var/fuzz/compiled \
 	  $(BIN)/python -m fuzz --guided-runs 200000 $(FUZZ)
 
-compose-test: setup ## Bring docker-compose.yml up with local base images, break it, scale it (as root, Debian)
+compose-test: setup ## Start, break and scale docker-compose.yml with local base images (as root, Debian)
 	@PYTHONPATH=tests $(BIN)/python -m stack
 
-bench: setup ## Measure everything on Apache Kafka, peers beside it (15 minutes)
+bench: setup ## Run all benchmarks on Apache Kafka, including the peers (15 minutes)
 	@mkdir -p var
 	@$(BIN)/riskstream bench --json var/bench.json --markdown var/bench.md
 	@$(BIN)/python -m benchmarks.windows
 
-guard-baseline: setup ## Take today's calls and bytes of a transaction for the most that is allowed
+guard-baseline: setup ## Record the current calls and bytes per transaction as the allowed maximum
 	@$(BIN)/python tests/unit/test_call_counts.py
 
 LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make lock"
-lock: ## Write requirements.lock and the image's anew from pyproject.toml (needs uv)
+lock: ## Regenerate requirements.lock and requirements.image.lock from pyproject.toml (needs uv)
 	$(LOCK) --extra dev --output-file requirements.lock
 	$(LOCK) --extra image --constraints requirements.lock --output-file requirements.image.lock
 
-clean: ## Remove what the other verbs made
+clean: ## Remove the files that the other commands create
 	rm -rf $(VENV) var build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

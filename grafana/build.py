@@ -13,24 +13,28 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))  # a script, whoever runs it
+sys.path.insert(0, str(Path(__file__).parent))  # the script's own folder
 
 from panels import MODEL, OVERVIEW, STREAM, Panel
 
 FOLDER = Path(__file__).parent / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "riskstream-prometheus"}
 
-#: Where the compose file lets Grafana itself serve the runbook, so that it is there when nothing else is.
+#: Path at which Grafana serves the runbook (docker-compose.yml), so that it is available during an outage.
 RUNBOOK = "/public/riskstream/operations.md"
 
 DASHBOARDS = {
-    "overview": ("RiskStream: overview", "What the workers take, decide and send, and how fast.", OVERVIEW),
+    "overview": (
+        "RiskStream: overview",
+        "Throughput, latency, alerts and dead letters of all workers.",
+        OVERVIEW,
+    ),
     "stream": (
         "RiskStream: stream",
-        "For those on call: lag, stages, state, recovery and what it costs.",
+        "For on-call engineers: lag, stages, state, recovery and resources.",
         STREAM,
     ),
-    "model": ("RiskStream: model", "For data science: scores, alerts and drift against the training.", MODEL),
+    "model": ("RiskStream: model", "For data scientists: scores, alerts and drift against training.", MODEL),
 }
 
 
@@ -57,7 +61,7 @@ def variable(name: str, label: str, metric: str) -> dict[str, Any]:
 
 
 def options(panel: Panel) -> dict[str, Any]:
-    """Return what a panel's kind wants to know."""
+    """Return the options of a panel's kind."""
     if panel.kind == "stat":
         return {
             "colorMode": "value",
@@ -95,7 +99,7 @@ def options(panel: Panel) -> dict[str, Any]:
 
 
 def defaults(panel: Panel) -> dict[str, Any]:
-    """Return how a panel's values are shown."""
+    """Return how to display a panel's values."""
     steps = panel.steps or [("green", None)]
     shown: dict[str, Any] = {
         "unit": panel.unit,

@@ -80,7 +80,7 @@ LEVEL_SHARES = (
 OVERVIEW = [
     Panel(
         "Workers ready",
-        "Workers that take transactions now. One that restores its state, or waits for a "
+        "Workers that process transactions now. A worker that restores its state, or waits for a "
         "rebalance, is not ready.",
         "none",
         [(f"sum({w('riskstream_ready')})", "")],
@@ -92,7 +92,7 @@ OVERVIEW = [
     ),
     Panel(
         "Alerts firing",
-        "Alert rules that fire for RiskStream now; each has a chapter in the runbook.",
+        "RiskStream alert rules firing now; each has a chapter in the runbook.",
         "none",
         [('count(ALERTS{alertstate="firing", alertname=~"RiskStream.*"}) or vector(0)', "")],
         "stat",
@@ -103,7 +103,7 @@ OVERVIEW = [
     ),
     Panel(
         "Throughput",
-        "Records taken from the source per second, all outcomes.",
+        "Source records processed per second, all outcomes.",
         "reqps",
         [(f"sum({rate('riskstream_transactions_total')})", "")],
         "stat",
@@ -113,7 +113,7 @@ OVERVIEW = [
     ),
     Panel(
         "Lag",
-        "Records in the source that no worker has taken yet.",
+        "Source records that no worker has processed yet.",
         "none",
         [(LAG, "")],
         "stat",
@@ -124,8 +124,8 @@ OVERVIEW = [
     ),
     Panel(
         "Produce to alert, p99",
-        "99 of 100 alerts were acknowledged within this time of their transaction's "
-        "Kafka timestamp. The target is 1 s; measured up to 10 s.",
+        "The broker acknowledged 99 of 100 alerts within this time of their transaction's "
+        "Kafka timestamp. The target is 1 s; the histogram ends at 10 s.",
         "s",
         [(quantile(0.99, "riskstream_alert_latency_seconds"), "")],
         "stat",
@@ -146,8 +146,8 @@ OVERVIEW = [
     ),
     Panel(
         "Transactions by outcome",
-        "Scored; late, scored outside the allowed lateness; duplicate, known by its "
-        "id; rejected, a dead letter.",
+        "Scored; late: scored outside the allowed lateness; duplicate: id already in the "
+        "user's history; rejected: sent to the dead-letter topic.",
         "reqps",
         [(f"sum by (outcome) ({rate('riskstream_transactions_total')})", "{{outcome}}")],
         stacked=True,
@@ -161,9 +161,8 @@ OVERVIEW = [
         runbook="riskstreamalertflood",
     ),
     Panel(
-        "Time to the alert",
-        "From the Kafka timestamp, and from the event time that the producer gave, to the "
-        "acknowledged alert.",
+        "Time to alert",
+        "From the Kafka timestamp, and from the producer's event time, to the acknowledged alert.",
         "s",
         [
             (quantile(0.5, "riskstream_alert_latency_seconds"), "produce to alert, p50"),
@@ -171,7 +170,7 @@ OVERVIEW = [
             (quantile(0.99, "riskstream_event_to_alert_seconds"), "event to alert, p99"),
         ],
         steps=at_most(1, 5),
-        # A producer that is behind says hours, Kafka says milliseconds.
+        # Hours for the event time of a delayed producer, milliseconds for the Kafka timestamp.
         logarithmic=True,
         runbook="riskstreamlatencyhigh",
     ),
@@ -184,7 +183,7 @@ OVERVIEW = [
     ),
     Panel(
         "Dead letters by field",
-        "Records that were refused, by the field at fault.",
+        "Rejected records, by the invalid field.",
         "cps",
         [(f"sum by (field) ({rate('riskstream_dead_letters_total')})", "{{field}}")],
         stacked=True,
@@ -192,7 +191,7 @@ OVERVIEW = [
     ),
     Panel(
         "Versions in use",
-        "More than one line of a kind: an upgrade is under way, or was left half done.",
+        "More than one version of the model or the program: an upgrade is under way or incomplete.",
         "none",
         [(w("riskstream_model_info"), ""), (w("riskstream_build_info"), "")],
         "table",
@@ -202,7 +201,7 @@ OVERVIEW = [
 STREAM = [
     Panel(
         "Ready",
-        "1 while a worker takes transactions.",
+        "1 while a worker is ready to process transactions.",
         "none",
         [(w("riskstream_ready"), "{{instance}}")],
         steps=at_least(1),
@@ -212,15 +211,15 @@ STREAM = [
     ),
     Panel(
         "Partitions",
-        "Source partitions of each worker; all together as many as the topic has.",
+        "Source partitions assigned to each worker; the sum is the topic's number of partitions.",
         "none",
         [(w("riskstream_assigned_partitions"), "{{instance}}")],
         width=8,
         stacked=True,
     ),
     Panel(
-        "Without progress",
-        "For how long there has been work and none of it was done. A worker ends itself "
+        "Time without progress",
+        "How long records have been waiting while the worker processed none. A worker exits "
         "after twice its watchdog's limit.",
         "s",
         [(w("riskstream_stalled_seconds"), "{{instance}}")],
@@ -230,23 +229,23 @@ STREAM = [
     ),
     Panel(
         "Lag by partition",
-        "Records not yet taken. One partition alone: a user or a key with very many transactions.",
+        "Records not yet processed. A single growing partition has a user or key with very many transactions.",
         "none",
         [(f"max by (partition) ({w('riskstream_lag_records')})", "{{partition}}")],
         steps=at_most(10_000, 100_000),
         runbook="riskstreamlaggrowing",
     ),
     Panel(
-        "Taken by worker",
-        "Records per second.",
+        "Throughput by worker",
+        "Records processed per second.",
         "reqps",
         [(f"sum by (instance) ({rate('riskstream_transactions_total')})", "{{instance}}")],
         stacked=True,
     ),
     Panel(
         "Stages, mean",
-        "Time that a batch spends in each stage: decide is the processor's, store the disk's, "
-        "produce and changelog the broker's.",
+        "Time of a micro-batch in each stage: decide depends on the CPU, store on the disk, "
+        "produce and changelog on the broker.",
         "s",
         [(mean("riskstream_stage_seconds", "stage"), "{{stage}}")],
         stacked=True,
@@ -254,15 +253,15 @@ STREAM = [
     ),
     Panel(
         "Stages, p99",
-        "The slowest batches by stage.",
+        "The slowest micro-batches by stage.",
         "s",
         [(quantile(0.99, "riskstream_stage_seconds", "stage, le"), "{{stage}}")],
         steps=at_most(1, 5),
         runbook="riskstreamlatencyhigh",
     ),
     Panel(
-        "Batch size",
-        "Records a batch: it grows with the load, and no timer holds it up.",
+        "Micro-batch size",
+        "Records per micro-batch. The size grows with the load; no timer delays a micro-batch.",
         "none",
         [
             (
@@ -273,8 +272,8 @@ STREAM = [
         ],
     ),
     Panel(
-        "Replays and oddities",
-        "Replayed: skipped because the state held them. Other source: state of "
+        "Replays and unusual records",
+        "Replayed: skipped because the state already includes them. Another source: state of "
         "another incarnation of the topic.",
         "cps",
         [
@@ -285,8 +284,8 @@ STREAM = [
     ),
     Panel(
         "Pending transactions",
-        "Transactions that lack an entity's response (models with entity profiles). The number follows the "
-        "load and is 0 without any.",
+        "Transactions waiting for an entity's response (models with entity profiles). The number follows "
+        "the load and is 0 when idle.",
         "none",
         [(w("riskstream_pending_transactions"), "{{instance}}")],
         stacked=True,
@@ -301,8 +300,8 @@ STREAM = [
         runbook="riskstreamentitiessilent",
     ),
     Panel(
-        "Recovery: to be restored",
-        "Changelog records between a worker and readiness.",
+        "Recovery: remaining",
+        "Changelog records to restore before a worker is ready.",
         "none",
         [(w("riskstream_recovery_remaining_records"), "{{instance}}")],
         width=8,
@@ -318,7 +317,7 @@ STREAM = [
     ),
     Panel(
         "Rebalances in 10 m",
-        "Each is a pause of some hundred milliseconds.",
+        "Each rebalance pauses the group for some hundred milliseconds.",
         "none",
         [(f"sum by (instance) (increase({w('riskstream_rebalances_total')}[10m]))", "{{instance}}")],
         width=8,
@@ -327,7 +326,7 @@ STREAM = [
     ),
     Panel(
         "State on disk",
-        "Table files, and what of them is live.",
+        "Size of the table files, and of the live data in them.",
         "bytes",
         [
             (f"sum by (instance) ({w('riskstream_state_disk_bytes')})", "{{instance}} files"),
@@ -345,7 +344,7 @@ STREAM = [
     ),
     Panel(
         "RocksDB's memory",
-        "Cache and memtables are bounded by the settings, indexes lie in the cache.",
+        "The settings bound cache and memtables; indexes lie in the cache.",
         "bytes",
         [(f"sum by (part) ({w('riskstream_rocksdb_memory_bytes')})", "{{part}}")],
         width=8,
@@ -359,8 +358,8 @@ STREAM = [
         width=8,
     ),
     Panel(
-        "Processor",
-        "Cores in use; a worker decides in one thread, 1.5 is about all it can use.",
+        "CPU",
+        "Cores in use. A worker decides in one thread and uses at most about 1.5 cores.",
         "none",
         [(rate("riskstream_process_cpu_seconds_total"), "{{instance}}")],
         width=8,
@@ -368,7 +367,7 @@ STREAM = [
     ),
     Panel(
         "Open files",
-        "RocksDB's files, and connections.",
+        "RocksDB's files and network connections.",
         "none",
         [(w("riskstream_process_open_fds"), "{{instance}}")],
         width=8,
@@ -377,8 +376,8 @@ STREAM = [
 
 MODEL = [
     Panel(
-        "Model's age",
-        "Since its training.",
+        "Model age",
+        "Time since the training.",
         "s",
         [(MODEL_AGE, "")],
         "stat",
@@ -400,7 +399,8 @@ MODEL = [
     ),
     Panel(
         "PSI of the score",
-        "Of the last full window against the training. Below 0.1 nothing has changed; above 0.25 much has.",
+        "Population stability index of the last full window against training. Below 0.1: no change; above "
+        "0.25: a large change.",
         "none",
         [('max(riskstream_drift_psi{job=~"$job", instance=~"$instance", feature="score"})', "")],
         "stat",
@@ -410,8 +410,8 @@ MODEL = [
         runbook="riskstreamdrift",
     ),
     Panel(
-        "Features that moved in 1 h",
-        "Features with an alarm of PSI, ADWIN or Page-Hinkley.",
+        "Drifted features in 1 h",
+        "Features with an alarm from PSI, ADWIN or Page-Hinkley.",
         "none",
         [
             (
@@ -441,8 +441,8 @@ MODEL = [
     ),
     Panel(
         "PSI by feature",
-        "Each feature's index in the last full window; the ten that moved most. Hours, days "
-        "and ages, which move by nature, are left out.",
+        "Index of the last full window, for the ten features with the highest index. Hours, days and "
+        "ages, which always drift, are excluded.",
         "none",
         [(f"topk(10, max by (feature) ({w('riskstream_drift_psi', CHOSEN, CALM)}))", "{{feature}}")],
         steps=at_most(0.1, 0.25),
@@ -450,7 +450,7 @@ MODEL = [
     ),
     Panel(
         "Drift alarms",
-        "By feature and by what found it.",
+        "Alarms by feature and method.",
         "none",
         [
             (
@@ -463,13 +463,13 @@ MODEL = [
     ),
     Panel(
         "Windows compared",
-        "PSI windows in the last hour: with none, the figures are old.",
+        "PSI windows compared in the last hour. At 0, the PSI values are outdated.",
         "none",
         [(f"sum(increase({w('riskstream_drift_windows_total')}[1h]))", "windows")],
     ),
     Panel(
         "Alerts by level",
-        "Shares of the levels.",
+        "Share of each level.",
         "percentunit",
         [
             (
@@ -482,7 +482,7 @@ MODEL = [
     ),
     Panel(
         "Models in use",
-        "By worker. Two versions: a roll-out or a roll-back is under way.",
+        "Models by worker. Two versions: a roll-out or roll-back is under way.",
         "none",
         [(w("riskstream_model_info"), "")],
         "table",

@@ -44,7 +44,7 @@ def binary_metrics(
         msg = f"labels and scores must have one shape (n,), not {truth.shape} and {scores.shape}"
         raise ValueError(msg)
     if not np.isin(truth, (0, 1)).all():
-        msg = "labels must be 0 or 1; leave rows without a label out"
+        msg = "labels must be 0 or 1; leave out rows without a label"
         raise ValueError(msg)
     if not np.isfinite(scores).all():
         msg = "scores must be finite"

@@ -210,7 +210,9 @@ def replay(
             request_timeout_ms=int(settings.kafka.request_timeout_seconds * 1000),
         )
     except KafkaError as error:
-        raise BrokerError(f"no producer for {settings.kafka.bootstrap_servers}: {error}") from error
+        raise BrokerError(
+            f"cannot create a producer for {settings.kafka.bootstrap_servers}: {error}"
+        ) from error
     try:
         start = time.monotonic()
         started_at = time.time()

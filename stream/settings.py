@@ -115,7 +115,7 @@ class KafkaSettings(_Section):
                 msg = "sasl_password (or sasl_password_file): is required with SASL"
                 raise ValueError(msg)
         if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
-            msg = "ssl_cert_file and ssl_key_file: go together"
+            msg = "ssl_cert_file and ssl_key_file: require each other"
             raise ValueError(msg)
         for name in ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
             path: Path | None = getattr(self, name)
@@ -386,7 +386,7 @@ def load_settings(**overrides: object) -> Settings:
         if name.upper().startswith("RISKSTREAM_") and name.upper() not in known
     )
     if unknown:
-        raise ConfigError(f"unknown setting {unknown[0]}; see 'riskstream settings' for those there are")
+        raise ConfigError(f"unknown setting {unknown[0]}; 'riskstream settings' lists all settings")
     try:
         return Settings(_env_file=env_file, **overrides)  # type: ignore[call-arg, arg-type]
     except ValidationError as error:

@@ -155,11 +155,9 @@ def read_number(
             # A null becomes NaN, and NaN is how a Parquet file of floats writes a missing number.
             result = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
         except pa.ArrowInvalid as error:
-            raise DataError(
-                f"{problems.file}: column {column_name} is no column of numbers: {error}"
-            ) from error
+            raise DataError(f"{problems.file}: column {column_name} is not numeric: {error}") from error
         except pa.ArrowNotImplementedError as error:
-            raise DataError(f"{problems.file}: column {column_name} is no column of numbers") from error
+            raise DataError(f"{problems.file}: column {column_name} is not numeric") from error
     problems.add_all(np.isinf(result), f"attributes.{name}", column_name, "must be finite")
     return result
 
@@ -353,7 +351,7 @@ def _read_time_texts(
         except ValueError:
             shape = "ISO 8601" if how.format == "iso" else how.format
             problems.add_all(
-                codes == code, field_name, column_name, f"is no time written as {shape}: {value[:40]!r}"
+                codes == code, field_name, column_name, f"is not a time of the form {shape}: {value[:40]!r}"
             )
             continue
         if moment.tzinfo is None:

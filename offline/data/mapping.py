@@ -120,7 +120,7 @@ class TimeFormat(_Part):
                 msg = f"zone {self.zone!r} is not an IANA time zone such as UTC or Europe/Brussels"
                 raise ValueError(msg) from error
         if (self.format == "offset") != (self.unit is not None and self.origin is not None):
-            msg = "format offset needs unit and origin, and only it takes them"
+            msg = "format offset requires unit and origin, and no other format accepts them"
             raise ValueError(msg)
         if self.origin is not None:
             parse_event_time(self.origin)
@@ -136,9 +136,11 @@ class LabelColumns(_Part):
         default=("0", "false"), strict=False, description="Texts that mean legitimate"
     )
     delay_days: float | None = Field(
-        default=None, ge=0, strict=False, description="Known this long after the event"
+        default=None, ge=0, strict=False, description="Delay after the event at which the label becomes known"
     )
-    time_column: _Column | None = Field(default=None, description="Column with the time at which it is known")
+    time_column: _Column | None = Field(
+        default=None, description="Column with the time at which the label becomes known"
+    )
     scenario_column: _Column | None = Field(
         default=None, description="Column with the kind of fraud, for reports only"
     )
@@ -201,7 +203,7 @@ class ColumnMapping(_Part):
         labels = [] if self.label is None else [self.label.column, self.label.time_column]
         for column in [*labels, None if self.label is None else self.label.scenario_column]:
             if column in inputs:
-                msg = f"column {column} is of the label and cannot also be the {inputs[column]}"
+                msg = f"column {column} contains the label and cannot also be the {inputs[column]}"
                 raise ValueError(msg)
         for column in self.never:
             if column in inputs or column in labels:
@@ -280,8 +282,8 @@ def shipped_mapping(dataset: str) -> ColumnMapping:
     """
     if dataset not in shipped_mappings():
         raise DataError(
-            f"no dataset {dataset!r} is known; there are {', '.join(shipped_mappings())}, "
-            "for another format write a mapping and name it with --mapping"
+            f"unknown dataset {dataset!r}; the shipped ones are {', '.join(shipped_mappings())}; "
+            "for another format, write a mapping and pass it with --mapping"
         )
     text = (resources.files("offline") / "mappings" / f"{dataset}.toml").read_text(encoding="utf-8")
     return parse_mapping(text, dataset)

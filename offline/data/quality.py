@@ -108,15 +108,17 @@ def _duplicates(table: TransactionTable) -> list[dict[str, Any]]:
     # The stream identifies a transaction by its user and id, so only the same user's duplicate counts.
     other = np.asarray(table.user_id[later] != table.user_id[earlier], np.bool_)
     return [
-        *_finding(table, "error", "transaction_id", "is there before, the same transaction", later[same]),
+        *_finding(table, "error", "transaction_id", "repeats an earlier row", later[same]),
         *_finding(
             table,
             "error",
             "transaction_id",
-            "is there before, with another time or amount",
+            "repeats an earlier row, with another time or amount",
             later[~same & ~other],
         ),
-        *_finding(table, "warning", "transaction_id", "is there before, of another user", later[other]),
+        *_finding(
+            table, "warning", "transaction_id", "repeats an earlier row, of another user", later[other]
+        ),
     ]
 
 
@@ -147,20 +149,20 @@ def _order(table: TransactionTable, allowed_lateness_ms: int) -> list[dict[str, 
             table,
             "warning",
             "event_time",
-            "is older than the row before it of the same user",
+            "is older than the previous row of the same user",
             rows[(late > 0) & (late <= allowed_lateness_ms)],
         ),
-        *_finding(table, "warning", "event_time", f"is older than a row before it{most}", rows[behind > 0]),
+        *_finding(table, "warning", "event_time", f"is older than an earlier row{most}", rows[behind > 0]),
     ]
 
 
 def _labels(table: TransactionTable) -> list[dict[str, Any]]:
     if table.is_fraud is None:
         return _finding(
-            table, "warning", "is_fraud", "has no column: nothing can be trained", np.arange(len(table))
+            table, "warning", "is_fraud", "has no column: no model can be trained", np.arange(len(table))
         )
     unknown = np.flatnonzero(table.valid & (table.is_fraud < 0))
-    found = _finding(table, "warning", "is_fraud", "is not known", unknown)
+    found = _finding(table, "warning", "is_fraud", "is unknown", unknown)
     if table.label_time_ms is not None:
         early = table.valid & (table.is_fraud >= 0) & (table.label_time_ms < table.event_time_ms)
         found += _finding(
@@ -176,7 +178,7 @@ def _amounts(table: TransactionTable) -> list[dict[str, Any]]:
     moved = np.abs(table.post_balance_minor - table.pre_balance_minor)
     wrong = np.flatnonzero(known & (moved != table.amount_minor))
     return found + _finding(
-        table, "warning", "post_balance", "is not the balance before and the amount", wrong
+        table, "warning", "post_balance", "does not differ from the previous balance by the amount", wrong
     )
 
 

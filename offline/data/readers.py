@@ -79,7 +79,7 @@ def read_transactions(
         Single rows that make none are in the table's ``invalid``.
     """
     if not path.is_file():
-        raise DataError(f"there is no file {path}")
+        raise DataError(f"{path} does not exist")
     suffix = path.suffix.lower()
     if suffix in _JSON_SUFFIXES:
         if dataset is not None or mapping is not None:
@@ -94,11 +94,11 @@ def read_transactions(
         table = _read_columns(path, chosen)
     else:
         raise DataError(
-            f"{path}: name a .jsonl, .csv or .parquet file, not {suffix or 'one without an ending'}"
+            f"{path}: name a .jsonl, .csv or .parquet file, not {suffix or 'a file without an extension'}"
         )
     if len(table) and len(table.invalid) == len(table):
         row, error = next(iter(sorted(table.invalid.items())))
-        raise DataError(f"{path}: not one row makes a transaction; the first (row {row + 1}): {error}")
+        raise DataError(f"{path}: no row is a valid transaction; the first (row {row + 1}): {error}")
     return table
 
 
@@ -135,7 +135,7 @@ def _read_arrow(path: Path, wanted: tuple[str, ...] | None) -> pa.Table:
         names = pa_parquet.read_schema(path).names if parquet else _csv_header(path)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise DataError(f"{path}: column {twice[0]} is there more than once")
+            raise DataError(f"{path}: column {twice[0]} appears more than once")
         for column in wanted or ():
             if column not in names:
                 raise DataError(f"{path}: column {column} is missing; the file has {', '.join(names)}")
@@ -300,8 +300,8 @@ def _read_labels(
         if value.lower() not in meaning and value not in meaning:
             row = int(np.flatnonzero(codes == code)[0])
             raise DataError(
-                f"{path}: row {row + 1}, column {label.column}: {value[:40]!r} is none of the labels "
-                f"{', '.join(meaning)}"
+                f"{path}: row {row + 1}, column {label.column}: {value[:40]!r} is not one of the "
+                f"labels {', '.join(meaning)}"
             )
         known[code] = meaning.get(value, meaning.get(value.lower(), -1))
     is_fraud: npt.NDArray[np.int8] = known[codes]

@@ -131,7 +131,7 @@ def week_fold(
         frauds, rows = int(fraud[mask].sum()), int(mask.sum())
         if frauds in (0, rows):
             raise DataError(
-                f"week {fold.week}: the {name} has {rows:,} rows of which {frauds:,} are fraud; it needs "
+                f"week {fold.week}: the {name} has {rows:,} rows, {frauds:,} of them fraud; it needs "
                 "both kinds: choose another --first-test-week or fewer --folds"
             )
     return fold

@@ -90,7 +90,7 @@ def fit_spec(
     try:
         return FeatureSpec(categories, numeric, categorical, entities)
     except ValueError as error:
-        raise DataError(f"the columns cannot be features together: {error}") from error
+        raise DataError(f"the columns cannot be combined into features: {error}") from error
 
 
 def build_features(

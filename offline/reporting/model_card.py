@@ -11,9 +11,10 @@ __all__ = ["LIMITS", "figure_text", "model_card"]
 
 
 LIMITS: Final = (
-    "the figures are of one stretch of one file; labels that came late or never are not in them; the score "
-    "is not calibrated beyond what the trees give; a fraud of a new kind is not known to the model until "
-    "labels of it have come and it is trained anew."
+    "the metrics describe one period of one file; labels that arrived late or never are "
+    "not included; the score is only as well calibrated as the trees make it; the model "
+    "does not know a new kind of fraud until labels of it have arrived and you retrain "
+    "the model."
 )
 
 
@@ -24,8 +25,11 @@ def model_card(result: TrainingResult) -> str:
     lines = [
         f"# Model {bundle.model_version}",
         "",
-        "**For**: giving each transaction a probability of fraud in RiskStream, and the reasons of an alert.",
-        "**Not for**: deciding alone about a person; data of another kind than it was trained on.",
+        (
+            "**Intended use**: to give each transaction in RiskStream a probability of fraud, "
+            "and each alert its reasons."
+        ),
+        "**Out of scope**: decisions about a person without human review; data unlike the training data.",
         "",
         (
             f"Gradient boosted trees (LightGBM {training['versions']['lightgbm']}), {training['trees']} "
@@ -43,11 +47,14 @@ def model_card(result: TrainingResult) -> str:
         "",
         (
             f"On the test part, scored once: AUC {figure_text(metrics['auc'])}, average precision "
-            f"{figure_text(metrics['average_precision'])}; at the threshold {metrics['threshold']:.4f}, "
-            f"chosen on validation: precision {metrics['precision']:.3f}, recall {metrics['recall']:.3f}."
+            f"{figure_text(metrics['average_precision'])}; at the threshold "
+            f"{metrics['threshold']:.4f}, chosen on validation: precision "
+            f"{metrics['precision']:.3f}, recall {metrics['recall']:.3f}."
         ),
         "",
-        "Goes by, most first: " + ", ".join(name for name, gain in result.gains[:8] if gain > 0) + ".",
+        "Most important features, highest first: "
+        + ", ".join(name for name, gain in result.gains[:8] if gain > 0)
+        + ".",
         "",
         "Limits: " + LIMITS,
         "",

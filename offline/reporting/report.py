@@ -71,7 +71,10 @@ def render_report(
     times = table.event_time_ms[split.test]
     parts = [
         f"<h1>Model {_text(bundle.model_version)}</h1>",
-        "<p>All figures are of the test part, which decided nothing, unless a caption says otherwise.</p>",
+        (
+            "<p>All metrics refer to the test part, which influenced no choice, unless a caption "
+            "says otherwise.</p>"
+        ),
         _section(
             "Data",
             _quality(check_quality(table, allowed_lateness_ms=bundle.allowed_lateness_ms or 0)),
@@ -88,12 +91,15 @@ def render_report(
             _figure("Receiver operating characteristic", lambda axes: _draw_roc(axes, truth, scores)),
             _figure("Precision and recall", lambda axes: _draw_precision(axes, truth, scores)),
             _figure(
-                "Calibration: frauds among rows of a score, by tenths of the rows; "
-                "both axes logarithmic, the line is where they are the same",
+                "Calibration: share of frauds by score, in ten groups of equally many rows; both "
+                "axes are logarithmic, and on the line both are equal",
                 lambda axes: _draw_calibration(axes, truth, scores),
             ),
             _figure(
-                "Alert budget: frauds found by the number of transactions looked at in a day, highest first",
+                (
+                    "Alert budget: frauds found by the number of transactions reviewed per day, highest "
+                    "scores first"
+                ),
                 lambda axes: _draw_budget(axes, truth, scores, times),
             ),
         ),
@@ -120,7 +126,7 @@ def _explanations(
     try:
         import shap  # noqa: PLC0415 - takes seconds to load
     except ImportError:
-        return [_section("What the model goes by", "<p>The package shap is not installed here.</p>")]
+        return [_section("Feature importance", "<p>The package shap is not installed here.</p>")]
 
     spec = result.bundle.spec
     shown = np.sort(np.random.default_rng(0).permutation(len(test))[:_EXPLAINED_ROWS])
@@ -149,14 +155,14 @@ def _explanations(
         decisions.append(_sentences(explainer.reasons(test[row], moved)))
     return [
         _section(
-            "What the model goes by",
+            "Feature importance",
             _shap_figure(
                 f"SHAP values (log-odds) of the strongest features over {len(shown):,} rows drawn at random",
                 lambda: shap.plots.beeswarm(some, max_display=_TOP, show=False, s=6),
             ),
             *(
                 _shap_figure(
-                    f"Dependence on {spec.names[column]}; bars show where the values lie",
+                    f"Dependence on {spec.names[column]}; bars show the distribution of the values",
                     partial(shap.plots.scatter, some[:, column], show=False, dot_size=6),
                 )
                 for column in top
@@ -215,7 +221,7 @@ def _quality(report: dict[str, Any]) -> str:
     said = (
         _table(("", "field", "what", "rows", "share", "first rows"), findings)
         if findings
-        else "<p>Nothing wrong was found.</p>"
+        else "<p>No problems found.</p>"
     )
     return (
         f"<p>{report['rows']:,} rows, {report['valid_rows']:,} of them valid transactions.</p>"
@@ -258,7 +264,7 @@ def _tuning(found: dict[str, Any]) -> list[str]:
     trials = [trial for trial in found.get("study", {}).get("trials", []) if trial["objective"] is not None]
     weights = found.get("study", {}).get("importances", {})
     if not trials:
-        return ["<p>The file of parameters tells nothing of its study.</p>"]
+        return ["<p>The file of parameters does not describe its study.</p>"]
     reached = np.array([trial["objective"] for trial in trials])
     numbers = [trial["number"] for trial in trials]
 
@@ -277,10 +283,10 @@ def _tuning(found: dict[str, Any]) -> list[str]:
     counts = found["trials"]
     return [
         (
-            f"<p>{counts['finished']} trials finished, {counts['pruned']} given up early; objective: "
+            f"<p>{counts['finished']} trials finished, {counts['pruned']} pruned; objective: "
             f"{_text(found['study']['objective'])}.</p>"
         ),
-        _figure("Trial after trial; the line is the best so far", history),
+        _figure("Objective by trial; the line is the best so far", history),
         _figure(
             "How much of the objective's spread each parameter explains (fANOVA)",
             lambda axes: _draw_bars(axes, list(weights), np.array(list(weights.values()))),
@@ -363,7 +369,7 @@ def _draw_budget(
     looked_at = np.arange(1, len(found) + 1) / days
     upto = max(10, int(np.searchsorted(found, 0.99)) + 1)
     axes.plot(looked_at[:upto], found[:upto])
-    axes.set(xlabel="transactions looked at a day", ylabel="frauds found", ylim=(0, 1.02))
+    axes.set(xlabel="transactions reviewed per day", ylabel="frauds found", ylim=(0, 1.02))
 
 
 def _shap_figure(caption: str, draw: Callable[[], Any]) -> str:
@@ -392,9 +398,9 @@ def _telling(
     """Return the most telling decisions: by name, the index among the test part's rows."""
     found = {}
     for name, rows, sign in (
-        ("The surest fraud found", fraud & (scores >= threshold), -1),
-        ("The surest false alarm", ~fraud & (scores >= threshold), -1),
-        ("The fraud that was missed most", fraud & (scores < threshold), 1),
+        ("Fraud with the highest score", fraud & (scores >= threshold), -1),
+        ("False alarm with the highest score", ~fraud & (scores >= threshold), -1),
+        ("Missed fraud with the lowest score", fraud & (scores < threshold), 1),
     ):
         indexes = np.flatnonzero(rows)
         if len(indexes):
@@ -406,8 +412,8 @@ def _decision_caption(table: TransactionTable, row: int, score: float) -> str:
     label = {1: "fraud", 0: "legitimate"}[int(np.asarray(table.is_fraud)[row])]
     when = format_event_time(int(table.event_time_ms[row]))[:19]
     return (
-        f"transaction {table.transaction_id[row]} at {when}: score {score:.4f}; it was {label}. "
-        "How far each feature moved the log-odds."
+        f"transaction {table.transaction_id[row]} at {when}: score {score:.4f}; its label is "
+        f"{label}. Contribution of each feature to the log-odds."
     )
 
 
@@ -423,8 +429,8 @@ def _drift_table(reference: dict[str, Any], names: Sequence[str], test: npt.NDAr
     found.sort(key=lambda item: (-item[1], item[0]))
     rows = [(name, f"{value:.3f}") for name, value in found[:_TOP]]
     return (
-        "<p>Population stability index, largest first; above 0.2 is commonly taken as a shift that wants a "
-        "look.</p>" + _table(("feature", "index"), rows)
+        "<p>Population stability index, largest first; a shift above 0.2 is commonly "
+        "investigated.</p>" + _table(("feature", "index"), rows)
     )
 
 

@@ -53,13 +53,13 @@ def load_profiles(name: str, *, label_delay_days: float) -> tuple[EntityProfile,
         found = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"profiles {name}: there is no such file, and only {', '.join(SHIPPED)} come along"
+            f"profiles {name}: there is no such file; the shipped profiles are {', '.join(SHIPPED)}"
         ) from error
     except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"profiles {name} cannot be read: {error}") from error
     tables = found.get("entities")
     if set(found) != {"entities"} or not isinstance(tables, list) or not tables:
-        raise ConfigError(f"profiles {name}: must hold [[entities]] tables and nothing else")
+        raise ConfigError(f"profiles {name}: must contain [[entities]] tables and nothing else")
     profiles = []
     for number, table in enumerate(tables, 1):
         try:

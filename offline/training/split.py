@@ -82,7 +82,7 @@ def split_by_time(
         raise DataError("the file has no labels: it needs is_fraud, or a mapping with a [label] section")
     labelled = (table.is_fraud >= 0) & table.valid
     if not labelled.any():
-        raise DataError("not one row has a label")
+        raise DataError("no row has a label")
     times = table.event_time_ms
     ordered = np.sort(times[labelled])
     if train_until_ms is None:
@@ -97,8 +97,8 @@ def split_by_time(
     earlier = np.sort(times[before])
     if not len(earlier):
         raise DataError(
-            f"no label is known at {format_event_time(train_until_ms)}, where the test part begins: "
-            "take a shorter --label-delay, a later --train-until, or a longer file"
+            f"no label is known at {format_event_time(train_until_ms)}, where the test part "
+            "begins: use a shorter --label-delay, a later --train-until, or a longer file"
         )
     wanted = max(1, round(len(ordered) * validation_fraction))
     validation_start_ms = int(earlier[max(0, len(earlier) - wanted)])
@@ -117,6 +117,6 @@ def _check_part(name: str, labels: npt.NDArray[Any]) -> None:
     frauds = int((labels == 1).sum())
     if not frauds or frauds == len(labels):
         raise DataError(
-            f"the {name} part has {len(labels)} rows of which {frauds} are fraud; it needs both kinds: "
-            "take other fractions, a shorter --label-delay, or a longer file"
+            f"the {name} part has {len(labels)} rows, {frauds} of them fraud; it needs both "
+            "kinds: use other fractions, a shorter --label-delay, or a longer file"
         )

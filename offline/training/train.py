@@ -127,7 +127,7 @@ def load_parameters(path: Path) -> dict[str, Any]:
         raise ConfigError(f"parameters {path} cannot be read: {error!r}") from error
     for name, value in items:
         if name not in _TUNABLE:
-            raise ConfigError(f"parameters {path}: {name} is none of {', '.join(_TUNABLE)}")
+            raise ConfigError(f"parameters {path}: {name} is not one of {', '.join(_TUNABLE)}")
         kind, least, most = _TUNABLE[name]
         if type(value) not in (int, kind) or not least <= value <= most:
             raise ConfigError(f"parameters {path}: {name} must lie in {least:g} to {most:g}, not {value!r}")

@@ -153,7 +153,7 @@ def tune_matrix(
     ``amounts`` (float64[n], in the data's currency) are needed for the objective ``money``.
     """
     if tuning.objective == "money" and amounts is None:
-        msg = "the objective money needs the amounts"
+        msg = "the objective money requires the amounts"
         raise ValueError(msg)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _open_study(tuning, _subject(split, spec, labels, options, tuning), options.seed)
@@ -248,7 +248,7 @@ def _open_study(tuning: Tuning, subject: dict[str, Any], seed: int) -> optuna.St
     storage = None
     if tuning.study is not None:
         if not tuning.study.parent.is_dir():
-            raise ConfigError(f"study: there is no folder {tuning.study.parent}")
+            raise ConfigError(f"study: folder {tuning.study.parent} does not exist")
         storage = f"sqlite:///{tuning.study}"
     try:
         study = optuna.create_study(
@@ -265,6 +265,8 @@ def _open_study(tuning: Tuning, subject: dict[str, Any], seed: int) -> optuna.St
     known = study.user_attrs.get("subject")
     if known is not None and known != subject:
         changed = ", ".join(name for name, value in subject.items() if known.get(name) != value)
-        raise DataError(f"study {tuning.study} is of something else ({changed} differ): name another file")
+        raise DataError(
+            f"study {tuning.study} was made with different inputs ({changed} differ): choose another file"
+        )
     study.set_user_attr("subject", subject)
     return study

@@ -19,7 +19,11 @@ __all__ = ["main"]
 
 #: Command -> (module, object, one-line help), in the order of the help.
 _VERBS: Final[dict[str, tuple[str, str, str]]] = {
-    "demo": ("stream.cli.demo.command", "demo", "Run the whole job on this machine and show the result."),
+    "demo": (
+        "stream.cli.demo.command",
+        "demo",
+        "Run the whole pipeline on this machine and show the results.",
+    ),
     "worker": ("stream.cli.commands.worker", "worker", "Score transactions until stopped."),
     "settings": (
         "stream.cli.commands.settings",

@@ -142,7 +142,7 @@ def tell_absent(table: TransactionTable, profiles: tuple[EntityProfile, ...]) ->
 
     for profile in profiles:
         if not present(table, (profile,)):
-            click.echo(f"The file names no {profile.entity}: that profile is left out.")
+            click.echo(f"The file has no column for {profile.entity}: this profile is left out.")
 
 
 def split_options(command: Callable[..., Any]) -> Callable[..., Any]:

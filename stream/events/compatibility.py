@@ -48,7 +48,7 @@ def breaking_changes(old: Schema, new: Schema, side: Literal["producer", "consum
         One readable line for each breaking change, with the path of the field; empty without any.
     """
     if side == "producer":
-        return _Comparison(sent=old, taken=new, removed="is no longer known").differences(old, new, "$")
+        return _Comparison(sent=old, taken=new, removed="is no longer accepted").differences(old, new, "$")
     return _Comparison(sent=new, taken=old, removed=None).differences(new, old, "$")
 
 
@@ -85,7 +85,7 @@ class _Comparison:
                 outer = sent.get(keyword)
                 problems += self.differences(outer if isinstance(outer, dict) else {}, inner, f"{path}[]")
             elif inner is False and sent.get(keyword) is not False:
-                problems.append(f"{path}: further fields are refused")
+                problems.append(f"{path}: additional fields are rejected")
         return problems
 
     def _fields(self, sent: Schema, taken: Schema, path: str) -> list[str]:
@@ -123,7 +123,7 @@ def _narrowed_values(sent: Schema, taken: Schema, path: str) -> list[str]:
     values, allowed = _values(sent), _values(taken)
     if allowed is not None:
         extra = sorted(set(values) - set(allowed)) if values is not None else ["any value"]
-        problems += [f"{path}: {value} is not among the values known" for value in extra]
+        problems += [f"{path}: {value} is not among the known values" for value in extra]
     for keyword, larger_is_stricter in _BOUNDS.items():
         bound, limit = sent.get(keyword), taken.get(keyword)
         if limit is None:

@@ -84,8 +84,10 @@ class _Event(BaseModel):
 class Transaction(_Event):
     """A card or account transaction, as producers send it to the topic ``transactions``."""
 
-    transaction_id: Identifier = Field(description="Unique; a second one within the horizon is a duplicate")
-    user_id: Identifier = Field(description="Whose history the windows are kept for; the record's key")
+    transaction_id: Identifier = Field(
+        description="Unique; a second transaction with this id within the horizon is a duplicate"
+    )
+    user_id: Identifier = Field(description="User to whose history the transaction belongs; the record's key")
     event_time: EventTime
     amount: Amount = Field(
         description="At least 0, at most the currency's decimals, at most 1e15 minor units"
@@ -118,7 +120,7 @@ class Transaction(_Event):
             ),
         ]
         | None
-    ) = Field(default=None, description="Further columns of one's own that a model may use as features")
+    ) = Field(default=None, description="Additional columns of your own that a model may use as features")
 
     _amount_minor: int = PrivateAttr(default=0)
     _pre_balance_minor: int | None = PrivateAttr(default=None)
@@ -177,14 +179,14 @@ class Reason(_Event):
 
     feature: str
     value: float | str | None = Field(description="The feature's value; null where it is not defined")
-    usual: float | None = Field(default=None, description="This user's own usual value, where there is one")
+    usual: float | None = Field(default=None, description="This user's own usual value, if there is one")
     contribution: float = Field(description="SHAP contribution to the log-odds of fraud")
     sentence: str
 
 
 #: The record's Kafka timestamp, not the worker's clock: an alert that is delivered again must be equal to the
 #: byte. The alert's own Kafka timestamp is the time at which it was written.
-_SCORED_AT: Final = "As of when it was scored: the time at which the transaction's record reached Kafka"
+_SCORED_AT: Final = "Time for which it was scored: when the transaction's record reached Kafka"
 
 
 class Alert(_Event):
@@ -197,10 +199,12 @@ class Alert(_Event):
     scored_at: EventTimeOut = Field(description=_SCORED_AT)
     risk_score: float = Field(ge=0, le=1, description="Four decimals")
     risk_level: RiskLevel
-    prediction: int = Field(ge=0, le=1, description="1 where the score reaches the alert threshold")
+    prediction: int = Field(ge=0, le=1, description="1 if the score reaches the alert threshold")
     reasons: list[Reason]
     model_version: str
-    feature_spec: str = Field(description="Hash of the ordered feature list that made the score")
+    feature_spec: str = Field(
+        description="Hash of the ordered feature list from which the score was computed"
+    )
     source_topic: str
     source_partition: int
     source_offset: int
@@ -224,7 +228,7 @@ class Decision(_Event):
     source_partition: int
     source_offset: int
     features: dict[str, float | None] | None = Field(
-        default=None, description="Feature values by name, when switched on; null is not-a-number"
+        default=None, description="Feature values by name, if enabled; null means not a number"
     )
 
 

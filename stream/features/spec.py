@@ -141,10 +141,10 @@ class FeatureSpec:
         for profile in self.entities:
             days = profile.label_horizon_days
             if profile.label_windows_days and horizons.setdefault(profile.entity, days) != days:
-                msg = f"profiles of {profile.entity} must have one label_horizon_days"
+                msg = f"all profiles of {profile.entity} must have the same label_horizon_days"
                 raise ValueError(msg)
             if "fraud_to_usual_min" in profile.label_aggregates and not usual:
-                msg = "fraud_to_usual_min needs a profile of the user with usual_days before it"
+                msg = "fraud_to_usual_min requires an earlier profile of the user with usual_days"
                 raise ValueError(msg)
             usual |= profile.entity == "user" and profile.usual_days is not None
 
@@ -195,7 +195,8 @@ class FeatureSpec:
         """
         if value.get("version") != SPEC_VERSION:
             msg = (
-                f"feature spec version {value.get('version')} is not {SPEC_VERSION}, which this program makes"
+                f"feature spec version {value.get('version')} is not {SPEC_VERSION}, the version that "
+                "this program computes"
             )
             raise ValueError(msg)
         spec = cls(
@@ -205,6 +206,6 @@ class FeatureSpec:
             entities=tuple(EntityProfile.from_json(profile) for profile in value.get("entities", ())),
         )
         if list(spec.names) != list(value["features"]):
-            msg = "the spec's features are not the ones that this program makes"
+            msg = "the spec's features differ from the features that this program computes"
             raise ValueError(msg)
         return spec

@@ -205,10 +205,10 @@ def require_topics(settings: Settings) -> None:
     if problems:
         shown = "; ".join(problems[:_MAX_SHOWN])
         if len(problems) > _MAX_SHOWN:
-            shown += f"; and {len(problems) - _MAX_SHOWN} more, which 'riskstream topics check' names"
+            shown += f"; and {len(problems) - _MAX_SHOWN} more: run 'riskstream topics check' to list them"
         raise TopicMismatchError(
-            f"{shown}. Create what is missing with 'riskstream topics create'; for the rest "
-            "change the topic, or RISKSTREAM_TOPICS__*, so that both say the same"
+            f"{shown}. Create missing topics with 'riskstream topics create'; for the others, "
+            "change the topic, or RISKSTREAM_TOPICS__*, so that both agree"
         )
 
 
@@ -300,25 +300,28 @@ def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminC
                 admin.close()
         except _REFUSALS as error:
             raise _RefusedError(
-                f"the broker at {address} refuses user {kafka.sasl_username!r} by {kafka.sasl_mechanism}: "
-                "check RISKSTREAM_KAFKA__SASL_USERNAME, its password and the mechanism"
+                f"the broker at {address} rejects user {kafka.sasl_username!r} with mechanism "
+                f"{kafka.sasl_mechanism}: check RISKSTREAM_KAFKA__SASL_USERNAME, its password and the "
+                "mechanism"
             ) from error
         except AuthorizationError as error:
             raise _RefusedError(
-                f"the broker at {address} does not allow this: {_one_line(error)}; "
-                "its access rules must let this user describe and create the topics"
+                f"the broker at {address} denies this request: {_one_line(error)}; its access rules "
+                "must allow this user to describe and create the topics"
             ) from error
         except KafkaError as error:
             reason = _one_line(log.reason or error)
             if _CLOSED in reason and kafka.security_protocol.startswith("SASL"):
                 raise BrokerError(
-                    f"the broker at {address} closes the connection to user {kafka.sasl_username!r} by "
-                    f"{kafka.sasl_mechanism}, as it does with a wrong password: check "
-                    "RISKSTREAM_KAFKA__SASL_USERNAME, its password, the mechanism and the listener's protocol"
+                    f"the broker at {address} closes the connection of user {kafka.sasl_username!r} with "
+                    f"mechanism {kafka.sasl_mechanism}, as it does after a wrong password: check "
+                    "RISKSTREAM_KAFKA__SASL_USERNAME, its password, the mechanism and the listener's "
+                    "protocol"
                 ) from error
             raise BrokerError(
-                f"no Kafka broker answers at {address} within {timeout_seconds:g} s ({reason}); check "
-                "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS, or start one with 'riskstream broker start'"
+                f"no Kafka broker responds at {address} within {timeout_seconds:g} s ({reason}); "
+                "check RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS, or start a broker with 'riskstream "
+                "broker start'"
             ) from error
         except (OSError, ValueError) as error:  # an address or certificate that cannot be used at all
             raise BrokerError(f"the broker at {address} cannot be used: {_one_line(error)}") from error

@@ -151,7 +151,7 @@ def find_letter(settings: Settings, partition: int, offset: int) -> DeadLetter:
             break
     raise DataError(
         f"{settings.topics.dead_letters} has no dead letter at {partition}:{offset}; "
-        "'riskstream dlq list' shows those there are"
+        "'riskstream dlq list' lists the existing ones"
     )
 
 
@@ -166,9 +166,9 @@ def replayable(
         if source is None:
             skipped["not written by a worker"] += 1
         elif source[0] not in topics or source[1] >= partitions:
-            skipped[f"not from {' or '.join(topics)} with its {partitions} partitions"] += 1
+            skipped[f"the source is not {' or '.join(topics)} with its {partitions} partitions"] += 1
         elif _CUT(letter.reason):
-            skipped["cut, since too large; the whole is at the source"] += 1
+            skipped["truncated because it is too large; the source topic has the whole record"] += 1
         elif source in seen:
             skipped["delivered twice, sent once"] += 1
         else:
@@ -218,8 +218,8 @@ def replayer(settings: Settings, *, dry_run: bool) -> Iterator[Callable[[DeadLet
             producer.close(timeout=seconds)
     except KafkaError as error:
         raise BrokerError(
-            f"dead letters cannot be sent again: {error}; those before it were: "
-            "send all of them again, what was taken meanwhile is recognised"
+            f"dead letters cannot be replayed: {error}; earlier ones may have been sent: replay "
+            "all of them again, workers recognise transactions they have already applied"
         ) from error
 
 

@@ -73,8 +73,9 @@ class PartitionFencing:
             held = store.reached(partition)
             if held is not None and held >= offset:
                 raise TopicMismatchError(
-                    f"the local state of partition {partition} reaches to offset {held} of {topic}, which "
-                    f"ends at {offset}: the broker has lost records; remove the state folder to accept that"
+                    f"the local state of partition {partition} covers {topic} up to offset {held}, but "
+                    f"the topic ends at {offset}: the broker has lost records; remove the state folder to "
+                    "accept the loss"
                 )
             if held == offset - 1:
                 store.write(partition, [(OWNER_KEY, value)], offset)

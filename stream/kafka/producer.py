@@ -158,8 +158,8 @@ class BatchProducer:
                 self._plain = await self._init_producer(None)
             except errors.UnknownError:
                 logger.warning(
-                    "this broker gives out no producer ids: a repeated request may write twice, and a worker "
-                    "that lost its partitions is not held off from their changelog"
+                    "this broker assigns no producer ids: a retried request may write records twice, and "
+                    "a worker that lost its partitions is not fenced off from their changelog"
                 )
         except errors.KafkaError as error:
             self._client = None
@@ -204,11 +204,11 @@ class BatchProducer:
             except errors.TransactionalIdAuthorizationFailed as error:
                 ids = sorted(transactional_id for transactional_id, _ in owners.values())
                 raise BrokerError(
-                    f"the broker does not let this user write under transactional ids {ids[0]} to {ids[-1]}: "
-                    "allow Describe and Write on transactional ids with that prefix"
+                    f"the broker does not let this user write with transactional ids {ids[0]} to "
+                    f"{ids[-1]}: allow Describe and Write on transactional ids with that prefix"
                 ) from error
             except errors.KafkaError as error:
-                raise BrokerError(f"cannot take the changelog over: {error!r}") from error
+                raise BrokerError(f"cannot take over the changelog: {error!r}") from error
             for partition, producer in zip(owners, producers, strict=True):
                 self._producers[TopicPartition(topic, partition)] = producer
         offsets = await self.deliver((topic, partition, [owner]) for partition, (_, owner) in owners.items())
@@ -432,16 +432,17 @@ def _raise_final(tp: TopicPartition, error: BaseException) -> None:
     where = f"{tp.topic} [{tp.partition}]"
     if isinstance(error, (errors.InvalidProducerEpoch, errors.ProducerFenced)):
         raise FencedError(
-            f"another worker has taken {where} over: this one was paused or cut off, and what it sends is "
-            "refused; start it again"
+            f"another worker has taken over {where}: this worker was paused or cut off, and the "
+            "broker rejects its records; restart it"
         ) from error
     if isinstance(error, errors.MessageSizeTooLargeError):
         raise BrokerError(
-            f"{where} refuses a record batch as too large: its max.message.bytes must be 1 MiB or more"
+            f"{where} rejects a record batch as too large: set its max.message.bytes to 1 MiB or more"
         ) from error
     if isinstance(error, errors.InvalidTimestampError):
         raise BrokerError(
-            f"{where} refuses records of this time: this machine's clock and the broker's are far apart"
+            f"{where} rejects the timestamps of the records: the clocks of this machine and of "
+            "the broker are far apart"
         ) from error
     if not getattr(error, "retriable", False):
         raise BrokerError(f"records were not delivered to {where}: {error!r}") from error

@@ -175,4 +175,4 @@ def configure_logging(settings: Settings) -> None:
 
 def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
     """Log in one line the error that ended a library's thread, such as a fetch that a stop interrupts."""
-    logging.getLogger("stream.runtime.worker").warning("a thread ended: %r", failure.exc_value)
+    logging.getLogger("stream.runtime.worker").warning("a thread failed: %r", failure.exc_value)

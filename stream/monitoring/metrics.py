@@ -167,7 +167,7 @@ class _Asked(Collector):
         "state_live_bytes": "RocksDB's estimate of its size without data that compaction will remove.",
         "state_disk_bytes": "Size of RocksDB's table files on disk.",
         "rocksdb_memory_bytes": "Memory of RocksDB, by part.",
-        "recovery_remaining_records": "Changelog records to restore before the worker takes transactions.",
+        "recovery_remaining_records": "Changelog records to restore before the worker is ready.",
         "stalled_seconds": "Time since the last progress while records are waiting.",
         "rebalances": "Rebalances of the consumer group since the worker's start.",
     }
@@ -261,9 +261,7 @@ class Metrics:
             ["kind", "outcome"],
         )
         self.entity_join = {event: entity_join.labels(*event) for event in JOIN_EVENTS}
-        self.pending = catalog.gauge(
-            "pending_transactions", "Transactions that wait for responses of entities."
-        )
+        self.pending = catalog.gauge("pending_transactions", "Transactions that wait for entity responses.")
         self.batch_size = catalog.histogram("batch_records", "Records per micro-batch.", _SIZES)
         stage = catalog.histogram(
             "stage_seconds", "Duration of the stages of a micro-batch.", _SECONDS, ["stage"]

@@ -172,15 +172,15 @@ class Watchdog:
             now = time.monotonic()
             if now - answered_at > self._settings.broker_gone_seconds:
                 raise BrokerError(
-                    f"the broker has not answered for {now - answered_at:.0f} s ({reason}); nothing is lost: "
-                    "start the worker again when it is back"
+                    f"the broker has not responded for {now - answered_at:.0f} s ({reason}); nothing is "
+                    "lost: restart the worker when the broker is back"
                 )
             waiting = lag > 0 or not self._probe.ready
             self.stalled_seconds = live.see(now, self._probe.progress(), waiting=waiting)
             if self.stalled_seconds > 2 * self._settings.stall_seconds:
                 raise StalledError(
-                    f"{lag} records wait and none was taken for {self.stalled_seconds:.0f} s: it ends "
-                    "to be started again"
+                    f"{lag} records are waiting and none was processed for {self.stalled_seconds:.0f} s: "
+                    "the worker exits so that its supervisor restarts it"
                 )
 
     async def _lag(self) -> int:
@@ -201,8 +201,9 @@ class Watchdog:
             start = self._first[partition] if at is None else at
             if ends[partition] < start and self._probe.ends_are_exact:
                 raise TopicMismatchError(
-                    f"{self._topic} [{partition}] ends at {ends[partition]}, before offset {start} that it "
-                    "has given: it was made again, or lost its end; start the worker again, it finds out"
+                    f"{self._topic} [{partition}] ends at {ends[partition]}, before offset {start} that "
+                    "the worker has already read: the topic was recreated, or the broker lost its end; "
+                    "restart the worker: it finds the offset to continue from"
                 )
             waiting = self.lag[partition] = max(0, ends[partition] - start)
             self._probe.on_lag(partition, waiting)
@@ -213,6 +214,6 @@ class Watchdog:
         found = await self._probe.source_topic_id()
         if found != expected:
             raise TopicMismatchError(
-                f"{self._topic} was deleted and made again while this worker ran: start it again, it takes "
-                "the topic from its beginning"
+                f"{self._topic} was deleted and recreated while this worker ran; restart the worker: "
+                "it reads the topic from its beginning"
             )

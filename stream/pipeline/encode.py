@@ -107,7 +107,8 @@ def dead_letter(
         value = value and value[: MAX_DEAD_LETTER_BYTES - _MAX_CUT_KEY_BYTES]
         own = trace_context(own)
         reason += (
-            f"; cut to {len(key or b'') + len(value or b'')} of {size} bytes, the whole is at the source"
+            f"; cut to {len(key or b'') + len(value or b'')} of {size} bytes, the source topic "
+            "has the whole record"
         )
     headers = (
         *own,

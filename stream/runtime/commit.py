@@ -228,13 +228,13 @@ class Commit:
                 "offset": offset,
             }
             logger.warning(
-                "record refused, its dead letter sent", extra=fields | _suppressed(self._rejection_lines)
+                "record rejected, dead letter sent", extra=fields | _suppressed(self._rejection_lines)
             )
         if effects.other_source and part.partition not in self._warned:
             self._warned.add(part.partition)
             logger.warning(
-                "users' state of partition %d comes from another incarnation of %s: offsets are not "
-                "compared, and what was taken before is recognised by its transaction id",
+                "users' state of partition %d comes from another incarnation of %s: the worker does "
+                "not compare offsets, and recognises transactions it has already applied by their ids",
                 part.partition,
                 part.topic,
             )

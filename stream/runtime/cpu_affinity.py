@@ -36,8 +36,10 @@ def pin_to_core(core: int) -> None:
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     if core not in allowed:
-        there = ", ".join(map(str, sorted(allowed))) or "none, as this system does not let choose"
-        raise ConfigError(f"RISKSTREAM_CORE: {core} is none of the cores that this process may use: {there}")
+        there = ", ".join(map(str, sorted(allowed))) or "none, because this system does not support pinning"
+        raise ConfigError(
+            f"RISKSTREAM_CORE: {core} is not one of the cores that this process may use: {there}"
+        )
     pin_to_cores({core})
 
 

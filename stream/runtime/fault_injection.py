@@ -61,8 +61,8 @@ def fault_from_environment() -> Callable[[str], None]:
     match = _ORDER(order)
     if match is None or match[2] not in STEPS:
         raise ConfigError(
-            f"{FAULT_VARIABLE}: {order!r} is no signal (SIGKILL, SIGTERM, SIGSTOP) @ "
-            f"step ({', '.join(STEPS)}) : count"
+            f"{FAULT_VARIABLE}: {order!r} is not signal@step:count with signal SIGKILL, SIGTERM "
+            f"or SIGSTOP and step {', '.join(STEPS)}"
         )
     number, wanted, left = signal.Signals[match[1]], match[2], int(match[3])
     logger.warning("%s is set: this worker will send itself %s", FAULT_VARIABLE, order)

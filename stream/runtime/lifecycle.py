@@ -270,15 +270,16 @@ class Runtime(WorkerHooks):
         for tp in assigned:
             if tp.partition >= partitions:
                 raise TopicMismatchError(
-                    f"{tp.topic} has grown beyond {partitions} partitions, and histories would not move "
-                    "with their keys: restore the number, or start a new deployment with another app_id"
+                    f"{tp.topic} has grown beyond {partitions} partitions, so keys no longer map to the "
+                    "partitions of their histories: restore the number, or start a new deployment with "
+                    "another app_id"
                 )
         own = {tp.partition for tp in assigned if tp.topic == self.settings.topics.transactions}
         for topic in self.pipeline.consumed_topics:
             if {tp.partition for tp in assigned if tp.topic == topic} != own:
                 raise TopicMismatchError(
-                    "workers of this group serve models with and without profiles, so that topics are shared "
-                    "out differently: stop all of them, and start them with one kind of model"
+                    "workers of this group serve models with and without profiles, and the two kinds "
+                    "assign topics differently: stop all of them, and start them with one kind of model"
                 )
         changelog, responses = changelog_topic(self.settings), responses_topic(self.settings)
         taken = [tp.partition for tp in assigned if tp.topic == changelog]
@@ -357,9 +358,10 @@ def prepare(runtime: Runtime) -> None:
         undecided = records_behind(settings, responses)
         if undecided:
             raise TopicMismatchError(
-                f"{responses} holds {undecided} records of transactions that a model with profiles has not "
-                "decided yet, and this model has none: start a worker with the former model until "
-                "riskstream_pending_transactions is 0, or delete the topic to give them up"
+                f"{responses} holds {undecided} records of transactions that a model with profiles "
+                "has not decided yet, and this model has no profiles: start a worker with the "
+                "previous model until riskstream_pending_transactions is 0, or delete the topic to "
+                "discard them"
             )
     source, changelog = settings.topics.transactions, changelog_topic(settings)
     ids = topic_ids(settings, [*consumed, changelog])

@@ -37,7 +37,7 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
     trained_ms = bundle.allowed_lateness_ms
     if trained_ms is not None and trained_ms != lateness_ms:
         logger.warning(
-            "the model was trained with an allowed lateness of %.3g days, this worker has %.3g",
+            "the model was trained with an allowed lateness of %.3g days, this worker uses %.3g",
             trained_ms / MS_PER_DAY,
             settings.history.allowed_lateness_days,
         )

@@ -115,7 +115,7 @@ def _tell(runtime: Runtime) -> None:
             for frame in reversed(frames)
         )
         lines.append(f"{task.get_name()}: {where}")
-    logger.warning("asked where it stands:\n  %s", "\n  ".join(lines))
+    logger.warning("status on request:\n  %s", "\n  ".join(lines))
 
 
 def _exit_status(runtime: Runtime) -> int:

@@ -120,8 +120,8 @@ class Bundle:
             meta = json.loads((folder / _META_FILE).read_bytes())
         except FileNotFoundError as error:
             raise BundleError(
-                f"no model bundle in {folder}: {Path(error.filename).name} is missing; "
-                "make one with 'riskstream train', or set RISKSTREAM_BUNDLE"
+                f"no model bundle in {folder}: {Path(error.filename).name} is missing; create a "
+                "bundle with 'riskstream train', or set RISKSTREAM_BUNDLE"
             ) from error
         except (OSError, ValueError) as error:
             raise BundleError(f"model bundle {folder} cannot be read: {error}") from error

@@ -77,7 +77,7 @@ def _tree(body: str) -> _Tree:
     inner = numbers("split_feature")
     decision = numbers("decision_type")
     if any(item >> 2 & 3 == _MISSING_ZERO and not item & _CATEGORICAL for item in decision):
-        raise UnsupportedModelError("it takes zeros for missing values")
+        raise UnsupportedModelError("it treats zeros as missing values")
     words, bounds = numbers("cat_threshold"), numbers("cat_boundaries")
     tree = _Tree(
         feature=inner,
@@ -90,5 +90,5 @@ def _tree(body: str) -> _Tree:
         categories=[words[first:last] for first, last in pairwise(bounds)],
     )
     if not len(inner) == len(tree.threshold) == len(decision) == len(tree.children):
-        raise UnsupportedModelError("its nodes do not agree")
+        raise UnsupportedModelError("its node arrays differ in length")
     return tree

@@ -72,7 +72,7 @@ class Predictor:
             return None, None
         rows = trees.trial_rows(_TRIAL_ROWS)
         if not np.array_equal(trees.scores(rows), self._booster.predict(rows, num_threads=1)):
-            logger.warning("model %s is not compiled: LightGBM scores otherwise", bundle.model_version)
+            logger.warning("model %s is not compiled: LightGBM's scores differ", bundle.model_version)
             return None, None
         if not trees.explains:
             return trees, None

@@ -169,8 +169,8 @@ class PredictForwarder:
         if self._misled:
             raise Unavailable(
                 0,
-                "producers choose partitions otherwise than by "
-                f"RISKSTREAM_SCORING__PARTITIONER={self._settings.partitioner}: set it as they do",
+                "producers choose partitions with another hash than "
+                f"RISKSTREAM_SCORING__PARTITIONER={self._settings.partitioner}: set it to theirs",
             )
         only = _only(predict_request)
         indexes = range(len(predict_request.rows)) if only is None else only
@@ -280,7 +280,15 @@ class PredictForwarder:
     async def _serve_profiles(self, profiles: ProfilePreview, request: web.Request) -> web.Response:
         """Respond to another worker's requests; this worker forwards none of them."""
         if request.headers.get(SPEC_HEADER) != profiles.spec_hash:
-            return refuse([{"loc": [], "msg": "the models differ, wait for all workers to have one"}], 503)
+            return refuse(
+                [
+                    {
+                        "loc": [],
+                        "msg": "the workers' models differ; wait until all workers have the same model",
+                    }
+                ],
+                503,
+            )
         try:
             requests = profiles.decode(await request.read())
             most = len(CODES) * self._settings.max_batch
@@ -359,7 +367,7 @@ class PredictForwarder:
             reason = str(error) or type(error).__name__
         index, message = about
         owner = url.rpartition("/")[0]
-        raise Unavailable(index, f"the worker at {owner}, which has the {message}, says: {reason}")
+        raise Unavailable(index, f"the worker at {owner}, which owns the {message}, responded: {reason}")
 
 
 def _on_its_way(partition: int, index: int, description: str) -> Unavailable:
@@ -382,7 +390,7 @@ def _only(predict_request: PredictRequest) -> list[int] | None:
     except ValueError:
         indexes = [-1]
     if not set(indexes) <= set(range(len(predict_request.rows))):
-        raise InvalidRecordError(ONLY_HEADER, "must name places in the request")
+        raise InvalidRecordError(ONLY_HEADER, "must contain indexes of transactions in the request")
     return indexes
 
 

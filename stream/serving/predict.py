@@ -107,7 +107,7 @@ class ScoringService:
             response = await self._answer(request)
         except Exception:
             logger.exception("a request to /predict failed")
-            response = refuse([{"loc": [], "msg": "failed; the log says why"}], 500)
+            response = refuse([{"loc": [], "msg": "failed; the worker's log contains the reason"}], 500)
         if self._on_request is not None:
             self._on_request(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
         return response
@@ -204,15 +204,15 @@ def openapi(max_batch: int = MAX_BATCH) -> dict[str, Any]:
         "paths": {
             "/predict": {
                 "post": {
-                    "summary": "Score a transaction, or several, as if each came now; nothing is learnt",
+                    "summary": "Score transactions as if each arrived now; the state does not change",
                     "requestBody": {"required": True, **content(one_or_many("Transaction"))},
                     "responses": {
                         "200": {
-                            "description": "In the request's order",
+                            "description": "In the order of the request",
                             **content(one_or_many("Prediction")),
                         },
                         "422": {
-                            "description": "What is wrong with which field",
+                            "description": "Which field is invalid, and why",
                             **content({"$ref": "#/components/schemas/Problems"}),
                         },
                         "413": {
@@ -220,7 +220,7 @@ def openapi(max_batch: int = MAX_BATCH) -> dict[str, Any]:
                             **content({"$ref": "#/components/schemas/Problems"}),
                         },
                         "503": {
-                            "description": "Some history or profile cannot be asked now, and why; try again",
+                            "description": "A history or profile is unavailable, with the reason; try again",
                             **content({"$ref": "#/components/schemas/Problems"}),
                         },
                     },

@@ -123,7 +123,7 @@ def read_words(record: bytes, kind: int, key: bytes, migrations: Migrations) -> 
     first = int(words[0])
     body: Words = words[2:]
     if first >> 16 != _MAGIC >> 16 or (first >> 8) & 0xFF != kind:
-        raise StateError(f"{describe_record(key)} is corrupt: it does not begin like such a record")
+        raise StateError(f"{describe_record(key)} is corrupt: it has the wrong header")
     version = first & 0xFF
     if version > FORMAT_VERSION:
         raise StateError(
@@ -172,7 +172,7 @@ def complaint(key: bytes, record: bytes) -> str:
     words = np.frombuffer(record, np.int64)
     if len(words) < 2 or int(words[1]) != checksum(words, 2, len(words)):
         return f"{describe_record(key)} is corrupt: its checksum does not match"
-    return f"{describe_record(key)} is corrupt or old: it does not cover the chunks that the head names"
+    return f"{describe_record(key)} is corrupt or old: it does not cover the chunks that the head lists"
 
 
 def join(records: Sequence[bytes]) -> tuple[Words, Words, Words]:

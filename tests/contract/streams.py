@@ -128,11 +128,9 @@ class Worker:
     def tell(self) -> str:
         """Return the log, where it stands last, if it runs."""
         if self.process.poll() is None:
-            said = self.log.count("asked where it stands")
+            said = self.log.count("status on request")
             self.process.send_signal(signal.SIGUSR1)
-            wait_until(
-                lambda: self.log.count("asked where it stands") > said, "it does not say where it stands"
-            )
+            wait_until(lambda: self.log.count("status on request") > said, "it does not say where it stands")
         return self.log
 
     def kill(self) -> None:

@@ -147,4 +147,7 @@ def test_what_cannot_be_sent_again_is_left_and_counted(shared: Stream, run: Call
     (row,) = [row for row in rows if (row["source_partition"], row["source_offset"]) == place[0]]
     result = run(shared, "replay", row["position"])
     assert result.stdout.startswith("sent 0 to ")
-    assert result.stderr == "left 1: cut, since too large; the whole is at the source\n"
+    assert (
+        result.stderr
+        == "skipped 1: truncated because it is too large; the source topic has the whole record\n"
+    )

@@ -133,7 +133,7 @@ def test_offsets_of_another_topic_of_the_name_are_not_gone_on_at(kafka_stream: M
         consumer.close()
     worker = stream.start()
     stream.wait_answered()
-    assert "was made again since offset" in worker.log
+    assert "was recreated since offset" in worker.log
     assert check_decisions(stream, "else", once=True) == len(places)
     assert worker.stop() == 0
 
@@ -150,7 +150,7 @@ def test_a_source_made_again_under_a_worker_ends_it(kafka_stream: MakeStream, mo
     count = 900 if more else 50
     stream.produce(sent("under", Event(f"over-{at}", START + 1_000 + at, 100)) for at in range(count))
     assert first.wait_end() == 4, first.log
-    assert "made again" in readable_line(first)
+    assert "recreated" in readable_line(first)
     stream.workers.remove(first)
     second = stream.start()
     decided: set[str] = set()
@@ -178,7 +178,7 @@ def test_a_changelog_made_again_is_not_believed(kafka_stream: MakeStream) -> Non
     second = stream.start(ready=False)
     assert second.wait_end() == 6, second.log
     line = readable_line(second)
-    assert "changelog topic that was deleted and made again" in line
+    assert "changelog topic that was deleted and recreated" in line
     stream.workers.remove(second)
 
 
@@ -205,7 +205,7 @@ def test_a_broker_that_stays_away_ends_an_idle_worker(
             stream.wait_answered(places)
             broker.kill()
             assert worker.wait_end() == 4, worker.log
-            assert "has not answered" in readable_line(worker)
+            assert "has not responded" in readable_line(worker)
             assert len(worker.log.splitlines()) < 300
         finally:
             stream.workers = []

@@ -208,7 +208,7 @@ def test_nothing_personal_is_logged(run: Run) -> None:
     told = "\n".join(
         json.dumps(line)
         for line in run.lines
-        if line["message"] in {"alert sent", "record refused, its dead letter sent"}
+        if line["message"] in {"alert sent", "record rejected, dead letter sent"}
     )
     assert told
     assert "secret" not in told

@@ -426,7 +426,7 @@ def ended(worker: Worker, says: Sequence[str], status: int) -> None:
         ("no broker", 4, ["127.0.0.1", "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS"]),
         ("a wrong setting", 2, ["RISKSTREAM_KAFKA__SESSION_TIMEOUT_SECONDS"]),
         ("an unknown setting", 2, ["RISKSTREAM_COLOUR"]),
-        ("a core that is not there", 2, ["RISKSTREAM_CORE", "4096 is none"]),
+        ("a core that is not there", 2, ["RISKSTREAM_CORE", "4096 is not one of"]),
     ],
 )
 def test_what_cannot_start_says_so_in_one_line(

@@ -199,7 +199,10 @@ def test_the_choice_of_aggregates_moves_columns_and_no_value():
         ({"entity": "card", "windows_days": (0.0,), "aggregates": ("count",)}, "windows_days: must be"),
         ({"entity": "card", "windows_days": (1.0,)}, "belong together"),
         ({"entity": "card", "label_windows_days": (1.0,)}, "belong together"),
-        ({"entity": "card", "windows_days": (1.0,), "aggregates": ("large_count",)}, "usual_days: is needed"),
+        (
+            {"entity": "card", "windows_days": (1.0,), "aggregates": ("large_count",)},
+            "usual_days: is required",
+        ),
         ({"entity": "card", "label_delay_days": -1.0}, "label_delay_days: must be at least 0"),
     ],
 )

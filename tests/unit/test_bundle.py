@@ -174,7 +174,7 @@ def test_what_is_no_bundle_is_refused(folder: Path, content: bytes) -> None:
 def test_a_spec_of_another_version_is_refused(folder: Path) -> None:
     rewrite(folder, lambda meta: meta["feature_spec"].update(version=SPEC_VERSION + 1))
     text = refused(lambda: Bundle.load(folder))
-    assert f"version {SPEC_VERSION + 1} is not {SPEC_VERSION}, which this program makes" in text
+    assert f"version {SPEC_VERSION + 1} is not {SPEC_VERSION}, the version that this program computes" in text
 
 
 @pytest.mark.parametrize("change", ["swap", "drop", "add"])
@@ -189,7 +189,9 @@ def test_a_spec_with_other_features_is_refused(folder: Path, change: str) -> Non
             names.append("shoe_size")
 
     rewrite(folder, doctor)
-    assert "features are not the ones that this program makes" in refused(lambda: Bundle.load(folder))
+    assert "features differ from the features that this program computes" in refused(
+        lambda: Bundle.load(folder)
+    )
 
 
 def test_other_categories_are_another_spec(folder: Path) -> None:

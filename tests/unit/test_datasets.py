@@ -122,7 +122,7 @@ def test_take_moves_the_invalid_rows_along(tmp_path):
         ("1,a,2026-01-01T00:00:00Z,99999999999999.00", "amount", "1e15"),
         ("1,,2026-01-01T00:00:00Z,1", "user_id", "is required"),
         (f"{'x' * 129},a,2026-01-01T00:00:00Z,1", "transaction_id", "at most 128"),
-        ("1,a,2026-02-31T00:00:00Z,1", "event_time", "no time written as"),
+        ("1,a,2026-02-31T00:00:00Z,1", "event_time", "is not a time of the form"),
         ("1,a,1969-12-31T00:00:00Z,1", "event_time", "1970"),
         ("1,a,,1", "event_time", "is required"),
     ],
@@ -140,7 +140,7 @@ def test_a_bad_cell_names_row_column_and_reason(tmp_path, row, field, reason):
 
 
 def test_a_file_without_one_good_row_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="not one row makes a transaction"):
+    with pytest.raises(DataError, match="no row is a valid transaction"):
         read_mapped(tmp_path, "id,who,when,much\n1,a,soon,1\n")
 
 
@@ -355,7 +355,7 @@ def test_a_parquet_amount_with_more_decimals_than_the_currency_is_read_where_the
 
 def test_an_empty_file_and_a_column_twice(tmp_path):
     assert len(read_mapped(tmp_path, "id,who,when,much\n")) == 0
-    with pytest.raises(DataError, match="column who is there more than once"):
+    with pytest.raises(DataError, match="column who appears more than once"):
         read_mapped(tmp_path, "id,who,when,much,who\n")
     with pytest.raises(DataError, match="no header"):
         read_mapped(tmp_path, "")

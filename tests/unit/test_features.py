@@ -107,7 +107,7 @@ def test_labels_are_those_of_their_time(tmp_path, run, form):
     columns, done = run(source, "--labels", str(tmp_path / "told.jsonl"))
     assert done.exit_code == 0, done.output
     assert "10 rows (10 scored)" in done.output
-    assert "; 1 labels are of unknown transactions" in done.output
+    assert "; 1 labels refer to unknown transactions" in done.output
     found = {
         name: dict(zip(NAMES, columns[f"merchant_{name}"], strict=True))
         for name in ("count_5d", "fraud_count_20d", "label_count_20d", "legitimate_since_fraud")
@@ -143,7 +143,7 @@ def test_without_profiles_there_are_none(tmp_path, run):
     assert len(columns) == 46
     columns, done = run(source, "--labels", str(source), profiles=False)
     assert done.exit_code == 2
-    assert "--labels: only --profiles make features of labels" in done.output
+    assert "--labels requires --profiles: only entity profiles use labels" in done.output
 
 
 def test_what_is_no_label_is_named(tmp_path, run):
@@ -162,5 +162,5 @@ def test_an_entity_that_the_file_lacks_is_left_out(tmp_path, run):
     rows = transactions(["a0", "a5"])
     write_lines(source, [{name: row[name] for name in row if name != "merchant_id"} for row in rows])
     columns, done = run(source)
-    assert "The file names no merchant: that profile is left out." in done.output
+    assert "The file has no column for merchant: this profile is left out." in done.output
     assert len(columns) == 47

@@ -283,7 +283,7 @@ def test_a_record_older_than_the_head_is_one_user_s_error(kind: str) -> None:
     engine.take([("victim", event) for _, event in history("victim", 260)[130:]])
     key = keys_of(engine, "victim")[kind]
     engine.memory[key] = old[key]
-    assert "does not cover the chunks that the head names" in str(meets(engine, "victim"))
+    assert "does not cover the chunks that the head lists" in str(meets(engine, "victim"))
 
 
 def test_a_damaged_chunk_that_no_event_needs_harms_nobody() -> None:

@@ -191,7 +191,7 @@ def test_a_worker_that_is_away_is_named(start: Start) -> None:
     scoring, _ = start(lambda _: None, dict.fromkeys(range(PARTITIONS), gone))
     status, body, _ = ask(scoring.address, RECORDS[0][1])
     assert status == 503
-    assert reason(body).startswith(f"the worker at {gone}, which has the history, says: ")
+    assert reason(body).startswith(f"the worker at {gone}, which owns the history, responded: ")
 
 
 def test_a_partition_that_goes_while_its_users_are_scored(start: Start, store: MemoryStore) -> None:
@@ -245,7 +245,7 @@ def test_places_that_are_none_are_refused(start: Start, store: MemoryStore, text
     scoring, _ = start(lambda _: store)
     status, body, _ = ask(scoring.address, RECORDS[0][1], **{ONLY_HEADER: text})
     assert status == 422
-    assert reason(body) == "must name places in the request"
+    assert reason(body) == "must contain indexes of transactions in the request"
 
 
 @pytest.mark.parametrize("given_token", [None, b"Bearer wrong", b"Bearer \xff\xfe", b"correct horse battery"])
@@ -342,7 +342,7 @@ def test_profiles_that_are_nowhere_are_not_unknown(
     status, body, _ = ask(scoring.address, orjson.dumps(row))
     assert status == 503
     assert reason(body).startswith(
-        f"the worker at {other.address}, which has the profiles, says: the profiles"
+        f"the worker at {other.address}, which owns the profiles, responded: the profiles"
     )
     assert told == {"unavailable": 2}
     broken, _ = start(lambda at: state if at == mine else _Broken(StateError("at /x")), {}, profiled)
@@ -374,7 +374,7 @@ def test_workers_with_other_models_do_not_answer_for_each_other(
     ]
     status, body, headers = ask(scoring.address, orjson.dumps(some))
     assert (status, headers["Retry-After"]) == (503, "1")
-    assert f"which has the profiles, says: {said}" in reason(body)
+    assert f"which owns the profiles, responded: {said}" in reason(body)
 
 
 @pytest.mark.parametrize(

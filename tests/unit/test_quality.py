@@ -42,16 +42,16 @@ def test_every_fault_is_told_with_its_place_and_number(path):
     assert found == {
         ("error", "amount", "must be a plain decimal number such as 12.34"): (1, [2]),
         ("error", "amount", "has more decimals than the currency allows"): (2, [3, 4]),
-        ("error", "transaction_id", "is there before, the same transaction"): (1, [5]),
-        ("error", "transaction_id", "is there before, with another time or amount"): (1, [6]),
-        ("warning", "transaction_id", "is there before, of another user"): (1, [7]),
+        ("error", "transaction_id", "repeats an earlier row"): (1, [5]),
+        ("error", "transaction_id", "repeats an earlier row, with another time or amount"): (1, [6]),
+        ("warning", "transaction_id", "repeats an earlier row, of another user"): (1, [7]),
         ("error", "event_time", "lies more than the allowed 3 days behind the user's latest"): (1, [9]),
-        ("warning", "event_time", "is older than the row before it of the same user"): (1, [8]),
-        ("warning", "event_time", "is older than a row before it (by up to 9.0 days)"): (3, [8, 9, 10]),
+        ("warning", "event_time", "is older than the previous row of the same user"): (1, [8]),
+        ("warning", "event_time", "is older than an earlier row (by up to 9.0 days)"): (3, [8, 9, 10]),
         ("warning", "is_fraud", "is not known"): (1, [8]),
         ("warning", "label_time", "lies before the transaction itself"): (1, [7]),
         ("warning", "amount", "is zero"): (1, [8]),
-        ("warning", "post_balance", "is not the balance before and the amount"): (1, [9]),
+        ("warning", "post_balance", "does not differ from the previous balance by the amount"): (1, [9]),
     }
     assert [item["severity"] for item in report["findings"]] == ["error"] * 5 + ["warning"] * 7
     assert {item["column"] for item in report["findings"] if item["field"] == "amount"} == {"amount", None}

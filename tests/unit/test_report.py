@@ -108,7 +108,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(run):
         "Protocol",
         "Figures",
         "Curves",
-        "What the model goes by",
+        "Feature importance",
         "Single decisions",
         "Tuning",
         "Drift of the test part against validation",
@@ -121,8 +121,8 @@ def test_the_report_is_one_page_that_needs_nothing_else(run):
         "Alert budget",
         "SHAP values",
         "Dependence on",
-        "The surest fraud found",
-        "The fraud that was missed most",
+        "Fraud with the highest score",
+        "Missed fraud with the lowest score",
         "Trial after trial",
     ):
         assert any(caption.startswith(wanted) for caption in page.captions), wanted

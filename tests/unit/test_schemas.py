@@ -78,7 +78,7 @@ LABEL_REQUIRED = ["event_time", "is_fraud", "label_time", "transaction_id", "use
 
 BREAKS_PRODUCERS: list[tuple[str, Path_, object, str]] = [
     ("label.json", ("required",), [*LABEL_REQUIRED, "source"], r"\$\.source: is required"),
-    ("transaction.json", field("memo"), ..., r"\$\.memo: is no longer known"),
+    ("transaction.json", field("memo"), ..., r"\$\.memo: is no longer accepted"),
     (
         "transaction.json",
         field("user_id", "type"),
@@ -115,7 +115,7 @@ BREAKS_PRODUCERS: list[tuple[str, Path_, object, str]] = [
         ["number"],
         r"\$\.attributes\[\]: the type changes from string to number",
     ),
-    ("transaction.json", ("additionalProperties",), False, "further fields are refused"),
+    ("transaction.json", ("additionalProperties",), False, "additional fields are rejected"),
 ]
 
 BREAKS_CONSUMERS: list[tuple[str, Path_, object, str]] = [
@@ -146,7 +146,7 @@ BREAKS_CONSUMERS: list[tuple[str, Path_, object, str]] = [
         "alert.json",
         ("$defs", "RiskLevel", "enum"),
         ["HIGH", "MEDIUM", "LOW", "ODD"],
-        r"\$\.risk_level: 'ODD' is not among the values known",
+        r"\$\.risk_level: 'ODD' is not among the known values",
     ),
     (
         "alert.json",
@@ -201,7 +201,7 @@ def assert_one(old: Document, new: Document, side: Literal["producer", "consumer
 def test_an_enum_value_that_is_removed_breaks_producers() -> None:
     old = {"type": "object", "properties": {"kind": {"type": "string", "enum": ["a", "b"]}}}
     new = {"type": "object", "properties": {"kind": {"type": "string", "enum": ["a"]}}}
-    assert breaking_changes(old, new, "producer") == ["$.kind: 'b' is not among the values known"]
+    assert breaking_changes(old, new, "producer") == ["$.kind: 'b' is not among the known values"]
     assert breaking_changes(new, old, "producer") == []
 
 

@@ -173,7 +173,7 @@ def test_a_password_file_is_read_without_its_last_line_break(
 def test_a_certificate_goes_with_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cert.pem").write_text("", encoding="utf-8")
     monkeypatch.setenv("RISKSTREAM_KAFKA__SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-    assert "ssl_cert_file and ssl_key_file: go together" in refusal()
+    assert "ssl_cert_file and ssl_key_file: require each other" in refusal()
 
 
 def test_no_secret_is_ever_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_a_study_goes_on_where_it_was_stopped(tmp_path, table):
     again = tune(table, OPTIONS, Tuning(trials=4, study=study), progress=done.append)
     assert len(done) == 4
     assert again == found
-    with pytest.raises(DataError, match="of something else \\(frauds"):
+    with pytest.raises(DataError, match="different inputs \\(frauds"):
         tune(
             dataclasses.replace(table, is_fraud=np.roll(table.is_fraud, 4_000)),
             OPTIONS,

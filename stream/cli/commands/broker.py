@@ -46,7 +46,7 @@ def broker() -> None:
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep Apache Kafka's data in this folder; by default they are removed at the end.",
+    help="Keep Apache Kafka's data in this folder; by default it is deleted at exit.",
 )
 def start(kind: str, port: int, data_dir: Path | None) -> None:
     """Run a broker until Ctrl-C or SIGTERM.
@@ -54,7 +54,9 @@ def start(kind: str, port: int, data_dir: Path | None) -> None:
     Prints "ready: 127.0.0.1:PORT" once clients may come. It listens on 127.0.0.1 only, without passwords.
     """
     if data_dir is not None and kind != "kafka":
-        raise click.UsageError("--data-dir goes with --kind kafka; the embedded broker keeps nothing")
+        raise click.UsageError(
+            "--data-dir requires --kind kafka; the embedded broker keeps its data in memory"
+        )
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -66,7 +68,7 @@ def start(kind: str, port: int, data_dir: Path | None) -> None:
             print(f"ready: {running.bootstrap_servers}", flush=True)
             while running.alive:
                 time.sleep(_WATCH_SECONDS)
-            raise BrokerError(f"the {kind} broker ended by itself")
+            raise BrokerError(f"the {kind} broker exited unexpectedly")
     except KeyboardInterrupt:
         return
 

@@ -117,7 +117,10 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
         yield Finding(
             "clock",
             "FAIL",
-            f"it is {format_event_time(now_ms)} here, before the model was trained: set the clock",
+            (
+                f"this machine's clock shows {format_event_time(now_ms)}, before the model was "
+                "trained: set the clock"
+            ),
             ConfigError.exit_code,
         )
 
@@ -138,7 +141,7 @@ def _state(settings: Settings) -> Iterator[Finding]:
             f"RISKSTREAM_STATE_DIR: {folder} cannot be written to: {error.strerror or error}"
         ) from error
     free = psutil.disk_usage(str(folder)).free
-    text = f"{settings.state_dir} {'is there' if there else 'will be made'}, {free >> 30} GiB free"
+    text = f"{settings.state_dir} {'exists' if there else 'will be created'}, {free >> 30} GiB free"
     yield Finding("state", "ok" if free >= _LEAST_FREE_BYTES else "note", text)
 
 
@@ -150,7 +153,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         "broker",
         "ok",
-        f"answers in {(time.monotonic() - begun) * 1000:.0f} ms over {settings.kafka.security_protocol}",
+        f"responds in {(time.monotonic() - begun) * 1000:.0f} ms over {settings.kafka.security_protocol}",
     )
 
 
@@ -162,7 +165,7 @@ def _topics(settings: Settings) -> Iterator[Finding]:
         if not problems:
             yield Finding("topic", "ok", name)
         elif missing and settings.topics.create:
-            yield Finding("topic", "note", f"{name} does not exist; a worker will make it")
+            yield Finding("topic", "note", f"{name} does not exist; a worker will create it")
         else:
             yield Finding("topic", "FAIL", f"{name} {'; '.join(problems)}", TopicMismatchError.exit_code)
 
@@ -194,21 +197,30 @@ def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
     allowed = int(settings.history.max_future_seconds * 1000)
     if newest is None:
         yield Finding(
-            "clock", "note", f"it is {format_event_time(now_ms)} here; no transaction to compare with"
+            "clock",
+            "note",
+            (
+                f"this machine's clock shows {format_event_time(now_ms)}; there is no transaction to "
+                "compare it with"
+            ),
         )
     elif newest > now_ms + allowed:
         yield Finding(
             "clock",
             "FAIL",
-            f"it is {format_event_time(now_ms)} here, and a transaction came at {format_event_time(newest)}: "
-            "set this machine's clock, or a producer's; what seems to be of the future becomes a dead letter",
+            f"this machine's clock shows {format_event_time(now_ms)}, and a transaction arrived "
+            f"at {format_event_time(newest)}: set this machine's clock, or the producer's; "
+            "workers reject transactions from the future",
             ConfigError.exit_code,
         )
     else:
         yield Finding(
             "clock",
             "ok",
-            f"it is {format_event_time(now_ms)} here; the last transaction is of {format_event_time(newest)}",
+            (
+                f"this machine's clock shows {format_event_time(now_ms)}; the last transaction is of "
+                f"{format_event_time(newest)}"
+            ),
         )
 
 

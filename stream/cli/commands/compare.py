@@ -24,14 +24,14 @@ _SHOWN: Final = (
     ("card precision@100", "card_precision_100", ".3f"),
     ("expected cost", "expected_cost", ",.0f"),
     ("training, s", "training_seconds", ".1f"),
-    ("µs a score", "score_microseconds", ".2f"),
+    ("µs per score", "score_microseconds", ".2f"),
 )
 
 _CONFUSION: Final = (
     ("frauds found", "true_positive"),
     ("frauds missed", "false_negative"),
     ("false alarms", "false_positive"),
-    ("rightly let pass", "true_negative"),
+    ("true negatives", "true_negative"),
 )
 
 
@@ -65,7 +65,7 @@ _CONFUSION: Final = (
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the figures to this JSON file.",
+    help="Also write the results to this JSON file.",
 )
 def compare_models(
     *,
@@ -111,10 +111,14 @@ def _print(result: dict[str, Any]) -> None:
         shown.add_row(text, *(format(figures[key], form) for figures in models.values()))
         if all(key in figures["confidence"] for figures in models.values()):
             edges = (figures["confidence"][key] for figures in models.values())
-            shown.add_row("  95 %, users drawn anew", *(f"{low:.3f}-{high:.3f}" for low, high in edges))
+            shown.add_row(
+                "  95 % interval, users resampled", *(f"{low:.3f}-{high:.3f}" for low, high in edges)
+            )
     shown.add_section()
     for text, key in _CONFUSION:
         shown.add_row(text, *(f"{figures['confusion'][key]:,}" for figures in models.values()))
     console.print(shown)
     nothing = next(iter(models.values()))["cost_of_doing_nothing"]
-    console.print(f"Doing nothing costs {nothing:,.0f}; one look {result['config']['review_cost']:g}.")
+    console.print(
+        f"Without alerts the cost is {nothing:,.0f}; a review costs {result['config']['review_cost']:g}."
+    )

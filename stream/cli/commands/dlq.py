@@ -99,7 +99,7 @@ def list_letters(
             return
         for name, count in counts.most_common():
             print(f"{count:>9,} {_printable(name)}")
-        print(f"{counts.total():>9,} in all")
+        print(f"{counts.total():>9,} in total")
         return
     for letter in letters:
         if as_json:
@@ -139,7 +139,7 @@ def show(*, position: tuple[int, int], raw: bool) -> None:
 @_filters
 @click.argument("positions", nargs=-1, type=_Position())
 @click.option("--all", "every", is_flag=True, help="Replay every dead letter.")
-@click.option("--dry-run", is_flag=True, help="Print the records, but send nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the records without sending them.")
 def replay(
     *,
     positions: tuple[tuple[int, int], ...],
@@ -157,9 +157,9 @@ def replay(
     """
     filters = (field, since, partition)
     if positions and (every or filters != (None, None, None)):
-        raise click.UsageError("POSITIONS go with neither filters nor --all")
+        raise click.UsageError("POSITIONS exclude filters and --all")
     if not positions and not every and filters == (None, None, None):
-        raise click.UsageError("say which: POSITIONS, --field, --since, --partition, or --all")
+        raise click.UsageError("choose the dead letters: POSITIONS, --field, --since, --partition, or --all")
     settings = _ready_settings()
     letters: Iterator[DeadLetter] = (
         (find_letter(settings, *position) for position in positions)
@@ -172,13 +172,13 @@ def replay(
         for letter in replayable(letters, settings, skipped):
             topic, source_partition, offset = letter.source or ("", 0, 0)
             if dry_run:
-                print(f"would send {letter.position} to {topic} {source_partition}, first at offset {offset}")
+                print(f"would send {letter.position} to {topic} {source_partition}, original offset {offset}")
             send(letter)
             sent[topic] += 1
     for topic, count in sent.items() or [(settings.topics.transactions, 0)]:
         print(f"{'would send' if dry_run else 'sent'} {count:,} to {topic}")
     for why, count in skipped.items():
-        print(f"left {count:,}: {why}", file=sys.stderr)
+        print(f"skipped {count:,}: {why}", file=sys.stderr)
 
 
 def _ready_settings() -> Settings:

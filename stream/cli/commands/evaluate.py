@@ -57,7 +57,7 @@ class _Day(click.ParamType):
     help="Age at which a label becomes known.",
 )
 @click.option("--user-only", is_flag=True, help="Leave out the profiles of merchants and labels.")
-@click.option("--imbalance", help="How to resample each training part; by default the recipe's way.")
+@click.option("--imbalance", help="How to resample each training part; by default as the recipe does.")
 @click.option(
     "--retrain/--no-retrain", default=True, show_default=True, help="Train a new model for each week."
 )
@@ -66,7 +66,7 @@ class _Day(click.ParamType):
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the figures to this JSON file.",
+    help="Also write the results to this JSON file.",
 )
 def evaluate(
     *,
@@ -127,13 +127,13 @@ def evaluate(
 def _print_summary(result: dict[str, Any], echo: Callable[[str], None]) -> None:
     from rich.table import Table
 
-    shown = Table(title=f"Recipe {result['config']['recipe']['name']}, week after week")
+    shown = Table(title=f"Recipe {result['config']['recipe']['name']}, by week")
     for name in (
         "week",
         "AUC",
         "average precision",
         "card precision@100",
-        "of at most",
+        "maximum possible",
         "frauds",
         "learnt from",
     ):

@@ -39,7 +39,7 @@ __all__ = ["features"]
     type=DURATION,
     default="3d",
     show_default=True,
-    help="Events that are later than this are not scored, as in a worker.",
+    help="Events later than this are not scored, as in a worker.",
 )
 @profiles_option
 @click.option(
@@ -47,7 +47,7 @@ __all__ = ["features"]
     type=DURATION,
     default="7d",
     show_default=True,
-    help="Profiles know a label no sooner than this after its transaction.",
+    help="A label enters the profiles no sooner than this after its transaction.",
 )
 @click.option(
     "--labels",
@@ -77,7 +77,7 @@ def features(
     if output.suffix.lower() != ".parquet":
         raise click.UsageError(f"--output: name a .parquet file, not {output}")
     if labels_path is not None and profiles is None:
-        raise click.UsageError("--labels: only --profiles make features of labels")
+        raise click.UsageError("--labels requires --profiles: only entity profiles use labels")
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pa_parquet
@@ -112,5 +112,5 @@ def features(
     shown = ", ".join(
         f"{count:,} {name}" for name, count in zip(outcomes.tolist(), counts, strict=True) if count
     )
-    ignored = f"; {unknown:,} labels are of unknown transactions" if unknown else ""
+    ignored = f"; {unknown:,} labels refer to unknown transactions" if unknown else ""
     click.echo(f"{output}: {len(table):,} rows ({shown}) and {len(spec.names)} features{ignored}")

@@ -25,7 +25,7 @@ __all__ = ["inspect"]
     type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the report to this JSON file.",
 )
-@click.option("--strict", is_flag=True, help="Exit with status 5 if some rows cannot be used.")
+@click.option("--strict", is_flag=True, help="Exit with status 5 if some rows are unusable.")
 def inspect(
     *,
     data: Path,
@@ -49,7 +49,7 @@ def inspect(
     _print(report)
     unusable = sum(item["rows"] for item in report["findings"] if item["severity"] == "error")
     if strict and unusable:
-        raise DataError(f"{data}: {unusable:,} faults in rows that cannot be used, see above")
+        raise DataError(f"{data}: {unusable:,} errors in unusable rows, see above")
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -57,23 +57,23 @@ def _print(report: dict[str, Any]) -> None:
 
     console = table_console()
     console.print(f"{report['rows']:,} rows, {report['valid_rows']:,} of them valid transactions")
-    columns = Table(title="What the columns hold", title_justify="left")
+    columns = Table(title="Columns", title_justify="left")
     for name in ("field", "missing", "least", "median", "most", "distinct"):
         columns.add_column(name, justify="left" if name == "field" else "right")
     for name, found in report["columns"].items():
         if found["kind"] == "label":
             console.print(
                 f"{found['frauds']:,} frauds, {found['legitimate']:,} legitimate, "
-                f"{found['missing']:,} not known"
+                f"{found['missing']:,} unknown"
             )
             continue
         cells = (found.get(key) for key in ("missing", "least", "median", "most", "distinct"))
         columns.add_row(name, *("" if cell is None else _cell(cell) for cell in cells))
     console.print(columns)
     if not report["findings"]:
-        console.print("Nothing wrong was found.")
+        console.print("No problems found.")
         return
-    findings = Table(title="What is wrong", title_justify="left")
+    findings = Table(title="Problems", title_justify="left")
     for name in ("", "field", "column", "what", "rows", "share", "first rows"):
         findings.add_column(name, justify="right" if name in ("rows", "share") else "left")
     for item in report["findings"]:

@@ -66,7 +66,9 @@ def replay(
     settings = load_settings()
     table = _chosen(read_table(data, dataset, mapping), from_fraction, from_time, limit)
     if labels and (table.is_fraud is None or table.label_time_ms is None):
-        raise click.UsageError("--labels: the file does not say when its labels become known")
+        raise click.UsageError(
+            "--labels: the file does not contain the time at which each label becomes known"
+        )
     require_topics(settings)
     total = len(table) - len(table.invalid) + (count_labels(table) if labels else 0)
     with stop_on_signals() as stop, progress_bar("Sending", total) as advance:
@@ -83,11 +85,16 @@ def replay(
         f"{report.seconds:,.1f} s, {report.rate:,.0f} records/s"
     )
     if report.late_seconds > 1:
-        click.echo(f"The schedule was too fast: sent up to {report.late_seconds:,.1f} s late", err=True)
+        click.echo(
+            f"The schedule was too fast: records were sent up to {report.late_seconds:,.1f} s late", err=True
+        )
     if table.invalid:
         row, error = next(iter(table.invalid.items()))
         click.echo(
-            f"{len(table.invalid):,} rows make no transaction and were not sent; row {row + 1}: {error}",
+            (
+                f"{len(table.invalid):,} rows are not valid transactions and were not sent; row "
+                f"{row + 1}: {error}"
+            ),
             err=True,
         )
 

@@ -33,8 +33,8 @@ _HEADERS: Final[dict[DeadLetterHeader, str]] = {
     DeadLetterHeader.PARTITION: "Partition that the record came from, a decimal number",
     DeadLetterHeader.OFFSET: "The record's offset there, a decimal number",
     DeadLetterHeader.FIELD: "JSON name of the offending field; $ for the record as a whole",
-    DeadLetterHeader.REASON: "Why the field was refused",
-    DeadLetterHeader.TIMESTAMP: "When the record was refused, RFC 3339 in UTC",
+    DeadLetterHeader.REASON: "Why the field was rejected",
+    DeadLetterHeader.TIMESTAMP: "When the record was rejected, RFC 3339 in UTC",
 }
 
 

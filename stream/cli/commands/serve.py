@@ -37,7 +37,9 @@ _LATENESS_MS = 3 * MS_PER_DAY
     help="Folder of the model bundle.",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path, dir_okay=False), help="Transactions of the histories."
+    "--data",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Transactions from which to build the histories.",
 )
 @data_options
 @click.option(
@@ -80,14 +82,14 @@ def serve(
     its labels, with the delays that the model was trained with.
     """
     if labels_path is not None and data is None:
-        raise click.UsageError("--labels: they are of the transactions of --data")
+        raise click.UsageError("--labels requires --data: labels refer to its transactions")
     from stream.pipeline.preview import Preview
     from stream.scoring.bundle import Bundle
     from stream.serving.predict import ScoringService
 
     loaded = Bundle.load(bundle)
     if labels_path is not None and not loaded.spec.entities:
-        raise click.UsageError("--labels: only a model with profiles makes features of labels")
+        raise click.UsageError("--labels requires a model with entity profiles: only these use labels")
     lateness_ms = _LATENESS_MS if loaded.allowed_lateness_ms is None else loaded.allowed_lateness_ms
     preview = Preview(
         loaded,
@@ -135,7 +137,7 @@ def _state(
     if spec.entities:
         store |= load_logs(table, spec, outcome == SCORED, lateness_ms=lateness_ms)
     if unknown:
-        click.echo(f"{unknown:,} labels are of unknown transactions.", err=True)
+        click.echo(f"{unknown:,} labels refer to unknown transactions.", err=True)
     return store
 
 

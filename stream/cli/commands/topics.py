@@ -52,8 +52,9 @@ def _report(settings: Settings, created: set[str]) -> None:
         print(f"{state:<8} {spec.name}: {'; '.join(problems) or _shape(spec)}")
     if wrong:
         raise TopicMismatchError(
-            f"{len(wrong)} of {len(found)} topics are not what the settings ask for: create what is missing "
-            "with 'riskstream topics create'; for the rest change the topic, or RISKSTREAM_TOPICS__*"
+            f"{len(wrong)} of {len(found)} topics differ from the settings: create missing topics "
+            "with 'riskstream topics create'; for the others, change the topic, or "
+            "RISKSTREAM_TOPICS__*"
         )
 
 

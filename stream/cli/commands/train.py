@@ -86,7 +86,7 @@ _PARTS: Final = ("train", "validation", "test")
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the figures to this JSON file.",
+    help="Also write the metrics to this JSON file.",
 )
 def train(
     *,
@@ -155,7 +155,7 @@ def train(
 
             report.write_text(render_report(table, result, tuning=tuning), encoding="utf-8")
     except OSError as error:
-        raise DataError(f"the bundle or its figures cannot be written: {error}") from error
+        raise DataError(f"the bundle or its metrics cannot be written: {error}") from error
     if json_path is not None:
         write_json(json_path, _figures(result))
     _print_summary(result, output)
@@ -195,12 +195,16 @@ def _print_summary(result: TrainingResult, output: Path) -> None:
         f"{counts['true_positive']:,} frauds found, {counts['false_negative']:,} missed, "
         f"{counts['false_positive']:,} false alarms."
     )
-    console.print("Most useful: " + ", ".join(name for name, gain in result.gains[:8] if gain > 0))
+    console.print(
+        "Most important features: " + ", ".join(name for name, gain in result.gains[:8] if gain > 0)
+    )
     if bundle.training["invalid_rows"]:
         console.print(
-            f"{bundle.training['invalid_rows']:,} rows make no valid transaction and were left out."
+            f"{bundle.training['invalid_rows']:,} rows are not valid transactions and were left out."
         )
     console.print(f"Bundle written to {output}")
     if bundle.spec.entities:
         entities = ", ".join(dict.fromkeys(profile.entity for profile in bundle.spec.entities))
-        console.print(f"With profiles of {entities}; workers keep them and read the topic 'labels'.")
+        console.print(
+            f"The model uses profiles of {entities}; workers maintain them and read the topic 'labels'."
+        )

@@ -33,7 +33,7 @@ __all__ = ["tune"]
     type=click.Choice(["average-precision", "money"]),
     default="average-precision",
     show_default=True,
-    help="money: the share of the frauds' amounts that is saved, minus the cost of alerts.",
+    help="money: the saved share of the frauds' amounts, minus the cost of alerts.",
 )
 @click.option(
     "--review-cost",
@@ -103,6 +103,7 @@ def tune(
     }
     write_json(output, value)
     click.echo(
-        f"{found.trials} trials finished, {found.pruned} given up early. Best on validation: average "
-        f"precision {found.average_precision:.4f} with {found.leaves:,} leaves. Written to {output}"
+        f"{found.trials} trials finished, {found.pruned} pruned. Best on validation: average "
+        f"precision {found.average_precision:.4f} with {found.leaves:,} leaves. Written to "
+        f"{output}"
     )

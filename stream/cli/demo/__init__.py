@@ -1,1 +1,1 @@
-"""``riskstream demo``: the whole job on one machine."""
+"""``riskstream demo``: the whole pipeline on one machine."""

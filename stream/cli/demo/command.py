@@ -1,4 +1,4 @@
-"""``riskstream demo``: the whole job on this machine, with a summary to read."""
+"""``riskstream demo``: the whole pipeline on this machine, with a printed summary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ __all__ = ["demo"]
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the figures to this JSON file.",
+    help="Write the results to this JSON file.",
 )
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Save the output as an SVG picture."
@@ -66,7 +66,7 @@ def demo(
     picture: Path | None,
     keep: bool,
 ) -> None:
-    """Run the whole job on this machine and show the result.
+    """Run the whole pipeline on this machine and show the results.
 
     The demo starts a broker, simulates (or reads) labelled transactions, trains a model on the first four
     fifths and starts a worker. It sends the first part at full speed to fill the users' histories and the

@@ -194,7 +194,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     while time.monotonic() < deadline:
         text = log.read_text(encoding="utf-8", errors="replace")
         if process.poll() is not None:
-            raise RiskStreamError(f"the worker ended with status {process.returncode}: {_last_line(text)}")
+            raise RiskStreamError(f"the worker exited with status {process.returncode}: {_last_line(text)}")
         if mark in text:
             address = text.split(mark, 1)[1].split(maxsplit=1)[0]
             with suppress(urllib.error.URLError, OSError):
@@ -206,7 +206,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
 
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 @contextmanager
@@ -272,7 +272,7 @@ def _wait_for(
         if seen.error is not None:
             raise BrokerError(f"the demo's consumer failed: {seen.error}") from seen.error
         if process.poll() is not None:
-            raise RiskStreamError(f"the worker ended with status {process.returncode}")
+            raise RiskStreamError(f"the worker exited with status {process.returncode}")
         done = seen.accounted - before
         if done > shown:
             progress(done - shown)
@@ -338,7 +338,7 @@ def _send(
     _wait_for(seen, before, count, process, advance, failure)
     thread.join(timeout=_STALL_SECONDS)
     if not reports:
-        raise BrokerError("sending did not come to its end")
+        raise BrokerError("not all records were sent in time")
     return reports[0]
 
 

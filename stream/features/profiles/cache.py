@@ -150,7 +150,7 @@ def _head_words(record: bytes, key: bytes, width: int) -> Ints:
             and len(words) == _HEADER + counts[0] * width + counts[1] * L_SIZE + counts[2] * _WAITING_SIZE
         )
     if not ok:
-        raise StateError(f"{describe_record(key)} is corrupt, or of a model that keeps other columns")
+        raise StateError(f"{describe_record(key)} is corrupt, or belongs to a model with other columns")
     return words
 
 
@@ -160,7 +160,7 @@ def _chunk(stored: dict[bytes, bytes | None], key: bytes, kind: int, width: int)
         raise StateError(f"{describe_record(key)} is missing")
     words = read_words(record, kind, key, _MIGRATIONS)
     if len(words) != width * CHUNK:
-        raise StateError(f"{describe_record(key)} is corrupt, or of a model that keeps other columns")
+        raise StateError(f"{describe_record(key)} is corrupt, or belongs to a model with other columns")
     return words.reshape(width, CHUNK)
 
 

@@ -160,13 +160,13 @@ class EntityProfile:
                 msg = f"{name}: must be different numbers above 0 and up to {_MAX_DAYS}, not {lengths}"
                 raise ValueError(msg)
         if bool(self.aggregates) != bool(self.windows_days):
-            msg = "aggregates and windows_days belong together"
+            msg = "aggregates and windows_days require each other"
             raise ValueError(msg)
         if bool(self.label_windows_days) != bool(self.label_aggregates or self.label_recency):
-            msg = "label_windows_days belong together with label_aggregates or label_recency"
+            msg = "label_windows_days requires label_aggregates or label_recency, and they require it"
             raise ValueError(msg)
         if self.usual_days is None and {"max_to_usual", "large_count"} & set(self.aggregates):
-            msg = "usual_days: is needed for max_to_usual and large_count"
+            msg = "usual_days: is required by max_to_usual and large_count"
             raise ValueError(msg)
         if self.usual_days is not None and not 0 < self.usual_days <= _MAX_DAYS:
             msg = f"usual_days: must lie above 0 and up to {_MAX_DAYS}, not {self.usual_days}"
@@ -186,7 +186,7 @@ class EntityProfile:
 
     def _check_names(self) -> None:
         if self.entity not in ENTITIES:
-            msg = f"entity {self.entity!r} is none of {', '.join(ENTITIES)}"
+            msg = f"entity {self.entity!r} is not one of {', '.join(ENTITIES)}"
             raise ValueError(msg)
         for name, known in (
             ("aggregates", ACTIVITY_AGGREGATES),
@@ -196,10 +196,10 @@ class EntityProfile:
             given: tuple[str, ...] = getattr(self, name)
             for value in given:
                 if value not in known:
-                    msg = f"{name}: {value!r} is none of {', '.join(known)}"
+                    msg = f"{name}: {value!r} is not one of {', '.join(known)}"
                     raise ValueError(msg)
             if len(set(given)) != len(given):
-                msg = f"{name}: a name is there twice"
+                msg = f"{name}: contains a name twice"
                 raise ValueError(msg)
 
     def delayed(self, days: float) -> Self:

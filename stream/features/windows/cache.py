@@ -120,7 +120,7 @@ class HistoryCache:
             self.forget()
             admitted = self._admit(sources, users, checksums, bases, ends)
         if admitted is None:  # pragma: no cover - the workspace was made for this batch
-            raise RuntimeError("the workspace is too small for the batch that it was made for")
+            raise RuntimeError("the workspace is too small for its batch")
         return admitted
 
     def _admit(

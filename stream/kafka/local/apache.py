@@ -247,7 +247,7 @@ def _java() -> str:
     advice = f"install Java {_JAVA_VERSION} or newer, such as Debian's openjdk-17-jre-headless"
     if java is None:
         where = f"JAVA_HOME ({home})" if home else "PATH"
-        raise BrokerError(f"Apache Kafka needs Java, and there is none on {where}: {advice}")
+        raise BrokerError(f"Apache Kafka needs Java, but {where} contains none: {advice}")
     text = _run([java, "-version"], Path.cwd(), _FORMAT_TIMEOUT_SECONDS).stdout
     found = re.search(r'version "(?:1\.)?(\d+)', text)
     if found is None or int(found.group(1)) < _JAVA_VERSION:
@@ -259,8 +259,8 @@ def _maven() -> str:
     maven = shutil.which("mvn")
     if maven is None:
         raise BrokerError(
-            "Apache Kafka's jars come through Maven, and there is no mvn on PATH: install Maven, such as "
-            "Debian's maven"
+            "Apache Kafka's jars are downloaded with Maven, but PATH contains no mvn: install "
+            "Maven, such as Debian's maven"
         )
     return maven
 
@@ -324,7 +324,7 @@ def _run(command: list[str], folder: Path, timeout_seconds: float) -> subprocess
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise BrokerError(f"{command[0]} did not end within {timeout_seconds:g} s") from error
+        raise BrokerError(f"{command[0]} did not finish within {timeout_seconds:g} s") from error
     except OSError as error:
         raise BrokerError(f"{command[0]} cannot be run: {error.strerror}") from error
 

@@ -181,7 +181,7 @@ class Broker(ABC):
         if self._port == 0:
             self._port = free_port()
         elif not _is_free(self._port):
-            raise BrokerError(f"port {self._port} of {HOST} is taken; choose another, or 0 for any")
+            raise BrokerError(f"port {self._port} of {HOST} is in use; choose another, or 0 for any")
         command, log_path = self._prepare()
         guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command]
         self._owner_pid = os.getpid()
@@ -198,7 +198,7 @@ class Broker(ABC):
             if status is not None:
                 tail = _last_lines(log_path)
                 error = _PortTakenError if "in use" in tail else BrokerError
-                raise error(f"the {self.kind} broker ended with status {status} while starting: {tail}")
+                raise error(f"the {self.kind} broker exited with status {status} while starting: {tail}")
             if _listens(self._port):
                 try:
                     probe(kafka, _PROBE_TIMEOUT_SECONDS)
@@ -208,8 +208,9 @@ class Broker(ABC):
                     return
             time.sleep(_POLL_SECONDS)
         raise BrokerError(
-            f"the {self.kind} broker did not answer at {self.bootstrap_servers} within "
-            f"{self._start_timeout_seconds:g} s: {problem}; its last words: {_last_lines(log_path)}"
+            f"the {self.kind} broker did not respond at {self.bootstrap_servers} within "
+            f"{self._start_timeout_seconds:g} s: {problem}; its last log lines: "
+            f"{_last_lines(log_path)}"
         )
 
     def stop(self) -> None:

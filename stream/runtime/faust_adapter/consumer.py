@@ -178,7 +178,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp, first in (await self.earliest_offsets(*begin)).items() if begin else ():
             if tp in committed:
                 logger.warning(
-                    "%s [%d] was made again since offset %d was committed: taking it from its beginning, %d",
+                    (
+                        "%s [%d] was recreated since offset %d was committed: reading it from its beginning, "
+                        "%d"
+                    ),
                     tp.topic,
                     tp.partition,
                     committed[tp][0],
@@ -227,9 +230,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         floor = self._floor.get(tp)
         if floor is not None and first < floor:
             raise TopicMismatchError(
-                f"offsets of {tp.topic} [{tp.partition}] went back from {floor} to {first}: the topic was "
-                "made again, or the broker lost its end; start the worker again, it recognises transactions "
-                "that it has by their ids"
+                f"offsets of {tp.topic} [{tp.partition}] went back from {floor} to {first}: the topic "
+                "was recreated, or the broker lost its end; restart the worker: it recognises "
+                "transactions it has already applied by their ids"
             )
 
     async def _fetch_again(self) -> None:
@@ -250,7 +253,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             for tp, missing in recovery.active_remaining().items():
                 if missing > 0:
                     logger.warning(
-                        "%s [%d]: nothing came for %g s and %d records are missing: fetched again",
+                        "%s [%d]: no records arrived for %g s although %d are missing: fetching them again",
                         tp.topic, tp.partition, _STANDSTILL_SECONDS, missing,
                     )  # fmt: skip
                     await self._seek(tp, recovery.active_offsets[tp] + 1)

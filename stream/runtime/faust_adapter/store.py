@@ -71,7 +71,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
         """
         path = Path(self.partition_path(partition))
         if (path / _DAMAGED).exists():
-            self._put_aside(path, "it was found damaged before")
+            self._put_aside(path, "an earlier run found it damaged")
         try:
             database = self._open(path)
             known, _ = database.get(CHANGELOG_ID_KEY), database.get(self.offset_key)
@@ -87,8 +87,8 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
         if known is not None and current and known != current:
             database.close()
             raise StateError(
-                f"the state in {path} belongs to a changelog topic that was deleted and made again, and "
-                "the new one does not hold it: restore the old one, or remove the folder"
+                f"the state in {path} belongs to a changelog topic that was deleted and recreated, "
+                "and the new topic does not contain it: restore the old topic, or remove the folder"
             )
         if known is None and current:
             database.put(CHANGELOG_ID_KEY, current)
@@ -98,7 +98,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
     def _put_aside(path: Path, reason: str) -> None:
         aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
         logger.error(
-            "the state in %s is damaged (%s): put aside as %s, it is restored from the changelog",
+            "the state in %s is damaged (%s): moved to %s; the worker restores it from the changelog",
             path,
             reason.splitlines()[0] if reason else "no reason given",
             aside.name,
@@ -112,7 +112,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
             return StateError(f"the state in {path} cannot be used: {error}")
         with contextlib.suppress(OSError):
             (path / _DAMAGED).touch()
-        return StateError(f"the state in {path} is damaged, the next start restores it: {error}")
+        return StateError(f"the state in {path} is damaged; the next start restores it: {error}")
 
     def _open(self, path: Path) -> Any:
         options = rocksdict.Options(raw_mode=True)
@@ -228,7 +228,7 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
         try:
             database.close()
         except Exception as error:  # noqa: BLE001 - rocksdict's errors have no class of their own
-            logger.warning("a database could not be closed in order: %s", str(error).splitlines()[0])
+            logger.warning("a database could not be closed cleanly: %s", str(error).splitlines()[0])
 
 
 class HistoryTable(faust.Table):  # type: ignore[misc]
