@@ -1,1 +1,1 @@
-"""Measurements of the product on one machine; every figure comes with the environment it was taken in."""
+"""Benchmarks of RiskStream on one machine; every result includes the environment in which it was measured."""

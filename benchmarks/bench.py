@@ -1,4 +1,4 @@
-"""What ``riskstream bench`` runs, in one broker, and how it tells of it."""
+"""The measurements of ``riskstream bench`` on one broker, and their output."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _latency(
             measured["busy"] = open_loop(
                 cluster, workload, settings, first, rate, seconds / 2, _BUSY_LINGER_MS
             )
-    say("latency one at a time")
+    say("latency of single transactions")
     every = Workload.prepare(WorkloadSpec(transactions=5_000, alert_share=1.0))
     with started(cluster, every, folder) as (settings, _):
         rounds = [closed_loop(cluster, every, settings, 100 if options.quick else 500)]

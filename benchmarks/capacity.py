@@ -1,7 +1,7 @@
-"""A reckoning, not a measurement: what a load needs, from figures that the benchmarks print.
+"""A calculation, not a measurement: the resources that a load needs, from benchmark results.
 
-``python -m benchmarks.capacity`` prints the table of docs/how-to/capacity.md. Its inputs are below, each with
-the command that measures it; give your own machine's with ``--worker-rate`` and the like.
+``python -m benchmarks.capacity`` prints the table of docs/how-to/capacity.md. The inputs are below, each with
+the command that measures it; pass the values of your own machine with ``--worker-rate`` and similar options.
 """
 
 from __future__ import annotations

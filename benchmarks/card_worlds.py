@@ -1,10 +1,11 @@
-"""The card recipe in worlds that nobody looked at when it was chosen, and in one whose frauds change.
+"""The card recipe on simulated worlds not used to choose it, and on a world in which the frauds change.
 
-Each world is drawn anew, from its seed, by the process that the *Reproducible Machine Learning for Credit
-Card Fraud Detection - Practical Handbook* publishes: customers with habits of their own buy at terminals
-near them; large amounts are fraud; so is every purchase at a compromised terminal, for four weeks, and a
-third of those with a leaked card, for two, at five times the amount. In the changed world, from half-way on,
-a terminal is compromised for ten days with half of its purchases, and a leaked card buys little, at night.
+Each world is simulated from its seed, by the process of the *Reproducible Machine Learning for Credit Card
+Fraud Detection - Practical Handbook*: customers with individual habits buy at terminals near them; large
+amounts are fraud; so is every purchase at a compromised terminal, for four weeks, and a third of the
+purchases with a leaked card, for two weeks, at five times the amount. In the changed world, from half-way on,
+a terminal is compromised for ten days with half of its purchases, and a leaked card makes small purchases, at
+night.
 
     python -m benchmarks.card_worlds --seeds 11 12 13
     python -m benchmarks.card_worlds --seeds 11 --change
@@ -165,7 +166,7 @@ def judge(
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of :func:`.evaluate_weeks` for each of ``retrain``.
 
-    Each fold has the average precision of one who knows the kinds of fraud beside its own.
+    Each fold has the average precision of an oracle that knows the kinds of fraud beside its own.
     """
     table, kind = draw(world)
     protocol = Protocol(_START_MS + first_day * MS_PER_DAY, folds)
@@ -194,17 +195,19 @@ def judge(
 
 
 def main() -> None:
-    """Print a table for the worlds asked for."""
+    """Print a table for the chosen worlds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
-    parser.add_argument("--change", action="store_true", help="frauds change, with and without retraining")
+    parser.add_argument(
+        "--change",
+        action="store_true",
+        help="let the frauds change, and evaluate with and without retraining",
+    )
     parser.add_argument("--customers", type=int, default=5_000)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     print("\n".join(describe(environment())))
-    print(
-        "\nAUC, average precision, card precision@100 (average precision of one who knows the kinds of fraud)"
-    )
+    print("\nAUC, average precision, card precision@100 (average precision of the oracle)")
     names = ("auc", "average_precision", "card_precision_100")
     for seed in options.seeds:
         # With a change on day 78, the weeks from 64 on are two before it and eleven after it.
@@ -215,7 +218,7 @@ def main() -> None:
         retrain = (True, False) if options.change else (True,)
         judged = judge(world, first_day=first_day, folds=folds, retrain=retrain, threads=options.threads)
         for anew, found in zip(retrain, judged, strict=True):
-            print(f"\nseed {seed}" + ("" if anew else ", never trained anew"))
+            print(f"\nseed {seed}" + ("" if anew else ", without retraining"))
             if options.change:
                 for fold in found["folds"]:
                     figures = "  ".join(f"{fold[name]:.4f}" for name in names)

@@ -1,4 +1,4 @@
-"""A broker to measure on: filled at full speed, looked at from outside, emptied between rounds."""
+"""A broker for measurements: filled at full speed, measured from outside, emptied between rounds."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Cluster:
             if count % 5000 == 0:
                 producer.poll(0)
         if producer.flush(_TIMEOUT_SECONDS) or failed:
-            raise BrokerError(f"{topic} could not be filled: {failed[:1] or 'time is over'}")
+            raise BrokerError(f"{topic} could not be filled: {failed[:1] or 'timed out'}")
         return count
 
     def ends(self, topic: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Running one contestant for one round: started on a filled topic, watched from outside, ended."""
+"""Runs a single contestant for a round: starts it on a filled topic, measures it from outside, stops it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Child:
         if self.process.poll() is not None:
             last = self.log.strip().splitlines()[-3:]
             raise RiskStreamError(
-                f"{self.log_path.stem} ended with {self.process.returncode}: {' | '.join(last)}"
+                f"{self.log_path.stem} exited with status {self.process.returncode}: {' | '.join(last)}"
             )
 
     @property
@@ -241,6 +241,5 @@ def measure(
             return Rate(done - begun[1], now - begun[0], cpu, rss)
         time.sleep(_POLL_SECONDS)
     raise RiskStreamError(
-        f"nothing came of {children[0].log_path.stem} in {_PATIENCE_SECONDS:.0f} s; "
-        f"see {children[0].log_path}"
+        f"no output from {children[0].log_path.stem} in {_PATIENCE_SECONDS:.0f} s; see {children[0].log_path}"
     )

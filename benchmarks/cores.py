@@ -1,7 +1,7 @@
-"""Which cores what runs on: the worker has one for itself, as ``RISKSTREAM_CORE`` gives it.
+"""CPU cores of the processes: the worker has a dedicated core, as ``RISKSTREAM_CORE`` assigns it.
 
-Broker, generator and consumer are other machines' in a deployment. Here they would take the core from the
-worker in the middle of a round, so they keep off it. Peers may use every core.
+A deployment runs broker, generator and consumer on other machines. Here they would preempt the worker in the
+middle of a round, so they stay off its core. Peers may use every core.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ WORKER: Final[int | None] = min(ALL) if len(ALL) > 1 else None
 
 
 def describe(core: int | None) -> str:
-    """Return in a line what runs where."""
+    """Return a line with the cores of each process."""
     if core is None:
-        return "cores     all share them"
+        return "cores     all processes share all cores"
     others = ", ".join(map(str, sorted(ALL - {core})))
     return (
         f"cores     the worker's threads on {core}, RocksDB's and peers on all; "

@@ -1,8 +1,8 @@
-"""How the cost of a transaction grows: with the users, with their history, with the number of workers.
+"""Growth of the cost of a transaction with the users, with their history, and with the number of workers.
 
-Users and history are measured in process, on the in-process ceiling: Kafka's part does not depend on them,
-but for the bytes of state, which go to the changelog too and are reported beside. Workers are measured on
-Kafka, by their processor time.
+Users and history are measured in process, on the in-process ceiling. Kafka's part depends on neither, except
+through the bytes of state, which also go to the changelog and are reported. Workers are measured on Kafka, by
+their CPU time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ __all__ = ["growth", "worker_counts"]
 #: Name -> users, events a user. Histories of 3,000 events take 140 KB each: as many users as of the long ones
 #: have the short ones too, so that a round meets as many of them twice.
 _CASES: Final = {
-    "100,000 users of 30": (100_000, 30),
-    "1,000,000 users of 30": (1_000_000, 30),
-    "4,000 users of 30": (4_000, 30),
-    "4,000 users of 3,000": (4_000, 3_000),
+    "100,000 users, 30 events each": (100_000, 30),
+    "1,000,000 users, 30 events each": (1_000_000, 30),
+    "4,000 users, 30 events each": (4_000, 30),
+    "4,000 users, 3,000 events each": (4_000, 3_000),
 }
 _QUICK: Final = {
-    "100,000 users of 30": (100_000, 30),
-    "400,000 users of 30": (400_000, 30),
-    "1,000 users of 30": (1_000, 30),
-    "1,000 users of 3,000": (1_000, 3_000),
+    "100,000 users, 30 events each": (100_000, 30),
+    "400,000 users, 30 events each": (400_000, 30),
+    "1,000 users, 30 events each": (1_000, 30),
+    "1,000 users, 3,000 events each": (1_000, 3_000),
 }
 
 
@@ -96,7 +96,7 @@ def worker_counts(
     for number in range(rounds):
         for count, rates in found.items():
             rates.append(_run(cluster, workload, folder, count))
-            say(f"round {number + 1}: {count} workers: {rates[-1].cpu_micros:.1f} us CPU a transaction")
+            say(f"round {number + 1}: {count} workers: {rates[-1].cpu_micros:.1f} us CPU per transaction")
     pairs = zip(found[PARTITIONS], found[1], strict=True)
     return {
         "cpu_micros": {

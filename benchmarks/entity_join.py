@@ -1,9 +1,9 @@
 """The cost of the entity join: the same transactions, and models with profiles of no, one or three entities.
 
-Each model is measured in rounds of its own, in turns with the others: a worker restores its state from a
-changelog, decides the transactions that lie in its topic already, which gives throughput and processor time,
-and then takes more of them in an open loop, each decision timed from when its transaction was due. A ratio is
-to the model without entities, in the same round.
+The models take turns, each in separate rounds: a worker restores its state from a changelog, decides the
+transactions that are already in its topic, which gives throughput and CPU time, and then processes more of
+them in an open loop, with each decision timed from its transaction's due time. Ratios are relative to the
+model without entities, in the same round.
 """
 
 from __future__ import annotations
@@ -132,6 +132,6 @@ def _all_of_them(child: Child, decided: Callable[[], int], count: int) -> Rate:
     while decided() < count:
         child.check()
         if time.monotonic() - begun > _PATIENCE_SECONDS:
-            raise RiskStreamError("transactions were left over after two minutes")
+            raise RiskStreamError("some transactions remained undecided after two minutes")
         time.sleep(_POLL_SECONDS)
     return Rate(count, time.monotonic() - begun, child.cpu_seconds() - cpu, child.rss_mib())

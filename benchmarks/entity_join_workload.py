@@ -1,10 +1,10 @@
 """The workload of the entity-join benchmark, and models with profiles of no entity, one, or three.
 
-The users, their histories and their transactions are those of :mod:`benchmarks.workload`, fewer of them so
-that every worker restores its state in a second or two, each with a card of its own and a device that two
-users share. Entities have a past as long as the users' histories: a transaction of each of theirs for each
-event, with labels of all that are older than a week. The transactions are the same to the byte for every
-model; labels are not sent while it is measured.
+The users, their histories and their transactions are those of :mod:`benchmarks.workload`, but fewer, so that
+every worker restores its state in a second or two. Each user has a separate card, and two users share a
+device. Entities have a past as long as the users' histories: a transaction for each event, with a label for
+each transaction older than a week. Every model receives byte-identical transactions; no labels are sent
+during the measurement.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class Variant:
 
 
 VARIANTS: Final = (
-    Variant("users alone", (), 40_000),
-    Variant("and merchants", (_MERCHANT,), 12_000),
-    Variant("and merchants, cards, devices", (_MERCHANT, _CARD, _DEVICE), 8_000),
+    Variant("user features only", (), 40_000),
+    Variant("with merchants", (_MERCHANT,), 12_000),
+    Variant("with merchants, cards, devices", (_MERCHANT, _CARD, _DEVICE), 8_000),
 )
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: machine, versions, commit and load, beside every figure that is reported."""
+"""The environment of a benchmark: machine, versions, commit and load, reported with every result."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """An open-loop generator: ``python -m benchmarks.generator JSON``; see :class:`Order`.
 
-When each transaction is due is fixed before the first is sent. One that cannot be sent in time is sent as
-soon as it can, and its latency counts from when it was due: a stall is in the figures of all that it held
-up.
+The due time of each transaction is fixed before the first is sent. The generator sends a delayed transaction
+as soon as possible, and its latency counts from the due time: a stall affects every transaction that it
+delays.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Latency from when a transaction was due to be sent to when its alert was consumed.
+"""Latency from a transaction's due time to the consumption of its alert.
 
-Generator, worker and consumer are processes of their own, on one machine whose monotonic clock they share.
-All samples are kept, so percentiles are exact. Alerts are 2 % of the transactions; the decisions of the
-same rounds leave with them and are fifty times as many, so at the lower rate they are timed too, for the
-far percentiles.
+Generator, worker and consumer are separate processes on the same machine and share its monotonic clock. The
+benchmark keeps all samples, so percentiles are exact. 2 % of the transactions raise an alert; decisions leave
+with the alerts and are fifty times as many, so at the lower rate they are timed, too, for the high
+percentiles.
 """
 
 from __future__ import annotations
@@ -132,17 +132,17 @@ def open_loop(
     command = [sys.executable, "-m", "benchmarks.generator", order.to_argument()]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RiskStreamError(f"the generator ended with status {done.returncode}")
+        raise RiskStreamError(f"the generator exited with status {done.returncode}")
     sent = json.loads(done.stdout)
     deadline = time.monotonic() + 120
     while sum(cluster.ends(settings.topics.decisions)) - sum(decisions) < count:
         if time.monotonic() > deadline:
-            raise RiskStreamError("transactions were left over after two minutes")
+            raise RiskStreamError("some transactions remained undecided after two minutes")
         time.sleep(0.1)
     # How many alerts there are is not known, so that their end is a pause.
     while len(listener.arrived) < count if every else time.monotonic() - listener.last < 1:
         if time.monotonic() > deadline:
-            raise RiskStreamError("decisions were left over after two minutes")
+            raise RiskStreamError("some decisions were not consumed after two minutes")
         time.sleep(0.1)
     listener.stop()
     due = sent["start"] + order.due_seconds()

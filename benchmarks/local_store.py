@@ -1,4 +1,4 @@
-"""The worker's RocksDB store with its options, without a Faust app around it."""
+"""The worker's RocksDB store with its options, without a Faust app."""
 
 from __future__ import annotations
 

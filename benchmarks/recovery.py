@@ -1,6 +1,6 @@
 """Recovery: a worker with an empty state folder restores 100,000 users from the changelog.
 
-The changelog holds three records of each user, as one does between two compactions.
+The changelog contains three records per user, as between two compactions.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure and what it must reach.
+    """A measured value and its target.
 
     Attributes
     ----------
     least:
-        Whether the figure must be at least the target; otherwise at most.
+        Whether the value must be at least the target; otherwise at most.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Return whether it is reached."""
+        """Return whether the value meets the target."""
         return self.value >= self.target if self.least else self.value <= self.target
 
     def cells(self) -> tuple[str, str, str, str]:
@@ -64,7 +64,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"  # noqa: PLR2004
 
 
-#: Name, how to find it in the figures, target, unit, whether it is the least.
+#: Name, function that reads the value from the results, target, unit, whether the target is a minimum.
 _TARGETS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]] = (
     (
         "throughput of one worker against a plain Faust agent",
@@ -73,9 +73,15 @@ _TARGETS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]
         " x",
         True,
     ),
-    ("against Quix Streams", lambda found: found["throughput"]["ratio"]["Quix Streams"], 2.5, " x", True),
     (
-        "against the in-process ceiling",
+        "throughput against Quix Streams",
+        lambda found: found["throughput"]["ratio"]["Quix Streams"],
+        2.5,
+        " x",
+        True,
+    ),
+    (
+        "throughput against the in-process ceiling",
         lambda found: 100 * found["throughput"]["ratio"][_CEILING],
         50,
         " %",
@@ -98,7 +104,7 @@ _TARGETS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]
         " ms",
         False,
     ),
-    ("latency one at a time, p50", lambda found: found["latency"]["idle"]["p50"], 6, " ms", False),
+    ("latency of single transactions, p50", lambda found: found["latency"]["idle"]["p50"], 6, " ms", False),
     ("cost at ten times the users", lambda found: found["cost"]["growth"]["users_ratio"], 1.3, " x", False),
     (
         "cost at a hundred times the history",
@@ -109,7 +115,7 @@ _TARGETS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]
     ),
     ("changelog recovery, records/s", lambda found: found["recovery"]["per_second"], 50_000, "", True),
     (
-        "CPU a transaction, a worker for each partition against one",
+        "CPU per transaction, one worker per partition against one worker",
         lambda found: found["cost"]["workers"]["workers_ratio"],
         1.2,
         " x",
@@ -130,7 +136,7 @@ def targets(found: dict[str, Any]) -> list[Target]:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """Return everything that was measured as tables."""
+    """Return all results as tables."""
     made = []
     if reached := targets(found):
         made.append(
@@ -154,10 +160,10 @@ def tables(found: dict[str, Any]) -> list[Table]:
             (stage, f"{micros:.2f}", f"{100 * micros / item['total']:.0f} %")
             for stage, micros in item["micros"].items()
         ]
-        rows.append(("all", f"{item['total']:.2f}", "100 %"))
-        rows.append(("all, in batches of a single record", f"{item['one_at_a_time']:.2f}", ""))
-        title = f"Where the time goes in process, micro-batches of {item['round']:,}"
-        made.append(Table(title, ("stage", "us a transaction", "share"), rows))
+        rows.append(("total", f"{item['total']:.2f}", "100 %"))
+        rows.append(("total, in micro-batches of a single record", f"{item['one_at_a_time']:.2f}", ""))
+        title = f"Time by stage in process, micro-batches of {item['round']:,}"
+        made.append(Table(title, ("stage", "us per transaction", "share"), rows))
     return made
 
 
@@ -178,7 +184,15 @@ def _throughput(found: dict[str, Any]) -> Table:
             )
         )
     count = max(map(len, found["rounds"].values()))
-    head = ("", "transactions/s", "lowest - highest", "us of CPU each", "MiB", "alerts", "worker / this")
+    head = (
+        "",
+        "transactions/s",
+        "lowest - highest",
+        "CPU us per transaction",
+        "MiB",
+        "alerts",
+        "ratio of the worker to this",
+    )
     return Table(f"Throughput, medians of {count} rounds", head, rows)
 
 
@@ -187,12 +201,12 @@ def _latency(found: dict[str, Any]) -> Table:
     for name in ("steady", "busy", "idle"):
         if name in found:
             item = found[name]
-            label = f"{item['rate']:,.0f}/s" if "rate" in item else "one at a time"
+            label = f"{item['rate']:,.0f}/s" if "rate" in item else "single transactions"
             figures = (f"{item[part]:.1f}" for part in ("p50", "p90", "p99", "p99.9", "max"))
             sent = (f"{item['sent_p50']:.1f}", f"{item['sent_p99']:.1f}") if "sent_p50" in item else ("", "")
             rows.append((label, *figures, f"{item['alerts']:,.0f}", *sent))
-    head = ("", "p50", "p90", "p99", "p99.9", "max", "alerts", "due -> in Kafka p50", "p99")
-    return Table("Due to be sent -> alert consumed, ms", head, rows)
+    head = ("", "p50", "p90", "p99", "p99.9", "max", "alerts", "due to stored in Kafka, p50", "p99")
+    return Table("Latency from due time to consumed alert, ms", head, rows)
 
 
 def _cost(found: dict[str, Any]) -> list[Table]:
@@ -202,7 +216,12 @@ def _cost(found: dict[str, Any]) -> list[Table]:
             (name, f"{item['micros']:.1f}", f"{item['cpu_micros']:.1f}", f"{item['state_bytes']:,.0f}")
             for name, item in found["growth"]["cases"].items()
         ]
-        head = ("in process", "us each", "us of CPU each", "bytes of state each")
+        head = (
+            "in process",
+            "us per transaction",
+            "CPU us per transaction",
+            "bytes of state per transaction",
+        )
         made.append(Table("Cost of a transaction", head, rows))
     if "workers" in found:
         item = found["workers"]
@@ -210,7 +229,9 @@ def _cost(found: dict[str, Any]) -> list[Table]:
             (count, f"{item['per_second'][count]:,.0f}", f"{micros:.1f}")
             for count, micros in item["cpu_micros"].items()
         ]
-        made.append(Table("Workers on one machine", ("workers", "transactions/s", "us of CPU each"), rows))
+        made.append(
+            Table("Workers on one machine", ("workers", "transactions/s", "CPU us per transaction"), rows)
+        )
     return made
 
 
@@ -236,11 +257,13 @@ def _entity_join(found: dict[str, Any]) -> Table:
             )
         )
     head = (
-        "model with profiles of", "transactions/s", "lowest - highest", "ratio", "us of CPU each", "ratio",
-        f"p50, ms at {found['rate']:,.0f}/s", "more", "ratio", "p99, ms", "ratio",
+        "model", "transactions/s", "lowest - highest", "ratio", "CPU us per transaction", "ratio",
+        f"p50, ms at {found['rate']:,.0f}/s", "added", "ratio", "p99, ms", "ratio",
     )  # fmt: skip
     count = max(map(len, found["rounds"].values()))
-    return Table(f"Cost of the entity join, medians of {count} rounds, ratios to users alone", head, rows)
+    return Table(
+        f"Cost of the entity join, medians of {count} rounds, ratios to user features only", head, rows
+    )
 
 
 def text(table: Table) -> str:
@@ -270,9 +293,9 @@ def markdown(found: dict[str, Any], environment: Iterable[str], *, short: bool =
 
 
 def write_markdown(path: Path, found: dict[str, Any], environment: list[str]) -> None:
-    """Write the tables to a file, or into it where it has places for them.
+    """Write the tables to a file, or between the markers of an existing file.
 
-    A place lies between ``<!-- bench -->``, or ``<!-- bench: bars -->`` for the first table alone, and
+    The markers are ``<!-- bench -->``, or ``<!-- bench: bars -->`` for the first table alone, and
     ``<!-- /bench -->``; the rest of the file stays as it is.
     """
     before = path.read_text(encoding="utf-8") if path.exists() else ""

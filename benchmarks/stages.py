@@ -1,8 +1,8 @@
-"""Where a transaction's time goes in process: the pipeline's own functions, timed as they are called.
+"""Time of a transaction by stage, in process: the pipeline's own functions, timed as they are called.
 
-Each named function is replaced by one that adds up its time, less that of the named ones it calls, while
-the in-process ceiling's rounds run on one thread. What is left of a round is ``the rest``: joining columns,
-verdicts, counting.
+Each function of a stage is replaced by a wrapper that adds up its time, excluding other wrapped functions
+that it calls, while the in-process ceiling runs on a single thread. The remaining time of a round is
+``other``: joining columns, verdicts, counting.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["stages"]
 
-#: Stage -> (owner, name) of the functions whose time it is.
+#: Stage -> (owner, name) of the functions that it times.
 _STAGES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
     "decode": ((pipeline_module.TransactionPipeline, "_decode"),),
-    "identities, columns": ((pipeline_module, "events_of"), (pipeline_module, "columns_of")),
+    "id hashes, columns": ((pipeline_module, "events_of"), (pipeline_module, "columns_of")),
     "state read": ((LocalStore, "read"),),
     "history": ((pipeline_module, "advance"),),
-    "history, sealed users": (
+    "history, long histories": (
         (LongHistories, "__init__"),
         (LongHistories, "take"),
         (LongHistories, "writes"),
@@ -151,5 +151,5 @@ def stages(workload: Workload, folder: Path, seconds: float = 8.0) -> dict[str, 
         store.close()
     micros = {stage: 1e6 * spent / done for stage, spent in clock.seconds.items()}
     whole = 1e6 * total / done
-    micros["the rest"] = whole - sum(micros.values())
+    micros["other"] = whole - sum(micros.values())
     return {"micros": micros, "total": whole, "round": size, "one_at_a_time": single}

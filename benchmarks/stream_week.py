@@ -1,18 +1,18 @@
-"""A test week decided by a worker, against the same week offline.
+"""A test week decided by a worker, compared with the same week offline.
 
     python -m benchmarks.stream_week --data FILE --dataset handbook
     python -m benchmarks.stream_week --seed 11
 
-Trains what ``riskstream evaluate`` trains for its first week, gives the model to a worker on Apache Kafka
-with one partition, and sends it the file up to the end of that week, in the file's order, and each
-transaction's label soon after its decision: one that comes early does not count before its time. Every
-feature and every score of every decision is compared with those that were computed offline; then the week is
-judged by the stream's own scores. ``--seed`` draws a world by the process of the Handbook, see
+Trains the model of ``riskstream evaluate`` for its first week, starts a worker with it on Apache Kafka with
+one partition, and sends the worker the file up to the end of that week, in the file's order, and each
+transaction's label soon after its decision; an early label does not count before its time. The benchmark
+compares every feature and every score of every decision with the values computed offline, then evaluates the
+week by the stream's own scores. ``--seed`` simulates a world by the process of the Handbook, see
 :mod:`benchmarks.card_worlds`.
 
-In memory are the file and its features, as ``evaluate`` has them, and a day or two of records; decisions are
-deleted from the broker as they are read. The broker's other topics and the state take some gigabytes of the
-folder for temporary files.
+Memory holds the file and its features, as in ``evaluate``, and a day or two of records; decisions are deleted
+from the broker once read. The broker's other topics and the state take some gigabytes of the folder for
+temporary files.
 """
 
 from __future__ import annotations
@@ -388,20 +388,20 @@ def _shown(replayed: Replayed, judged: dict[str, dict[str, Any]]) -> list[Table]
             f"{item.transactions:,}",
             *(f"{count:,}" for count in (item.outcomes, item.features, item.scores)),
         )
-        for name, item in (("the test week", replayed.week), ("all before it", replayed.before))
+        for name, item in (("the test week", replayed.week), ("the weeks before it", replayed.before))
     ]
     head = ("", "AUC", "average precision", "card precision@100")
     names = ("auc", "average_precision", "card_precision_100")
     rows = [(name, *(f"{item[key]:.4f}" for key in names)) for name, item in judged.items()]
-    whole, alone = judged["offline, as evaluate has it"], judged["offline, user-only"]
-    rows.append(("what entities bring", *(f"{whole[key] - alone[key]:+.4f}" for key in names)))
+    whole, alone = judged["offline, as in evaluate"], judged["offline, user-only"]
+    rows.append(("gain from entities", *(f"{whole[key] - alone[key]:+.4f}" for key in names)))
     return [
         Table(
-            "Decided by the worker otherwise than offline",
+            "Differences between the worker and offline",
             ("", "transactions", "outcomes", "features", "scores"),
             compared,
         ),
-        Table("The week's figures", head, rows),
+        Table("Metrics of the test week", head, rows),
     ]
 
 
@@ -430,12 +430,12 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
         replayed = replay(cluster, learnt, folder, progress=advance)
     judged = {
         "by the stream's own scores": figures(learnt, replayed.scores),
-        "offline, as evaluate has it": figures(learnt, learnt.scores),
+        "offline, as in evaluate": figures(learnt, learnt.scores),
         "offline, user-only": judged_alone,
     }
     print("\n".join(describe(around)))
     print(
-        f"week      {learnt.fold.week}, {int(learnt.fold.test.sum()):,} transactions judged; "
+        f"week      {learnt.fold.week}, {int(learnt.fold.test.sum()):,} transactions evaluated; "
         f"{len(table):,} replayed in {replayed.seconds:,.0f} s ({len(table) / replayed.seconds:,.0f}/s)"
     )
     for table_shown in _shown(replayed, judged):
@@ -467,13 +467,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="labelled transactions")
-    source.add_argument("--seed", type=int, help="draw a world from this seed instead")
-    parser.add_argument("--dataset", help="a mapping that comes along, for --data: handbook")
-    parser.add_argument("--customers", type=int, default=5_000, help="of a world that is drawn (5000)")
-    parser.add_argument("--first-test-week", default=_FIRST_WEEK, help=f"its first day ({_FIRST_WEEK})")
-    parser.add_argument("--days", type=int, help="of history before the week, for a quick look; all without")
+    source.add_argument("--seed", type=int, help="simulate a world from this seed instead")
+    parser.add_argument("--dataset", help="shipped mapping for --data: handbook")
+    parser.add_argument("--customers", type=int, default=5_000, help="customers of a simulated world (5000)")
+    parser.add_argument(
+        "--first-test-week", default=_FIRST_WEEK, help=f"first day of the test week ({_FIRST_WEEK})"
+    )
+    parser.add_argument("--days", type=int, help="days of history before the week; all by default")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write everything to this file, too")
+    parser.add_argument("--json", type=Path, help="also write all results to this JSON file")
     options = parser.parse_args()
     raise_on_sigterm()
     try:

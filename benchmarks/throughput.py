@@ -1,12 +1,12 @@
-"""Throughput: one worker process against its peers on the same filled topic, in turns, round by round.
+"""Throughput: one worker process and its peers on the same filled topic, in turns, round by round.
 
-1. Every contestant begins with the same state (100,000 users of 30 events): restored from a changelog of its
-   own, or, where it has none or its restore takes half a minute (plain Faust's), as RocksDB's files.
-2. It reads the same transactions from the beginning, in a consumer group of its own.
-3. What counts is decisions that the broker has, from a tenth to nine tenths of the transactions.
+1. Every contestant starts with the same state (100,000 users of 30 events): restored from its own changelog,
+   or copied as RocksDB files if it has no changelog or needs half a minute to restore it (plain Faust).
+2. It reads the same transactions from the beginning, in a separate consumer group.
+3. The rate counts decisions acknowledged by the broker, from a tenth to nine tenths of the transactions.
 
-So each round does the same work, and within a round all run one after the other on the same machine. A ratio
-is taken within each round; its median over the rounds is what is reported.
+Each round does the same work, and within a round the contestants run one after the other on the same machine.
+Ratios are computed within each round; the result is their median over the rounds.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def run_ceiling(
         with unpinned():
             done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     except subprocess.CalledProcessError as error:
-        raise RiskStreamError(f"the in-process ceiling ended with {error.returncode}") from error
+        raise RiskStreamError(f"the in-process ceiling exited with status {error.returncode}") from error
     finally:
         shutil.rmtree(state, ignore_errors=True)
     found = json.loads(done.stdout)

@@ -1,14 +1,14 @@
-"""What exact windows cost: ``python -m benchmarks.windows [--quick] [--memory] [--json FILE]``.
+"""The cost of exact windows: ``python -m benchmarks.windows [--quick] [--memory] [--json FILE]``.
 
 1. *Flat cost*: time per event by the length of a user's history: state read from RocksDB, engine and
-   kernel, state written to RocksDB, with the options of the worker's store. Decoding, scoring and Kafka
-   are not in it.
+   kernel, state written to RocksDB, with the options of the worker's store, without decoding, scoring and
+   Kafka.
 2. *Bytes written per event*, once to RocksDB and once to the changelog.
 3. *Offline rate*: the training path, events per second on one core.
-4. *Memory* (``--memory``, alone): the resident memory of a process that holds a million users.
+4. *Memory* (``--memory``, alone): the resident memory of a process with a million users.
 
-Each figure of 1 and 3 is the median over rounds; within a round every case runs once, one after the
-other, so that whatever else the machine does hits all of them alike. A first round is thrown away.
+Each result of 1 and 3 is the median over rounds; within a round every case runs once, one after the other, so
+that other load on the machine affects all cases equally. A warm-up round is discarded.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ _CYCLE_EVENTS: Final = 2 * SEGMENT * CHUNK
 _PARTITIONS: Final = 4
 
 #: What is promised.
-_FLAT_BAR: Final = 3.0
+_FLAT_TARGET: Final = 3.0
 _FLAT_LENGTH: Final = 10_000
-_BYTES_BAR: Final = 2_500
-_OFFLINE_BAR: Final = 500_000
-_MEMORY_BAR_MIB: Final = 1_536
+_BYTES_TARGET: Final = 2_500
+_OFFLINE_TARGET: Final = 500_000
+_MEMORY_TARGET_MIB: Final = 1_536
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ def _take(events: HistoryEvents, reader: Any, cache: HistoryCache | None = None)
     features = np.empty((len(events.user), OUT_SIZE))
     result = advance(events, _CONFIG, reader, features, cache=cache)
     if result.errors or (result.outcome != SCORED).any():
-        msg = f"a made-up event was not scored: {result.errors or np.bincount(result.outcome)}"
+        msg = f"a generated event was not scored: {result.errors or np.bincount(result.outcome)}"
         raise RuntimeError(msg)
     return result
 
@@ -295,7 +295,7 @@ def flat_cost(folder: Path, rounds: int, *, quick: bool) -> list[dict[str, Any]]
 
 def _print_flat(rows: list[dict[str, Any]]) -> None:
     print("\n1. Time per event: RocksDB read, engine and kernel, RocksDB write")
-    print("   ratio: to the shortest history of the same batch and merchants; the median over rounds\n")
+    print("   ratio: to the shortest history with the same batch and merchants; median over rounds\n")
     print(
         f"{'batch':>6}{'users':>7}{'merchants':>11}{'events/30d':>12}{'us/event':>11}"
         f"{'(low - high)':>20}{'ratio':>8}{'read':>7}{'engine':>8}{'write':>7}"
@@ -311,10 +311,10 @@ def _print_flat(rows: list[dict[str, Any]]) -> None:
         )
     for batch in _BATCHES:
         ratios = [row["ratio"] for row in rows if (row["batch"], row["length"]) == (batch, _FLAT_LENGTH)]
-        verdict = "met" if max(ratios) <= _FLAT_BAR else "MISSED"
+        verdict = "met" if max(ratios) <= _FLAT_TARGET else "MISSED"
         print(
             f"   {_FLAT_LENGTH:,} : {_LENGTHS[0]} in batches of {batch}: {max(ratios):.2f}, "
-            f"bar {_FLAT_BAR:.0f}: {verdict}"
+            f"target {_FLAT_TARGET:.0f}: {verdict}"
         )
 
 
@@ -368,8 +368,8 @@ def _print_bytes(rows: list[dict[str, Any]]) -> None:
             f"{row['highest_bytes']:>9,}{row['records']:>9.3f}{row['state_bytes']:>12,}"
         )
     worst = max(row["mean_bytes"] for row in rows)
-    verdict = "met" if worst <= _BYTES_BAR else "MISSED"
-    print(f"   highest mean {worst:,} bytes, bar {_BYTES_BAR:,}: {verdict}")
+    verdict = "met" if worst <= _BYTES_TARGET else "MISSED"
+    print(f"   highest mean {worst:,} bytes, target {_BYTES_TARGET:,}: {verdict}")
 
 
 # --- 3. Offline rate -------------------------------------------------------------------------------------
@@ -429,11 +429,11 @@ def offline_rate(rounds: int, *, quick: bool) -> list[dict[str, Any]]:
 
 
 def _print_offline(rows: list[dict[str, Any]]) -> None:
-    print("\n3. Offline: build_features over sorted history, events per second of processor time\n")
-    print(f"{'events/user':>12}{'events':>10}{'events/s':>12}{'(low - high)':>24}{'bar':>10}")
+    print("\n3. Offline: build_features over sorted history, events per second of CPU time\n")
+    print(f"{'events/user':>12}{'events':>10}{'events/s':>12}{'(low - high)':>24}{'target':>10}")
     for row in rows:
         span = f"({row['lowest']:,} - {row['highest']:,})"
-        verdict = "met" if row["events_per_second"] >= _OFFLINE_BAR else "MISSED"
+        verdict = "met" if row["events_per_second"] >= _OFFLINE_TARGET else "MISSED"
         print(
             f"{row['events_per_user']:>12}{row['events']:>10,}{row['events_per_second']:>12,}{span:>24}"
             f"{verdict:>10}"
@@ -577,16 +577,21 @@ def _print_memory(found: dict[str, Any]) -> None:
         print(f"   {name:<16}{found[f'{name}_mib']}")
     print(f"   RocksDB after filling: {found['rocksdb_after_fill_mib']}")
     print(f"   RocksDB at the end:    {found['rocksdb_after_steady_mib']}")
-    print(f"   peak {peak:,} MiB, bar {_MEMORY_BAR_MIB:,}: {'met' if peak < _MEMORY_BAR_MIB else 'MISSED'}")
+    verdict = "met" if peak < _MEMORY_TARGET_MIB else "MISSED"
+    print(f"   peak {peak:,} MiB, target {_MEMORY_TARGET_MIB:,}: {verdict}")
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked to."""
+    """Measure, print, and optionally write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.windows", description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter: a look, not a result")
-    parser.add_argument("--memory", action="store_true", help="only the memory of a million users (minutes)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all results as JSON")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer and shorter rounds: a first impression, not a result"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="measure only the memory of a million users (minutes)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="number of measured rounds (default 5)")
     parser.add_argument(
         "--memory-child", nargs=3, metavar=("FOLDER", "USERS", "SECONDS"), help=argparse.SUPPRESS
     )

@@ -1,8 +1,8 @@
-"""What is processed: users with a past, their next transactions, and a model; the same in every run.
+"""The workload: users with a past, their next transactions, and a model; the same in every run.
 
-Made once and kept in a cache folder, under a name that changes with its parameters and with the code that
-makes it. Users' histories are clones of some thousands of real ones; every user has exactly ``events`` events
-within the horizon at the start, and time goes on at the pace that keeps it so.
+It is created once and kept in a cache folder, under a name that changes with its parameters and with the code
+that creates it. Users' histories are clones of some thousands of real histories; at the start every user has
+exactly ``events`` events within the horizon, and event time advances at the pace that keeps this number.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ RUNBOOK = "/public/riskstream/operations.md"
 DASHBOARDS = {
     "overview": (
         "RiskStream: overview",
-        "Throughput, latency, alerts and dead letters of all workers.",
+        "Throughput, latency, alerts and rejected records.",
         OVERVIEW,
     ),
     "stream": (

@@ -229,7 +229,7 @@ STREAM = [
     ),
     Panel(
         "Lag by partition",
-        "Records not yet processed. A single growing partition has a user or key with very many transactions.",
+        "Records not yet processed. If a single partition lags, one key has very many transactions.",
         "none",
         [(f"max by (partition) ({w('riskstream_lag_records')})", "{{partition}}")],
         steps=at_most(10_000, 100_000),

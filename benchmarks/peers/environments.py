@@ -61,6 +61,6 @@ def interpreter(peer: str) -> Path:
             if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
                 log.seek(0)
                 last = log.read().strip().splitlines()[-1:]
-                raise RiskStreamError(f"the environment of the peer {peer} cannot be made: {last}")
+                raise RiskStreamError(f"the environment of the peer {peer} cannot be created: {last}")
     (folder / ".complete").touch()
     return python

@@ -1,4 +1,4 @@
-"""The parts of the hop's benchmark that need no broker: its state, its models, its figures as a table."""
+"""The parts of the entity join's benchmark that need no broker: its state, its models, its figures as a table."""
 
 from __future__ import annotations
 
@@ -90,16 +90,16 @@ def test_ratios_are_taken_within_a_round():
 
     found = summary(
         {
-            "users alone": [one(1000, 4), one(2000, 2), one(4000, 1)],
-            "and merchants": [one(500, 8), one(500, 4), one(4000, 3)],
+            "user features only": [one(1000, 4), one(2000, 2), one(4000, 1)],
+            "with merchants": [one(500, 8), one(500, 4), one(4000, 3)],
         }
     )
-    assert found["ratio"]["users alone"] == dict.fromkeys(found["ratio"]["users alone"], 1.0)
-    assert found["ratio"]["and merchants"]["per_second"] == 0.5
-    assert found["ratio"]["and merchants"]["p50"] == 2.0
-    assert found["median"]["and merchants"]["per_second"] == 500
+    assert found["ratio"]["user features only"] == dict.fromkeys(found["ratio"]["user features only"], 1.0)
+    assert found["ratio"]["with merchants"]["per_second"] == 0.5
+    assert found["ratio"]["with merchants"]["p50"] == 2.0
+    assert found["median"]["with merchants"]["per_second"] == 500
     made = {"entity-join": {"rate": 1000.0, **json.loads(json.dumps(found))}}
     (table,) = report.tables(made)
     assert len(table.rows) == 2
     assert {len(row) for row in table.rows} == {len(table.head)}
-    assert "| and merchants | 500 | 500 - 4,000 | 0.50 | 2000.0 |" in report.markdown(made, [])
+    assert "| with merchants | 500 | 500 - 4,000 | 0.50 | 2000.0 |" in report.markdown(made, [])
