@@ -146,7 +146,7 @@ def _transactions(
 def _show(console: Any, result: DemoResult, folder: Path, seconds: float) -> None:
     from rich.table import Table
 
-    figures = Table(title="What the stream did", show_header=False, title_justify="left")
+    figures = Table(title="Results of this run", show_header=False, title_justify="left")
     figures.add_column()
     figures.add_column(justify="right")
     figures.add_row("transactions sent", f"{result.transactions:,}")
