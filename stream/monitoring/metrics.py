@@ -291,7 +291,7 @@ class Metrics:
         self.assigned = catalog.gauge(
             "assigned_partitions", "Partitions of the source topic assigned to the worker."
         )
-        self.ready = catalog.gauge("ready", "1 while the worker is ready to process transactions, otherwise 0.")
+        self.ready = catalog.gauge("ready", "1 while the worker can process transactions, otherwise 0.")
         self.recovered = catalog.counter("recovered_records", "Changelog records restored into RocksDB.")
         self._asked = _Asked(catalog)
         self._describe_model(catalog, model_version, feature_spec, trained_at_seconds)

@@ -92,7 +92,8 @@ async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
         ready = runtime.ready
         runtime.metrics.ready.set(ready)
         if ready and not announced:
-            logger.info("ready: state restored, processing transactions", extra={"records": runtime.recovered})
+            text = "ready: state restored, accepting transactions"
+            logger.info(text, extra={"records": runtime.recovered})
             announced = True
         if runtime.app.crashed:
             runtime.fatal = runtime.app.crash_reason or RuntimeError("the Faust app crashed")

@@ -193,7 +193,7 @@ def test_a_line_says_where_a_refused_record_lies(run: Run) -> None:
 def test_lines_tell_a_workers_life(run: Run) -> None:
     for message in (
         "partitions assigned",
-        "ready: state restored, processing transactions",
+        "ready: state restored, accepting transactions",
         "stopping",
         "stopped",
     ):

@@ -173,7 +173,7 @@ def check_what_the_docs_tell(stack: Stack) -> None:
     assert states.count("ok") >= len(("settings", "model", "state", "broker", "topics")), report
     lines = [line.partition("| ")[2] for line in stack.compose("logs", "--no-color", "worker").splitlines()]
     told = [json.loads(line)["message"] for line in lines if line]
-    assert "ready: state restored, processing transactions" in told
+    assert "ready: state restored, accepting transactions" in told
     say("the check in the container finds nothing wrong, and its log is JSON")
 
 
