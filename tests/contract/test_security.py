@@ -147,9 +147,9 @@ def test_a_worker_does_its_work(way: str, secured: Secured, make: Callable[..., 
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("PLAIN", "user 'worker' by PLAIN"),
-        ("SCRAM-SHA-256", "user 'worker' by SCRAM-SHA-256"),
-        ("SCRAM-SHA-512", "user 'worker' by SCRAM-SHA-512"),
+        ("PLAIN", "user 'worker' with mechanism PLAIN"),
+        ("SCRAM-SHA-256", "user 'worker' with mechanism SCRAM-SHA-256"),
+        ("SCRAM-SHA-512", "user 'worker' with mechanism SCRAM-SHA-512"),
         ("another host's certificate", "certificate is not valid for '127.0.0.1'"),
         ("an unknown authority", "certificate verify failed"),
         ("no client certificate", "bad certificate"),

@@ -351,7 +351,9 @@ def test_profiles_that_are_nowhere_are_not_unknown(
     assert reason(body).endswith("cannot be read")
 
 
-@pytest.mark.parametrize(("profiles", "said"), [(OTHER_PROFILES, "the models differ"), ((), "HTTP 404")])
+@pytest.mark.parametrize(
+    ("profiles", "said"), [(OTHER_PROFILES, "the workers' models differ"), ((), "HTTP 404")]
+)
 def test_workers_with_other_models_do_not_answer_for_each_other(
     start: Start,
     profiled: Preview,
