@@ -194,11 +194,11 @@ def test_the_choice_of_aggregates_moves_columns_and_no_value():
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
-        ({"entity": "shop"}, "entity 'shop' is none of user, merchant"),
+        ({"entity": "shop"}, "entity 'shop' is not one of user, merchant"),
         ({"entity": "card", "windows_days": (1.0,), "aggregates": ("mode",)}, "aggregates: 'mode'"),
         ({"entity": "card", "windows_days": (0.0,), "aggregates": ("count",)}, "windows_days: must be"),
-        ({"entity": "card", "windows_days": (1.0,)}, "belong together"),
-        ({"entity": "card", "label_windows_days": (1.0,)}, "belong together"),
+        ({"entity": "card", "windows_days": (1.0,)}, "require each other"),
+        ({"entity": "card", "label_windows_days": (1.0,)}, "and they require it"),
         (
             {"entity": "card", "windows_days": (1.0,), "aggregates": ("large_count",)},
             "usual_days: is required",

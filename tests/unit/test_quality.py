@@ -48,7 +48,7 @@ def test_every_fault_is_told_with_its_place_and_number(path):
         ("error", "event_time", "lies more than the allowed 3 days behind the user's latest"): (1, [9]),
         ("warning", "event_time", "is older than the previous row of the same user"): (1, [8]),
         ("warning", "event_time", "is older than an earlier row (by up to 9.0 days)"): (3, [8, 9, 10]),
-        ("warning", "is_fraud", "is not known"): (1, [8]),
+        ("warning", "is_fraud", "is unknown"): (1, [8]),
         ("warning", "label_time", "lies before the transaction itself"): (1, [7]),
         ("warning", "amount", "is zero"): (1, [8]),
         ("warning", "post_balance", "does not differ from the previous balance by the amount"): (1, [9]),
@@ -80,4 +80,4 @@ def test_the_command_shows_it_and_is_strict_when_asked(path):
     assert json.loads(report.read_bytes())["rows"] == 10
     strict = CliRunner().invoke(inspect, ["--data", str(path), "--strict"])
     assert isinstance(strict.exception, DataError)
-    assert "6 faults" in str(strict.exception)
+    assert "6 errors" in str(strict.exception)

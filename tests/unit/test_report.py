@@ -123,7 +123,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(run):
         "Dependence on",
         "Fraud with the highest score",
         "Missed fraud with the lowest score",
-        "Trial after trial",
+        "Objective by trial",
     ):
         assert any(caption.startswith(wanted) for caption in page.captions), wanted
     # One drawing to each caption, and every figure of the bundle's test part is told.
@@ -136,7 +136,7 @@ def test_the_card_lies_in_the_bundle_and_tells_its_figures(run):
     bundle = Bundle.load(run / "bundle")
     assert bundle.model_version in card
     assert f"AUC {bundle.metrics['test']['auc']:.4f}" in card
-    assert "Not for" in card
+    assert "Out of scope" in card
     assert "Limits" in card
 
 
@@ -153,7 +153,7 @@ def test_profiles_travel_in_the_bundle(run):
 def test_wrong_profiles_are_refused_by_name(tmp_path):
     assert set(SHIPPED) == {"accounts", "cards"}
     for text, reason in (
-        ("x = 1", "must hold"),
+        ("x = 1", "must contain"),
         ("[[entities]]\nentity = 'shop'", "number 1: entity 'shop'"),
         ("[[entities]]\nentity = 'device'\nwindow = [1]", "number 1: entities"),
         (PROFILES.replace("= 9", "= 3"), "number 2: label_delay_days 3 is shorter"),

@@ -201,4 +201,4 @@ def test_labels_that_nothing_is_made_of_are_refused(tmp_path, bundle, profiled):
     data = [] if profiled else ["--data", "data.parquet"]
     done = CliRunner().invoke(serve_command, ["--bundle", str(tmp_path), "--labels", "labels.jsonl", *data])
     assert done.exit_code == 2
-    assert "--labels: " in done.output
+    assert "--labels requires " in done.output

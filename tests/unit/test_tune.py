@@ -88,7 +88,7 @@ def test_the_command_writes_parameters_that_training_takes(tmp_path, table):
     with pytest.raises(ConfigError, match="leaves must lie in 2 to 1024"):
         load_parameters(tmp_path / "p")
     (tmp_path / "p").write_text('{"parameters": {"trees": 1}}')
-    with pytest.raises(ConfigError, match="trees is none of"):
+    with pytest.raises(ConfigError, match="trees is not one of"):
         load_parameters(tmp_path / "p")
 
 
