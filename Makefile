@@ -52,7 +52,7 @@ bench: setup ## Measure everything on Apache Kafka, peers beside it (15 minutes)
 	@$(BIN)/python -m benchmarks.windows
 
 guard-baseline: setup ## Take today's calls and bytes of a transaction for the most that is allowed
-	@$(BIN)/python tests/unit/test_call_counts.py
+	@PYTHONPATH=tests $(BIN)/python -m support.call_counts
 
 LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make lock"

@@ -13,8 +13,10 @@ from stream.kafka.local.embedded import EmbeddedBroker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from stream.kafka.local.base import Broker
+    from stream.scoring.bundle import Bundle
 
 # The same examples on every run and every machine: a failure is a defect, not luck. Search further with
 # --hypothesis-profile=search.
@@ -23,6 +25,12 @@ settings.register_profile(
 )
 settings.register_profile("search", deadline=None, max_examples=2_000)
 settings.load_profile("same")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what is no test: with ``--doctest-modules`` every module here would be imported for one."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
+
 
 BROKER_KINDS = ["embedded", pytest.param("kafka", marks=pytest.mark.kafka)]
 
@@ -51,6 +59,14 @@ def kafka_broker(kafka_tools: None) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session", params=BROKER_KINDS)
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Each kind in turn; its topics are shared, so use ``helpers.settings_for``."""
+    """Each kind in turn; its topics are shared, so use ``support.helpers.settings_for``."""
     shared: Broker = request.getfixturevalue(f"{request.param}_broker")
     return shared
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """A trained model; the same in every run."""
+    from support.bundles import trained_bundle
+
+    return trained_bundle()
