@@ -16,11 +16,11 @@ from kafka import KafkaAdminClient
 from stream.errors import BrokerError
 from stream.kafka import admin
 from stream.kafka.local.apache import KafkaBroker, missing_tools
-from stream.kafka.local.embedded import EmbeddedBroker
 from stream.kafka.topics import topic_specs
 from stream.settings import KafkaSettings
 from support.broker_records import consume, produce
 from support.helpers import PATIENCE_SECONDS, is_running, settings_for, wait_until
+from support.shared_brokers import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,50 +29,50 @@ if TYPE_CHECKING:
     from stream.kafka.local.base import Broker
 
 
-KINDS: dict[str, type[EmbeddedBroker | KafkaBroker]] = {"embedded": EmbeddedBroker, "kafka": KafkaBroker}
-
-
-@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """A started broker of this test's own, which it may stop and kill."""
+@pytest.fixture(scope="module", params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def started_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     if request.param == "kafka":
         request.getfixturevalue("kafka_tools")
     with KINDS[request.param]() as broker:
         yield broker
 
 
-# --- the process ---------------------------------------------------------------------------------------
+@pytest.fixture
+def own_broker(started_broker: Broker) -> Broker:
+    """A running broker of this module's own, which a test may stop and kill."""
+    started_broker.start()
+    return started_broker
 
 
-def test_it_answers_once_start_returned(broker: Broker) -> None:
-    assert broker.alive
-    assert broker.bootstrap_servers == f"127.0.0.1:{broker.port}"
-    client = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+def test_it_answers_once_start_returned(own_broker: Broker) -> None:
+    assert own_broker.alive
+    assert own_broker.bootstrap_servers == f"127.0.0.1:{own_broker.port}"
+    client = KafkaAdminClient(bootstrap_servers=own_broker.bootstrap_servers)
     try:
         (node,) = client.describe_cluster()["brokers"]
     finally:
         client.close()
-    assert (node["host"], node["port"]) == ("127.0.0.1", broker.port)
+    assert (node["host"], node["port"]) == ("127.0.0.1", own_broker.port)
 
 
-def test_start_of_a_running_broker_changes_nothing(broker: Broker) -> None:
-    pid = broker.pid
-    broker.start()
-    assert broker.pid == pid
+def test_start_of_a_running_broker_changes_nothing(own_broker: Broker) -> None:
+    pid = own_broker.pid
+    own_broker.start()
+    assert own_broker.pid == pid
 
 
-def test_it_listens_on_the_loopback_address_only(broker: Broker) -> None:
+def test_it_listens_on_the_loopback_address_only(own_broker: Broker) -> None:
     import psutil
 
     listening = [
-        c for c in psutil.Process(broker.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN
+        c for c in psutil.Process(own_broker.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN
     ]
-    assert broker.port in {connection.laddr.port for connection in listening}
+    assert own_broker.port in {connection.laddr.port for connection in listening}
     assert {connection.laddr.ip.removeprefix("::ffff:") for connection in listening} == {"127.0.0.1"}
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_it(broker: Broker) -> None:
-    assert os.getsid(broker.pid) == os.getpgid(broker.pid) == broker.pid != os.getsid(0)
+def test_ctrl_c_in_the_terminal_does_not_reach_it(own_broker: Broker) -> None:
+    assert os.getsid(own_broker.pid) == os.getpgid(own_broker.pid) == own_broker.pid != os.getsid(0)
 
 
 def test_stop_leaves_no_process_and_may_come_twice(own_broker: Broker) -> None:

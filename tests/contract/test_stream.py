@@ -29,13 +29,12 @@ from support.bundles import made_bundle, model_text, simulated, trained_bundle
 from support.helpers import is_running, settings_for
 from support.oracle import DAY, Event
 from support.streams import Sent, Stream, Worker, children_of, readable_line, until
+from support.traffic import OUTCOMES, START, check_alerts, check_decisions, sent, traffic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stream.kafka.local.base import Broker
-
-from support.traffic import OUTCOMES, START, check_alerts, check_decisions, sent, traffic
 
 MakeStream = "Callable[..., Stream]"
 

@@ -13,6 +13,7 @@ from offline.simulation.simulator import Simulation, simulate
 from offline.training.train import TrainingOptions, train
 from stream.features.spec import FeatureSpec
 from stream.scoring.bundle import Bundle, Thresholds
+from support.run_folder import locked, run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,18 @@ def simulated() -> TransactionTable:
 
 @cache
 def trained_bundle() -> Bundle:
-    """Return a model that has learnt something; the same in every run."""
+    """Return a model that has learnt something; the same in every run, and trained once in each."""
+    folder = run_folder()
+    if folder is None:
+        return _train()
+    with locked(folder, "trained"):
+        if not (folder / "trained").exists():
+            _train().save(folder / "being-trained")
+            (folder / "being-trained").rename(folder / "trained")
+    return Bundle.load(folder / "trained")
+
+
+def _train() -> Bundle:
     options = TrainingOptions(trees=40, leaves=15, min_leaf_rows=10)
     return train(simulated(), options, now=datetime(2026, 6, 1, tzinfo=UTC)).bundle
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,9 +18,10 @@ from stream.events.models import DeadLetterHeader, Outcome
 from stream.events.records import ConsumerRecord
 from stream.features.windows import records as layout
 from stream.pipeline.effects import PipelineConfig
+from stream.pipeline.transactions import TransactionPipeline
 from support.bundles import made_bundle
 from support.histories import Memory
-from support.pipelines import NOW, SCHEMAS, parsed, reason_of, record, run, transaction
+from support.pipelines import FEATURES, NOW, SCHEMAS, batch, parsed, reason_of, record, run, transaction
 
 if TYPE_CHECKING:
     from stream.scoring.bundle import Bundle
@@ -148,6 +150,11 @@ junk = st.recursive(
 )
 
 
+@cache
+def pipeline_of_attributes() -> TransactionPipeline:
+    return TransactionPipeline(made_bundle(("age",), {"device": ("ios",)}), FEATURES)
+
+
 @settings(derandomize=True, database=None, deadline=None, max_examples=300)
 @given(
     st.lists(
@@ -170,7 +177,7 @@ junk = st.recursive(
 def test_whatever_comes_is_scored_or_a_dead_letter(values: list[bytes]) -> None:
     """One of a kind for every record, never an exception: an exception would stop the worker for good."""
     records = [record(at, value) for at, value in enumerate(values)]
-    effects = run(records, made_bundle(("age",), {"device": ("ios",)}))
+    effects = pipeline_of_attributes().process(batch(records), Memory(), NOW)
     letters = [reason_of(message) for message in effects.dead_letters]
     offsets = [json.loads(message.value or b"")["source_offset"] for message in effects.decisions]
     offsets += [int(told[DeadLetterHeader.OFFSET]) for told in letters]
