@@ -34,6 +34,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder that the run's processes share, in the one that controls them."""
     if not hasattr(config, "workerinput"):
+        # Half of what a broker's short life costs is the second compiler, and its profiles in a file.
+        os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:-UsePerfData")
         made = RunFolder()
         config.add_cleanup(lambda: made.end(wait_for_hosts))
 

@@ -124,8 +124,14 @@ def test_it_dies_with_the_process_that_started_it(
     wait_until(lambda: not is_running(pid), "the broker outlives its parent")
 
 
-@pytest.mark.parametrize("kind", ["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [
+        ("embedded", signal.SIGINT),
+        ("embedded", signal.SIGTERM),
+        pytest.param("kafka", signal.SIGTERM, marks=pytest.mark.kafka),
+    ],
+)
 def test_the_command_serves_until_it_is_told_to_stop(
     kind: str, sent: signal.Signals, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -190,23 +196,8 @@ def test_kafka_without_maven_says_what_to_install(
 
 
 @pytest.mark.kafka
-@pytest.mark.usefixtures("kafka_broker")
-def test_kafka_starts_without_network_once_its_jars_are_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Without Maven on the path there is no way to fetch anything."""
-    java = shutil.which("java")
-    assert java is not None
-    (tmp_path / "java").symlink_to(java)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    with KafkaBroker() as broker:
-        assert broker.alive
-
-
-@pytest.mark.kafka
-@pytest.mark.parametrize("end", ["kill", "stop"])
-def test_kafka_keeps_its_data_over_a_restart(kafka_tools: None, tmp_path: Path, end: str) -> None:
+def test_kafka_keeps_its_data_over_a_restart(kafka_tools: None, tmp_path: Path) -> None:
+    """After a crash in the same object, and after an orderly end in another one."""
     folder = tmp_path / "däta dir"  # properties files are not UTF-8
     with KafkaBroker(data_dir=folder) as broker:
         settings = settings_for(broker)
@@ -214,7 +205,7 @@ def test_kafka_keeps_its_data_over_a_restart(kafka_tools: None, tmp_path: Path, 
         topic = settings.topics.transactions
         ids = admin.topic_ids(settings, [topic])
         produce(settings, topic, [(b"u", b"one"), (b"u", b"two")])
-        getattr(broker, end)()
+        broker.kill()
         broker.start()
         assert admin.topic_ids(settings, [topic]) == ids
         assert [value for _, _, value, _ in consume(settings, topic, 2)] == [b"one", b"two"]
@@ -225,15 +216,23 @@ def test_kafka_keeps_its_data_over_a_restart(kafka_tools: None, tmp_path: Path, 
 
 
 @pytest.mark.kafka
-def test_kafka_removes_a_temporary_folder_at_stop_but_not_at_kill(kafka_tools: None) -> None:
-    with KafkaBroker() as broker:
-        settings = settings_for(broker)
-        admin.create_topics(settings)
-        broker.kill()
-        broker.start()
-        assert admin.check_topics(settings) == []
-        broker.stop()
-        broker.start()
-        assert set(admin.check_topics(settings)) == {
-            f"topic {s.name} does not exist" for s in topic_specs(settings)
-        }
+@pytest.mark.parametrize("started_broker", ["kafka"], indirect=True)
+def test_kafka_removes_a_temporary_folder_at_stop_but_not_at_kill(
+    own_broker: Broker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And needs no network once its jars are there: without Maven on the path there is no way to fetch anything."""
+    settings = settings_for(own_broker)
+    admin.create_topics(settings)
+    own_broker.kill()
+    own_broker.start()
+    assert admin.check_topics(settings) == []
+    java = shutil.which("java")
+    assert java is not None
+    (tmp_path / "java").symlink_to(java)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    own_broker.stop()
+    own_broker.start()
+    assert set(admin.check_topics(settings)) == {
+        f"topic {s.name} does not exist" for s in topic_specs(settings)
+    }

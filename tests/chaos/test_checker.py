@@ -1,4 +1,4 @@
-"""A fixed part of ``make chaos`` that every run of the tests does, and the checker's own test."""
+"""The checker's own test: each thing that a worker might do wrong is found."""
 
 from __future__ import annotations
 
@@ -10,80 +10,20 @@ import rocksdict
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 
 from chaos.deployment import Deployment
-from chaos.faults import FAULTS, KNOWN
-from chaos.rounds import BROKER_CONFIG, Lane, save_bundles
+from chaos.rounds import BROKER_CONFIG
 from stream.features.profiles.cache import EntityLogs
 from stream.features.profiles.log import EntityLog, Horizon
 from stream.kafka.clients import client_config
 from stream.kafka.local.apache import KafkaBroker
 from stream.kafka.topics import changelog_topic
-from stream.runtime.fault_injection import STEPS
 from stream.state.format import user_of_key
 from stream.state.store import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
-
-SEED = 7
-
-#: Every kind of fault, and of those at a step the ones where two effects part.
-SUBSET = [
-    name
-    for name in FAULTS
-    if not any(name.endswith(f"at {step}") for step in STEPS)
-    or name
-    in {
-        "SIGKILL at outputs_sent",
-        "SIGKILL at changelog_sent",
-        "SIGKILL at changelog_acked",
-        "SIGKILL at part_stored",
-        "SIGTERM at changelog_sent",
-        "SIGSTOP at changelog_sent",
-        "SIGKILL at requests_sent",
-    }
-]
-
-#: Those of them that break a deployment of a model with profiles: where the effects of two stages part, and
-#: where partitions move. The others break one without.
-PROFILED = frozenset(
-    {
-        "SIGSTOP at changelog_sent",
-        "SIGKILL at requests_sent",
-        "SIGKILL of one of several",
-        "a worker joins",
-        "broker SIGKILL",
-    }
-)
-#: One kind behind the other, so that there are few deployments.
-ROUNDS = sorted(SUBSET, key=lambda name: name in PROFILED)
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    return save_bundles(tmp_path_factory.mktemp("bundles"))
-
-
-@pytest.fixture(scope="module")
-def lane(
-    kafka_tools: None, tmp_path_factory: pytest.TempPathFactory, bundles: dict[bool, Path]
-) -> Iterator[Lane]:
-    with Lane(tmp_path_factory.mktemp("chaos"), bundles, SEED) as made:
-        yield made
-
-
-@pytest.mark.parametrize("name", ROUNDS)
-def test_nothing_is_lost_and_nothing_doubled(name: str, lane: Lane) -> None:
-    result = lane.run(name, ROUNDS.index(name), profiled=name in PROFILED)
-    if result.skipped:
-        pytest.skip(result.skipped)
-    if result.problem and name in KNOWN:
-        pytest.xfail(f"{KNOWN[name]}: {result.problem}")
-    assert not result.problem, result.problem
-    assert result.transactions > 0
-    assert (result.lost, result.doubled) == (0, 0)
 
 
 def test_the_checker_finds_what_is_wrong(
