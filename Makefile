@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Nothing of pip's talk but its errors; a fresh machine's first run is long enough.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Test files at a time; each job has brokers of its own. The longest files come first.
+# Test files at a time; the jobs share a broker of each kind. Those with brokers come first, as the longest.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
