@@ -156,13 +156,13 @@ def test_damaged_histories_are_errors_of_their_users_alone(
 
 
 def test_so_many_hostile_inputs_end_no_process() -> None:
-    """In a process of its own: compiled code that went wrong would end it by a signal."""
+    """In a process of its own: compiled code that went wrong would end it by a signal. ``make fuzz`` runs a million."""
     done = subprocess.run(
-        [sys.executable, "-m", "fuzz", "--runs", "60000", "--seed", "3"],
+        [sys.executable, "-m", "fuzz", "--runs", "20000", "--seed", "3"],
         env={**os.environ, "PYTHONPATH": SEARCH_PATH},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "60,000 hostile inputs" in done.stdout
+    assert "20,000 hostile inputs" in done.stdout

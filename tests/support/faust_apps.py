@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import faust
@@ -98,11 +97,6 @@ async def begun_stream(app: Any, consumer: Any) -> tuple[Any, Any]:
         message.incref()
         await stream.channel.put(app.create_event(message.key, message.value, message.headers, message))
     return stream, topic
-
-
-async def a_while() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0.005)
 
 
 # --- 2. the store --------------------------------------------------------------------------------------

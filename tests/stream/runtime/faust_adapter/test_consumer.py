@@ -20,7 +20,6 @@ from stream.runtime.faust_adapter.store import HistoryTable
 from support.faust_apps import (
     FETCHED,
     TPS,
-    a_while,
     batches,
     begun_stream,
     make_app,
@@ -29,6 +28,7 @@ from support.faust_apps import (
     record,
     restored,
 )
+from support.helpers import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -312,8 +312,12 @@ def test_ours_fetches_nothing_until_there_is_room(run: Any, tmp_path: Path, reba
         app.rebalancing = rebalancing
         consumer = make_consumer(app, BatchTransport, FETCHED)
         fetching = asyncio.ensure_future(messages(consumer))
-        await a_while()
-        assert fetching.done() == rebalancing
+        if rebalancing:
+            await asyncio.wait_for(fetching, PATIENCE_SECONDS)
+            return
+        for _ in range(100):  # nothing in it waits for anything but the room
+            await asyncio.sleep(0)
+        assert not fetching.done()
         capacity.set()
         await fetching
 
