@@ -38,7 +38,7 @@ def test_extra_columns_are_features_and_the_report_is_about_them(tmp_path):
     assert done.exit_code == 0, done.output
     # It has no devices, which the profile of that name would be of.
     assert "The file names no device: that profile is left out." in done.output
-    assert "With profiles of user, merchant: workers keep them" in " ".join(done.output.split())
+    assert "With profiles of user, merchant; workers keep them" in " ".join(done.output.split())
     bundle = Bundle.load(tmp_path / "bundle")
     assert [profile.entity for profile in bundle.spec.entities] == ["user", "merchant"]
     assert {"attributes.terminal_latitude", "attributes.shipping_longitude"} < set(bundle.spec.names)
