@@ -1,11 +1,11 @@
-# Commands for developers. `make help` lists them.
+# The verbs of RiskStream. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # pip prints errors only.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Number of test files that run in parallel, each with its own brokers. The longest files come first.
+# Number of parallel test processes; they share a broker of each kind. The longest files come first.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -52,7 +52,7 @@ bench: setup ## Run all benchmarks on Apache Kafka, including the peers (15 minu
 	@$(BIN)/python -m benchmarks.windows
 
 guard-baseline: setup ## Record the current calls and bytes per transaction as the allowed maximum
-	@$(BIN)/python tests/unit/test_call_counts.py
+	@PYTHONPATH=tests $(BIN)/python -m support.call_counts
 
 LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make lock"

@@ -1,55 +1,54 @@
-"""Time of a transaction by stage, in process: the pipeline's own functions, timed as they are called.
+"""Where a transaction's time goes in process: the pipeline's own functions, timed as they are called.
 
-Each function of a stage is replaced by a wrapper that adds up its time, excluding other wrapped functions
-that it calls, while the in-process ceiling runs on a single thread. The remaining time of a round is
-``other``: joining columns, verdicts, counting.
+Each named function is replaced by one that adds up its time, less that of the named ones it calls, while
+the in-process ceiling's rounds run on one thread. What is left of a round is ``the rest``: joining columns,
+verdicts, counting.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable  # noqa: TC003 - the table of stages says so
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import stream.features.windows.history as history_module
-import stream.pipeline.transactions as pipeline_module
 from benchmarks.local_store import LocalStore, PartitionReader, link_folder
 from benchmarks.peers.ceiling import rounds_of
 from benchmarks.peers.common import Job, pipeline_of
 from benchmarks.workload import PARTITIONS
 from stream.decisions.reasons import Explainer
 from stream.features.vector import VectorBuilder
+from stream.features.windows import history
 from stream.features.windows.long import LongHistories
+from stream.pipeline.columns import columns_of, events_of
 from stream.pipeline.effects import Batch
 from stream.pipeline.encode import Encoder
+from stream.pipeline.transactions import TransactionPipeline
 from stream.scoring.predictor import Predictor
 from stream.settings import KafkaSettings, RocksDBSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from benchmarks.workload import Workload
 
 __all__ = ["stages"]
 
-#: Stage -> (owner, name) of the functions that it times.
-_STAGES: Final[dict[str, tuple[tuple[Any, str], ...]]] = {
-    "decode": ((pipeline_module.TransactionPipeline, "_decode"),),
-    "id hashes, columns": ((pipeline_module, "events_of"), (pipeline_module, "columns_of")),
-    "state read": ((LocalStore, "read"),),
-    "history": ((pipeline_module, "advance"),),
-    "history, long histories": (
-        (LongHistories, "__init__"),
-        (LongHistories, "take"),
-        (LongHistories, "writes"),
-    ),
-    "history, pack heads": ((history_module, "_pack_heads"),),
-    "vector": ((VectorBuilder, "fill"), (VectorBuilder, "empty")),
-    "score": ((Predictor, "scores"),),
-    "explain": ((Predictor, "contributions"), (Explainer, "reasons")),
-    "encode": ((pipeline_module.TransactionPipeline, "_decide"), (Encoder, "alert")),
-    "state write": ((LocalStore, "write"),),
+#: Stage -> the functions that it times.
+_STAGES: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
+    "decode": (TransactionPipeline._decode,),  # noqa: SLF001 - a stage is a part of the pipeline
+    "id hashes, columns": (events_of, columns_of),
+    "state read": (LocalStore.read,),
+    "history": (history.advance,),
+    "history, long histories": (LongHistories.__init__, LongHistories.take, LongHistories.writes),
+    "history, pack heads": (history._pack_heads,),  # noqa: SLF001
+    "vector": (VectorBuilder.fill, VectorBuilder.empty),
+    "score": (Predictor.scores,),
+    "explain": (Predictor.contributions, Explainer.reasons),
+    "encode": (TransactionPipeline._decide, Encoder.alert),  # noqa: SLF001
+    "state write": (LocalStore.write,),
 }
 
 
@@ -78,22 +77,32 @@ class _Clock:
         return call
 
 
+def _places(function: Callable[..., Any]) -> list[Any]:
+    """Return where a function is looked up: in its class, or in every module that has it by its name."""
+    owner, _, name = function.__qualname__.rpartition(".")
+    if owner:
+        return [getattr(sys.modules[function.__module__], owner)]
+    return [
+        found for found in list(sys.modules.values()) if getattr(found, "__dict__", {}).get(name) is function
+    ]
+
+
 @contextmanager
 def _watched(clock: _Clock) -> Iterator[None]:
-    before = []
-    for stage, functions in _STAGES.items():
-        for owner, name in functions:
-            function = vars(owner).get(name) or getattr(owner, name)
-            before.append((owner, name, vars(owner).get(name)))
-            setattr(owner, name, clock.timed(stage, function))
+    before = [
+        (place, function)
+        for functions in _STAGES.values()
+        for function in functions
+        for place in _places(function)
+    ]
+    stage_of = {function: stage for stage, functions in _STAGES.items() for function in functions}
+    for place, function in before:
+        setattr(place, function.__name__, clock.timed(stage_of[function], function))
     try:
         yield
     finally:
-        for owner, name, function in before:
-            if function is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, function)
+        for place, function in before:
+            setattr(place, function.__name__, function)
 
 
 def stages(workload: Workload, folder: Path, seconds: float = 8.0) -> dict[str, Any]:
@@ -151,5 +160,5 @@ def stages(workload: Workload, folder: Path, seconds: float = 8.0) -> dict[str, 
         store.close()
     micros = {stage: 1e6 * spent / done for stage, spent in clock.seconds.items()}
     whole = 1e6 * total / done
-    micros["other"] = whole - sum(micros.values())
+    micros["the rest"] = whole - sum(micros.values())
     return {"micros": micros, "total": whole, "round": size, "one_at_a_time": single}

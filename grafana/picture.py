@@ -290,14 +290,13 @@ def live(seconds: float) -> Iterator[str]:
     The users' past and the traffic are one simulation, and the model was trained on the past: what is shown
     is a model at its ordinary work. In the middle a second worker joins.
     """
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/contract"), str(ROOT)]
-    from helpers import wait_until
-    from prometheus_tools import Prometheus
-    from streams import Sent, Stream
-
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from offline.simulation.simulator import Simulation, simulate
     from offline.training.train import TrainingOptions, train
     from stream.kafka.local.apache import KafkaBroker
+    from support.helpers import wait_until
+    from support.prometheus_tools import Prometheus
+    from support.streams import Sent, Stream
 
     now = datetime.now(UTC)
     total = PAST + int(RATE * seconds)

@@ -1,4 +1,4 @@
 """Faults on a real stream: Apache Kafka, real workers, seeded faults, and a checker of its own.
 
-``make chaos`` runs it at length (``__main__``), ``test_chaos.py`` a fixed part of it.
+``make chaos`` runs it at length (``__main__``), ``test_rounds.py`` a fixed part of it.
 """

@@ -9,37 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import rocksdict
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from oracle import DAY, Event, User, same
+from kafka import KafkaAdminClient
 
-from chaos.entity_join import EntityJoinChecker, identity_of
+from chaos.entity_join import EntityJoinChecker
+from chaos.findings import Findings
+from chaos.stored import History, check_stores, compare, decode, fold
+from chaos.topics import Found, Position, Reader
 from chaos.traffic import BAD_FIELD, event_of
 from stream.events.models import DeadLetterHeader
-from stream.features.windows import records as layout
-from stream.features.windows.arrays import (
-    CHUNK,
-    H_COUNT,
-    H_FIRST,
-    H_FIRST_CHUNK,
-    H_HEAD,
-    H_MAX,
-    H_NEWEST,
-    H_NEXT_CHUNK,
-    H_OFFSET,
-    H_SQUARES,
-    H_SUM,
-    HEAD,
-    new_header,
-)
 from stream.kafka.clients import client_config
 from stream.kafka.topics import changelog_topic, requests_topic, responses_topic
 from stream.state.format import user_of_key
+from support.oracle import same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -48,10 +32,8 @@ if TYPE_CHECKING:
     from stream.features.profiles.spec import EntityProfile
     from stream.settings import Settings
 
-__all__ = ["Checker", "Findings", "Position"]
 
-#: A source record's partition and offset.
-Position = tuple[int, int]
+__all__ = ["Checker", "Findings", "Position"]
 
 #: All that a second delivery of the same alert or decision may differ in: nothing.
 MAY_DIFFER: tuple[str, ...] = ()
@@ -63,123 +45,15 @@ LETTER_MAY_DIFFER = (
     DeadLetterHeader.REASON.value,
 )
 
-#: What is not committed was never there.
-ISOLATION = "read_committed"
-
-#: Where the store keeps the changelog offset that it reaches to.
-OFFSET_KEY = b"__faust\0offset__"
-
-#: And which changelog that is.
-CHANGELOG_ID_KEY = b"__riskstream\0changelog-id__"
-
 #: The record with which a worker takes a partition over; no user has it.
 OWNER_KEY = b"\0O\0\0\0\0"
 
 #: Records of the logs that models with profiles keep beside the histories.
 LOG_KINDS = frozenset("PEK")
 
-HORIZON_MS = 33 * DAY
 ALERT_LEVELS = ("MEDIUM", "HIGH")
+
 _ADDED = frozenset(header.value for header in DeadLetterHeader)
-_SHOWN = 12
-_SHOWN_CHARACTERS = 3_000
-
-
-@dataclass(slots=True)
-class Findings:
-    """What a check found wrong; all zero and empty where nothing is.
-
-    Attributes
-    ----------
-    lost:
-        Transactions without an answer or missing in a history, and alerts that are not there.
-    doubled:
-        Transactions that a history holds or counts more than once.
-    wrong:
-        A line for each thing wrong, the above included.
-    """
-
-    lost: int = 0
-    doubled: int = 0
-    wrong: list[str] = field(default_factory=list)
-
-    def add(self, text: str, *, lost: int = 0, doubled: int = 0) -> None:
-        self.lost += lost
-        self.doubled += doubled
-        self.wrong.append(text)
-
-    def compare_kept(
-        self, who: str, what: str, found: Sequence[Any], kept: Sequence[Any], *, counted: bool
-    ) -> None:
-        """Say how what is stored differs from what should be; ``counted`` unless a total has told of it."""
-        if found == kept:
-            return
-        missing = len(set(kept) - set(found))
-        extra = len(found) - len(kept) + missing
-        self.add(
-            f"{who} {len(found)} {what}, not {len(kept)}; {missing} missing",
-            lost=missing if counted else 0,
-            doubled=max(0, extra) if counted else 0,
-        )
-
-    def join(self, other: Findings) -> None:
-        self.lost += other.lost
-        self.doubled += other.doubled
-        self.wrong += other.wrong
-
-    def __bool__(self) -> bool:
-        return bool(self.wrong)
-
-    def __str__(self) -> str:
-        more = [f"... and {len(self.wrong) - _SHOWN} more"] if len(self.wrong) > _SHOWN else []
-        return "\n".join([*(line[:_SHOWN_CHARACTERS] for line in self.wrong[:_SHOWN]), *more])
-
-
-class Found(NamedTuple):
-    """A record read back."""
-
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-
-
-class Reader:
-    """Reads a topic from its start, a part more with every call."""
-
-    def __init__(self, settings: Settings, topic: str) -> None:
-        self.topic = topic
-        self._consumer = KafkaConsumer(
-            **client_config(settings.kafka),
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level=ISOLATION,
-            fetch_max_wait_ms=50,
-        )
-        self._consumer.assign([TopicPartition(topic, at) for at in range(settings.topics.partitions)])
-
-    def close(self) -> None:
-        self._consumer.close()
-
-    def some(self) -> Iterator[Found]:
-        """Yield what one poll brings."""
-        for batch in self._consumer.poll(timeout_ms=50, max_records=5_000).values():
-            for record in batch:
-                headers = tuple((name, value) for name, value in record.headers)
-                yield Found(record.partition, record.offset, record.key, record.value, headers)
-
-    def ends(self) -> dict[int, int]:
-        """Return where each partition ends at this moment."""
-        ends = self._consumer.end_offsets(list(self._consumer.assignment()))
-        return {partition.partition: end for partition, end in ends.items()}
-
-    def rest(self) -> Iterator[Found]:
-        """Yield everything up to the end at this moment."""
-        ends = self._consumer.end_offsets(list(self._consumer.assignment()))
-        while any(self._consumer.position(partition) < end for partition, end in ends.items()):
-            yield from self.some()
 
 
 @dataclass(slots=True)
@@ -192,16 +66,6 @@ class _Expected:
     features: dict[str, float] | None = None
     transaction_id: str = ""
     field: str = ""
-
-
-@dataclass(slots=True)
-class _History:
-    """What the source gives a user."""
-
-    partition: int
-    user: User = field(default_factory=User)
-    #: Offset and newest event time after each applied event.
-    applied: list[int] = field(default_factory=list)
 
 
 class Checker:
@@ -234,7 +98,7 @@ class Checker:
         self._readers = {name: Reader(settings, topic) for name, topic in self._names.items()}
         self._expected: dict[Position, _Expected] = {}
         self._unchecked: set[Position] = set()
-        self._histories: dict[str, _History] = {}
+        self._histories: dict[str, History] = {}
         self._decisions: dict[Position, dict[str, Any]] = {}
         self._dead_letters: dict[Position, Found] = {}
         self._label_letters: dict[Position, Found] = {}
@@ -288,7 +152,7 @@ class Checker:
             return
         body = json.loads(found.value or b"")
         name, event = event_of(body)
-        history = self._histories.setdefault(name, _History(found.partition))
+        history = self._histories.setdefault(name, History(found.partition))
         outcome, features = history.user.take(event)
         if outcome != "duplicate":
             history.applied.append(found.offset)
@@ -363,7 +227,7 @@ class Checker:
     def _take_changelog(self, found: Found) -> None:
         self.changelog_records += 1
         self._reached[found.partition] = found.offset
-        _fold(self._state.setdefault(found.partition, {}), found)
+        fold(self._state.setdefault(found.partition, {}), found)
 
     # --- checking ----------------------------------------------------------------------------------
 
@@ -420,7 +284,7 @@ class Checker:
             if not below:
                 continue
             records = self._records_of(self._state, history.partition, name)
-            reached = _decode(name.encode(), records).offset if records else -1
+            reached = decode(name.encode(), records).offset if records else -1
             if reached < below[-1]:
                 findings.add(
                     f"{name}: committed {bound}, changelog only has {reached} of {below[-1]}", lost=1
@@ -467,7 +331,7 @@ class Checker:
         self.follow(["changelog"])
         findings, state = Findings(), {}
         for found in self._whole_changelog():
-            _fold(state.setdefault(found.partition, {}), found)
+            fold(state.setdefault(found.partition, {}), found)
         for partition in state.keys() | self._state.keys():
             if state.get(partition, {}) != self._state.get(partition, {}):
                 findings.add(f"changelog of partition {partition}: another fold from its start")
@@ -595,7 +459,7 @@ class Checker:
                 count = len(history.applied)
                 findings.add(f"{name}: no history of its {count} events", lost=count)
                 continue
-            _compare(name, history, _decode(name.encode(), records), findings)
+            compare(name, history, decode(name.encode(), records), findings)
         for partition, user in by_user:
             findings.add(f"partition {partition} has a history of {user!r}, who has no events there")
         return findings
@@ -603,53 +467,9 @@ class Checker:
     def check_stores(
         self, folders: Iterable[Path], scratch: Path, *, may_be_damaged: bool = False
     ) -> Findings:
-        """Compare the workers' RocksDB files, copied, with the changelog's fold, byte for byte.
-
-        A store that some other worker took over is behind; of each partition one must be at the end.
-
-        Parameters
-        ----------
-        may_be_damaged
-            Whether RocksDB may say that a file is damaged, which is as good as having no store.
-        """
+        """Compare the workers' RocksDB files with the changelog's fold; see :func:`chaos.stored.check_stores`."""
         self.follow(["changelog"])
-        findings = Findings()
-        wanted = {partition for partition, offset in self._reached.items() if offset >= 0}
-        for place, folder in enumerate(folders):
-            for path in sorted(folder.rglob("*.db")):
-                partition = int(path.stem.rpartition("-")[2])
-                copy = scratch / f"store-{place}-{partition}"
-                shutil.rmtree(copy, ignore_errors=True)
-                shutil.copytree(path, copy, ignore=shutil.ignore_patterns("LOCK"))
-                try:
-                    content = _content(copy)
-                except Exception as error:  # noqa: BLE001 - rocksdict has no type of its own
-                    if may_be_damaged:
-                        wanted.discard(partition)
-                    else:
-                        findings.add(f"store {path.name}: {error}")
-                    continue
-                finally:
-                    shutil.rmtree(copy, ignore_errors=True)
-                content.pop(CHANGELOG_ID_KEY, None)
-                reached = int(content.pop(OFFSET_KEY, b"-1"))
-                if reached != self._reached.get(partition, -1):
-                    continue
-                wanted.discard(partition)
-                expected = self._state.get(partition, {})
-                if content != expected:
-                    differ = [
-                        key
-                        for key in content.keys() | expected.keys()
-                        if content.get(key) != expected.get(key)
-                    ]
-                    findings.add(
-                        f"store {path.name} is not the changelog's fold at {len(differ)} keys: {differ[:3]}"
-                    )
-        findings.wrong += [
-            f"no store of partition {partition} is at the changelog's end" for partition in wanted
-        ]
-        return findings
+        return check_stores(self._reached, self._state, folders, scratch, may_be_damaged=may_be_damaged)
 
 
 def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -657,94 +477,6 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[
     left, right = ({**body, **body.get("features", {}), "features": None} for body in (one, other))
     names = left.keys() | right.keys()
     return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
-
-
-def _fold(state: dict[bytes, bytes], found: Found) -> None:
-    if found.value is None:
-        state.pop(found.key or b"", None)
-    else:
-        state[found.key or b""] = found.value
-
-
-def _content(path: Path) -> dict[bytes, bytes]:
-    options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(False)
-    database = rocksdict.Rdict(str(path), options=options)
-    try:
-        return dict(database.items())
-    finally:
-        database.close()
-
-
-class _Stored(NamedTuple):
-    """A user's history as its records have it."""
-
-    offset: int
-    events: list[tuple[int, int, int, int]]  # time, amount, merchant, transaction
-    count: int
-    sum: int
-    squares: int
-    largest: int
-    newest: int
-    first: int
-
-
-def _decode(user: bytes, records: dict[bytes, bytes]) -> _Stored:
-    head_record = records[layout.head_key(user)]
-    hdr = np.array(new_header(), np.int64)
-    head = np.zeros((4, HEAD), np.int64)
-    pending = np.zeros(CHUNK + 1, np.int64)
-    words = np.frombuffer(head_record, np.int64)
-    assert layout.unpack_head(words, 0, len(words), hdr, head, pending) == 0, f"{user!r}: a damaged head"
-    events: list[tuple[int, int, int, int]] = []
-    for number in range(hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]):
-        key = layout.chunk_key(user, number)
-        events += map(tuple, layout.unpack_chunk(records[key], key).T.tolist())
-    events += map(tuple, head[:, : hdr[H_HEAD]].T.tolist())
-    limbs = hdr.tolist()
-    return _Stored(
-        offset=limbs[H_OFFSET],
-        events=events,
-        count=limbs[H_COUNT],
-        sum=sum(limb << 25 * at for at, limb in enumerate(limbs[H_SUM : H_SUM + 2])),
-        squares=sum(limb << 25 * at for at, limb in enumerate(limbs[H_SQUARES : H_SQUARES + 4])),
-        largest=limbs[H_MAX],
-        newest=limbs[H_NEWEST],
-        first=limbs[H_FIRST],
-    )
-
-
-def _compare(name: str, history: _History, stored: _Stored, findings: Findings) -> None:
-    """Compare one user's stored history with the events that the oracle applied."""
-    events: list[Event] = history.user.applied
-    times = [event.time for event in events]
-    amounts = [event.amount for event in events]
-    more = stored.count - len(events)
-    if more:
-        findings.add(
-            f"{name}: {stored.count} events counted, not {len(events)}",
-            lost=max(0, -more),
-            doubled=max(0, more),
-        )
-    gone = max(times) - HORIZON_MS
-    kept = [
-        (event.time, event.amount, identity_of(event.merchant), identity_of(event.transaction_id))
-        for event in events
-        if event.time > gone
-    ]
-    found = [event for event in stored.events if event[0] > gone]
-    findings.compare_kept(f"{name}: keeps", "events", found, kept, counted=not more)
-    profile = (stored.sum, stored.squares, stored.largest, stored.newest, stored.first, stored.offset)
-    expected = (
-        sum(amounts),
-        sum(amount * amount for amount in amounts),
-        max(amounts),
-        max(times),
-        min(times),
-        history.applied[-1],
-    )
-    if profile != expected:
-        findings.add(f"{name}: profile (sum, squares, max, newest, first, offset) {profile}, not {expected}")
 
 
 def _alert_of(body: dict[str, Any]) -> tuple[str, int, int]:

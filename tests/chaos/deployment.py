@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from helpers import PATIENCE_SECONDS, settings_for
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError
-from profiles import PROFILES
 
 from chaos.checker import Checker
 from chaos.traffic import Traffic
@@ -28,6 +26,8 @@ from stream.kafka import admin
 from stream.kafka.clients import client_config
 from stream.kafka.local import _guard
 from stream.runtime.fault_injection import FAULT_VARIABLE
+from support.helpers import PATIENCE_SECONDS, settings_for
+from support.profiles import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -1,8 +1,9 @@
-"""What the checker knows of a model with profiles: entities, labels, and the hop between them.
+"""What the checker knows of a model with profiles: entities, labels, and the requests between them.
 
-The fold takes the source's transactions in their order, and questions and notes in the order in which each
-stands in its partition for the first time; everything else is the oracle's, see :mod:`profile_oracle`. The
-product's code turns bytes into numbers, and names a source record as its questions do.
+The fold takes the source's transactions in their order, and requests and label updates in the order in which
+each stands in its partition for the first time; everything else is the oracle's, see
+:mod:`support.profile_oracle`. The product's code turns bytes into numbers, and names a source record as its
+requests do.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from profile_oracle import DAY, Entity, Learnt, Taken
 
+from chaos.entity_logs import ROUTES, Logs, compare, label_row, usual
 from chaos.traffic import BAD_FIELD
 from stream.events.records import ConsumerRecord
-from stream.features.profiles.cache import EntityLogs
-from stream.features.profiles.log import MAX_WAITING, EntityLog
+from stream.features.profiles.log import MAX_WAITING
 from stream.kafka import admin
 from stream.pipeline.entity_join.messages import (
     CODES,
@@ -32,26 +32,23 @@ from stream.pipeline.entity_join.messages import (
     pending_id_of,
 )
 from stream.state.format import entity_prefix
-from stream.state.store import MemoryStore
+from support.profile_oracle import DAY, Entity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from oracle import Event
-
-    from chaos.checker import Findings, Found
+    from chaos.findings import Findings
+    from chaos.topics import Found
     from stream.features.profiles.spec import EntityProfile
     from stream.settings import Settings
+    from support.oracle import Event
+
 
 __all__ = ["EntityJoinChecker", "identity_of"]
 
 #: A record's partition and offset.
 Position = tuple[int, int]
 
-#: The kinds of entities that a user's log knows of each transaction, in its order, and the fields of theirs.
-_ROUTES = {"merchant": "merchant_id", "card": "card_id", "device": "device_id", "ip": "ip"}
-#: Words of a transaction in a log of an entity, and in one of a user.
-_ENTITY_WIDTH, _USER_WIDTH = 6, 4 + len(_ROUTES)
 _LATENESS_MS = 3 * DAY
 
 
@@ -169,7 +166,7 @@ class EntityJoinChecker:
         id_hash = identity_of(f"{name}\0{event.transaction_id}")
         features = dict.fromkeys(self._names, math.nan) | log.features(event.time, event.amount, who)
         usual = features.get("user_amount_to_usual", math.nan)
-        routes = {kind: identity_of(body.get(key)) for kind, key in _ROUTES.items()} | {"user": who}
+        routes = {kind: identity_of(body.get(key)) for kind, key in ROUTES.items()} | {"user": who}
         asked = {code: routes[kind] for kind, code in CODES.items() if code in self._asked and routes[kind]}
         case = _Case(
             (found.partition, found.offset),
@@ -181,7 +178,7 @@ class EntityJoinChecker:
             self._cases[case.name] = case
         log.take(event.time, event.amount, who, id_hash, usual, case.name)
         user.offsets.append(found.offset)
-        user.rows.append((event.time, event.amount, who, id_hash, *(routes[kind] for kind in _ROUTES)))
+        user.rows.append((event.time, event.amount, who, id_hash, *(routes[kind] for kind in ROUTES)))
         user.routes.setdefault(id_hash, []).append(routes)
 
     def take_label(self, found: Found) -> None:
@@ -307,7 +304,7 @@ class EntityJoinChecker:
         bounds
             For each of ``source``, ``labels`` and ``questions`` the committed offset of each partition.
         """
-        logs = _Logs(state)
+        logs = Logs(state)
         for name, user in self._users.items():
             bound = bounds["source"].get(user.partition, 0)
             wanted = sum(offset < bound for offset in user.offsets)
@@ -354,10 +351,10 @@ class EntityJoinChecker:
                 findings.add(f"questions {partition}, {pending[0].offset}: {what} is about no transaction")
         for found in self._unread:
             findings.add(f"answers {found.partition}, {found.offset}: about no transaction")
-        logs = _Logs(state)
+        logs = Logs(state)
         for name, user in self._users.items():
             log = logs.user(user.partition, name)
-            _compare(
+            compare(
                 name,
                 "transactions",
                 log.events,
@@ -370,12 +367,12 @@ class EntityJoinChecker:
             log = logs.entity(key, self._partitions)
             name = f"entity {key}"
             events = [
-                (one.time, one.amount, one.user, one.id_hash, _usual(one.to_usual), one.case)
+                (one.time, one.amount, one.user, one.id_hash, usual(one.to_usual), one.case)
                 for one in entity.events
             ]
-            labels = [_label_row(one) for one in entity.labels]
-            _compare(name, "transactions", log.events, events, (entity, entity.events_horizon), log, findings)
-            _compare(name, "labels", log.labels, labels, (entity, entity.labels_horizon), log, findings)
+            labels = [label_row(one) for one in entity.labels]
+            compare(name, "transactions", log.events, events, (entity, entity.events_horizon), log, findings)
+            compare(name, "labels", log.labels, labels, (entity, entity.labels_horizon), log, findings)
         self._check_labels(logs, findings)
         known = {name.encode() for name in self._users} | {
             label.user.encode() for label in self._labels.values()
@@ -383,7 +380,7 @@ class EntityJoinChecker:
         known |= {entity_prefix(*key) for key in self._entities}
         findings.wrong += [f"a log of {prefix!r}, of whom nobody told" for prefix in logs.prefixes - known]
 
-    def _check_labels(self, logs: _Logs, findings: Findings) -> None:
+    def _check_labels(self, logs: Logs, findings: Findings) -> None:
         """Compare labels with what they became: notes to entities, or labels that wait."""
         sent: dict[tuple[int, int, int, int], _Label] = {}
         for label in self._labels.values():
@@ -404,7 +401,7 @@ class EntityJoinChecker:
                 f"{label_user}: {one} waits, which nobody sent" for one in waiting if one not in sent
             ]
 
-    def _check_label(self, label: _Label, logs: _Logs, findings: Findings, *, at_rest: bool = False) -> None:
+    def _check_label(self, label: _Label, logs: Logs, findings: Findings, *, at_rest: bool = False) -> None:
         user, log = self._users.get(label.user), logs.user(label.partition, label.user)
         routes = [] if user is None else user.routes.get(label.id_hash, [])
         told = any(
@@ -424,113 +421,3 @@ class EntityJoinChecker:
             findings.add(f"{label} was neither told to entities nor waits", lost=1)
         if at_rest and waits and routes:
             findings.add(f"{label} still waits, and its transaction is there")
-
-
-class _Logs:
-    """The stored logs, read once each."""
-
-    def __init__(self, state: dict[int, dict[bytes, bytes]]) -> None:
-        self._state = {partition: MemoryStore(records) for partition, records in state.items()}
-        self._read: dict[bytes, _Log] = {}
-
-    @property
-    def prefixes(self) -> set[bytes]:
-        """Whose logs there are."""
-        return {
-            key[:-6]
-            for records in self._state.values()
-            for key in records
-            if key[-6:-5] == b"\0" and key[-5:-4] in {b"P", b"E", b"K"}
-        }
-
-    def user(self, partition: int, name: str) -> _Log:
-        return self._of(partition, name.encode(), _USER_WIDTH)
-
-    def entity(self, key: tuple[int, int], partitions: int) -> _Log:
-        return self._of(key[1] % partitions, entity_prefix(*key), _ENTITY_WIDTH)
-
-    def _of(self, partition: int, prefix: bytes, width: int) -> _Log:
-        if prefix not in self._read:
-            records = self._state.get(partition, MemoryStore())
-            log = EntityLogs(0, width).of(partition, [prefix], records)[prefix]
-            self._read[prefix] = _Log.of(log, entity=width == _ENTITY_WIDTH)
-        return self._read[prefix]
-
-
-@dataclass(frozen=True, slots=True)
-class _Log:
-    """A stored log in plain numbers."""
-
-    total: int
-    newest: int | None
-    events: list[tuple[int | float | None, ...]]
-    labels: list[tuple[int | float | None, ...]]
-    waiting: list[tuple[int, int, int, int]]
-    error: str
-
-    @classmethod
-    def of(cls, log: EntityLog, *, entity: bool) -> _Log:
-        events, labels = _rows_of(log.events), _rows_of(log.labels)
-        if entity:
-            events = [(*row[:4], _usual(_float(row[4])), row[5]) for row in events]
-        return cls(
-            log.total,
-            log.newest if log.total else None,
-            events,
-            [(*row[:5], _usual(_float(row[5])), *row[6:8]) for row in labels],
-            [(one.id_hash, one.is_fraud, one.when_ms, one.offset) for one in log.waiting],
-            "" if log.error is None else str(log.error),
-        )
-
-    @property
-    def label_names(self) -> set[tuple[int | float | None, ...]]:
-        return {row[:3] for row in self.labels}
-
-
-def _rows_of(rows: Any) -> list[tuple[Any, ...]]:
-    return list(map(tuple, rows.array[:, rows.first : rows.end].T.tolist()))
-
-
-def _float(bits: int) -> float:
-    return float(np.int64(bits).view(np.float64))
-
-
-def _usual(value: float) -> float | None:
-    """Return a ratio as it can be compared: not-a-number is None."""
-    return None if math.isnan(value) else value
-
-
-def _label_row(one: Learnt) -> tuple[int | float | None, ...]:
-    taken: Taken = one.taken
-    return (
-        one.when, one.is_fraud, one.offset, taken.time, taken.amount, _usual(taken.to_usual), taken.id_hash,
-        taken.number,
-    )  # fmt: skip
-
-
-def _compare(
-    name: str,
-    what: str,
-    stored: Sequence[tuple[Any, ...]],
-    expected: Sequence[tuple[Any, ...]],
-    bounds: tuple[Entity, int],
-    log: _Log,
-    findings: Findings,
-) -> None:
-    """Compare the rows of one log that no horizon has passed, in their order, and what it counts."""
-    entity, horizon = bounds
-    if log.error:
-        findings.add(f"{name}: {log.error}")
-        return
-    if entity.newest is None:
-        return
-    more = log.total - entity.total if what == "transactions" else 0
-    if (log.total, log.newest) != (entity.total, entity.newest) and what == "transactions":
-        findings.add(
-            f"{name}: {log.total} {what} counted until {log.newest}, not {entity.total} until {entity.newest}",
-            lost=max(0, -more),
-            doubled=max(0, more),
-        )
-    gone = entity.newest - horizon
-    found, kept = [row for row in stored if row[0] > gone], [row for row in expected if row[0] > gone]
-    findings.compare_kept(f"{name}: keeps", what, found, kept, counted=not more)

@@ -9,15 +9,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from bundles import made_bundle, trained_bundle
-from profiles import PROFILES
-
-from chaos.checker import Findings
 from chaos.deployment import ChaosError, Deployment, Pump
 from chaos.faults import FAULTS, KNOWN, SHARE, Round
+from chaos.findings import Findings
 from stream.cli.signals import raise_on_sigterm
 from stream.kafka.local.apache import KafkaBroker
 from stream.scoring.bundle import Thresholds
+from support.bundles import made_bundle, trained_bundle
+from support.profiles import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

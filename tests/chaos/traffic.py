@@ -7,7 +7,7 @@ import random
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oracle import DAY, Event
+from support.oracle import DAY, Event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bundles import made_bundle, trained_bundle
-from profiles import PROFILES
-from streams import Stream
+
+from support.bundles import made_bundle, trained_bundle
+from support.profiles import PROFILES
+from support.streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from helpers import PATIENCE_SECONDS, wait_until
-from streams import Sent, Stream
 
 from stream.kafka.local.apache import KafkaBroker
+from support.helpers import PATIENCE_SECONDS, wait_until
+from support.streams import Sent, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

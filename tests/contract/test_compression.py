@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import confluent_kafka
 import pytest
-from helpers import wait_until
-from streams import Stream
 
 from stream.cli.commands import check
 from stream.kafka import compression
 from stream.kafka.local.apache import _libraries_folder
+from support.helpers import wait_until
+from support.streams import Stream
 
 if TYPE_CHECKING:
     from stream.kafka.local.base import Broker

@@ -9,13 +9,13 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import settings_for
 from kafka import KafkaProducer
 
 from stream.cli.commands.check import findings
 from stream.kafka import admin
 from stream.kafka.clients import client_config
 from stream.kafka.local.base import free_port
+from support.helpers import settings_for
 
 if TYPE_CHECKING:
     from pathlib import Path

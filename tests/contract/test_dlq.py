@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from streams import Sent, Stream
 
 from stream.cli.commands.dlq import dlq
 from stream.errors import DataError
 from stream.kafka.dead_letters import REPLAYED_FROM
+from support.streams import Sent, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

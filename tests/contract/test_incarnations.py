@@ -6,17 +6,17 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import wait_until
 from kafka import KafkaAdminClient, KafkaConsumer, OffsetAndMetadata, TopicPartition
-from oracle import Event
-from streams import Stream, readable_line
-from test_stream import START, check_decisions, sent, traffic
 
 from stream.events.models import Outcome
 from stream.kafka import admin
 from stream.kafka.clients import client_config
 from stream.kafka.local.apache import KafkaBroker
 from stream.kafka.topics import changelog_topic
+from support.helpers import wait_until
+from support.oracle import Event
+from support.streams import Stream, readable_line
+from support.traffic import START, check_decisions, sent, traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

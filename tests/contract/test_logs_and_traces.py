@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
-from bundles import simulated
-from helpers import wait_until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from streams import Found, Sent, Stream
+
+from support.bundles import simulated
+from support.helpers import wait_until
+from support.streams import Found, Sent, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from bundles import simulated
-from helpers import wait_until
-from prometheus_tools import ROOT, RULES, Prometheus, tool
-from streams import Sent, Stream
+
+from support.bundles import simulated
+from support.helpers import wait_until
+from support.paths import ROOT
+from support.prometheus_tools import RULES, Prometheus, tool
+from support.streams import Sent, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,25 +11,24 @@ import urllib.request
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from bundles import simulated
 from confluent_kafka import Producer
 from kafka import KafkaConsumer, TopicPartition
-from profiles import labels_of, transactions
-from streams import Sent, Stream, labels_arrived, sent, until
 
 from stream.kafka.clients import client_config
 from stream.kafka.partitioner import partition_of
 from stream.kafka.topics import changelog_topic
 from stream.pipeline.entity_join.messages import partition_of as entity_partition
 from stream.state.hashing import hash_id
+from support.bundles import simulated
+from support.profiles import labels_of, transactions
+from support.streams import Sent, Stream, labels_arrived, sent, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from streams import Worker
-
     from stream.kafka.local.base import Broker
+    from support.streams import Worker
 
 pytestmark = pytest.mark.kafka
 

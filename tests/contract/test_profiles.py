@@ -9,20 +9,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from bundles import made_bundle
-from profiles import PROFILES, START_MS, labels_of, table_of, transactions
-from streams import COMMAND, Sent, labels_arrived, readable_line, sent, until
 
 from offline.features.build import build_features
 from stream.events.records import ConsumerRecord
 from stream.kafka.topics import responses_topic
 from stream.pipeline.entity_join.messages import CODES, PendingTransaction
+from support.bundles import made_bundle
+from support.profiles import PROFILES, START_MS, labels_of, table_of, transactions
+from support.streams import COMMAND, Sent, labels_arrived, readable_line, sent, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from streams import Stream
+    from support.streams import Stream
 
     MakeStream = Callable[..., Stream]
 

@@ -8,12 +8,12 @@ import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from certificates import Authority
 from kafka import KafkaAdminClient
 from kafka.admin import UserScramCredentialUpsertion
-from streams import Sent, Stream, readable_line
 
 from stream.kafka.local.apache import KafkaBroker
+from support.certificates import Authority
+from support.streams import Sent, Stream, readable_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

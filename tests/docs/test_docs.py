@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 import pytest
-from pages import PAGES, ROOT, code_in
 from pydantic import BaseModel
 
 from stream.cli import _cli
 from stream.settings import Settings, _known_variables
+from support.pages import PAGES, ROOT, code_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from pages import PAGES, ROOT, prose_in
+
+from support.pages import PAGES, ROOT, prose_in
 
 if TYPE_CHECKING:
     from pathlib import Path

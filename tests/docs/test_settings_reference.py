@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from click.testing import CliRunner
-from pages import ROOT
 
 from stream.cli.commands.settings import reference, settings
 from stream.settings import Settings, _known_variables, setting_references
+from support.pages import ROOT
 
 
 def test_the_page_is_current() -> None:

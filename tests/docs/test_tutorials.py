@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from pages import TUTORIALS, shell_blocks
+
+from support.pages import TUTORIALS, shell_blocks
 
 #: A tutorial takes some 20 s, and minutes where the kernels are not compiled yet.
 LIMIT_SECONDS = 400

@@ -6,13 +6,13 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from histories import HOUR, Engine, Event, Memory
 
 from stream.features.windows.arrays import DUPLICATE, LATE, OUT_SIZE, REPLAYED, SCORED
 from stream.features.windows.cache import HistoryCache
 from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
 from stream.state.format import checksum, user_of_key
+from support.histories import HOUR, Engine, Event, Memory
 
 if TYPE_CHECKING:
     import random

@@ -14,11 +14,12 @@ import urllib.parse
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from helpers import wait_until
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from offline.simulation.simulator import Simulation, simulate
-from stack.engine import ROOT, Engine, install
+from stack.engine import Engine, install
+from support.helpers import wait_until
+from support.paths import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

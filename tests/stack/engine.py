@@ -12,14 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from helpers import wait_until
-
 from stream.kafka.local.apache import _libraries
+from support.helpers import wait_until
+from support.paths import ROOT
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-ROOT = Path(__file__).parents[2]
 IMAGES = Path(__file__).parent / "images"
 PACKAGES = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
 SUITE = "bookworm"

@@ -48,8 +48,8 @@ def _report(settings: Settings, created: set[str]) -> None:
     wrong = [name for name, problems in found.items() if problems]
     for spec in topic_specs(settings):
         problems = found[spec.name]
-        state = "WRONG" if problems else "created" if spec.name in created else "ok"
-        print(f"{state:<8} {spec.name}: {'; '.join(problems) or _shape(spec)}")
+        state = "FAIL" if problems else "created" if spec.name in created else "ok"
+        print(f"{state:<5} {spec.name}: {'; '.join(problems) or _shape(spec)}")
     if wrong:
         raise TopicMismatchError(
             f"{len(wrong)} of {len(found)} topics differ from the settings: create missing topics "

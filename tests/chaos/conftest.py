@@ -1,0 +1,17 @@
+"""Models for the deployments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chaos.rounds import save_bundles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    return save_bundles(tmp_path_factory.mktemp("bundles"))
