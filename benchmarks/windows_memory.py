@@ -161,6 +161,5 @@ def print_memory(found: dict[str, Any]) -> None:
         print(f"   {name:<16}{found[f'{name}_mib']}")
     print(f"   RocksDB after filling: {found['rocksdb_after_fill_mib']}")
     print(f"   RocksDB at the end:    {found['rocksdb_after_steady_mib']}")
-    print(
-        f"   peak {peak:,} MiB, target {_MEMORY_TARGET_MIB:,}: {'met' if peak < _MEMORY_TARGET_MIB else 'MISSED'}"
-    )
+    verdict = "met" if peak < _MEMORY_TARGET_MIB else "MISSED"
+    print(f"   peak {peak:,} MiB, target {_MEMORY_TARGET_MIB:,}: {verdict}")
