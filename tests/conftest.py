@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -82,3 +82,11 @@ def bundle() -> Bundle:
     from support.bundles import trained_bundle
 
     return trained_bundle()
+
+
+@pytest.fixture(scope="session")
+def compilations() -> Any:
+    """What warming up compiles; once it is there, a worker starts without compiling anything."""
+    from support.compilations import compile_once
+
+    return compile_once(the_run_folder())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+def bundles(compilations: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return save_bundles(tmp_path_factory.mktemp("bundles"))

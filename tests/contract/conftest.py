@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_folder(compilations: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     trained_bundle().save(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def profiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def profiled_folder(compilations: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("profiled")
     made_bundle(entities=PROFILES).save(folder)
     return folder
