@@ -162,7 +162,7 @@ def test_wrong_profiles_are_refused_by_name(tmp_path):
         (tmp_path / "p.toml").write_text(text)
         with pytest.raises(ConfigError, match=reason):
             load_profiles(str(tmp_path / "p.toml"), label_delay_days=7.0)
-    with pytest.raises(ConfigError, match="only accounts, cards come along"):
+    with pytest.raises(ConfigError, match="the shipped profiles are accounts, cards"):
         load_profiles(str(tmp_path / "nowhere"), label_delay_days=7.0)
 
 
