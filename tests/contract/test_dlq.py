@@ -80,7 +80,7 @@ def test_dead_letters_are_listed_shown_and_replayed_without_a_duplicate(
     assert {(row["source_partition"], row["source_offset"]) for row in rows} == set(places)
     assert all(row["source_topic"] == stream.settings.topics.transactions for row in rows)
     assert json.loads(run(stream, "list", "--summary", "--json").stdout) == {"$": 7, "key": 1}
-    assert run(stream, "list", "--summary").stdout.split() == ["7", "$", "1", "key", "8", "in", "all"]
+    assert run(stream, "list", "--summary").stdout.split() == ["7", "$", "1", "key", "8", "in", "total"]
     assert len(run(stream, "list").stdout.splitlines()) == 8
     (by_key,) = run(stream, "list", "--field", "key").stdout.splitlines()
     assert "key (none) key: must be the user_id" in by_key

@@ -110,7 +110,7 @@ class Entity:
             self.labels = self.kept_labels()
 
     def tell(self, id_hash: int, is_fraud: int, when: int, offset: int) -> str:
-        """Take a label, and return what came of it: learnt, repeated, unknown or expired."""
+        """Take a label, and return what came of it: applied, already applied, unknown or expired."""
         mine = [event for event in self.events if event.id_hash == id_hash]
         if not mine:
             return "unknown"
@@ -121,9 +121,9 @@ class Entity:
         if when > taken.time + round(self._label_horizon_days * DAY):
             return "expired"
         if any((one.taken.id_hash, one.when, one.offset) == (id_hash, when, offset) for one in self.labels):
-            return "repeated"
+            return "already applied"
         self.labels.append(Learnt(taken, is_fraud, when, offset))
-        return "learnt"
+        return "applied"
 
     def kept_events(self) -> list[Taken]:
         if self.newest is None:
