@@ -183,7 +183,7 @@ def test_a_line_says_which_transaction_an_alert_was_about(run: Run) -> None:
 
 
 def test_a_line_says_where_a_refused_record_lies(run: Run) -> None:
-    told = [line for line in run.lines if line["message"].startswith("record refused")]
+    told = [line for line in run.lines if line["message"].startswith("record rejected")]
     assert told
     assert len(told) < 30
     for line in told:
@@ -223,7 +223,7 @@ def test_nothing_personal_is_logged(run: Run) -> None:
 def test_nothing_of_opentelemetry_is_loaded_when_off() -> None:
     code = (
         "import sys; import stream.runtime.worker; from stream.settings import Settings; "
-        "from stream.runtime.tracing import build_tracer; assert build_tracer(Settings()) is None; "
+        "from stream.monitoring.tracing import build_tracer; assert build_tracer(Settings()) is None; "
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

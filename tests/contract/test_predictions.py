@@ -282,5 +282,5 @@ def test_another_worker_takes_over(pair: Stream, records: list[Sent]) -> None:
     assert seen[-1].body == before
     assert {answer.status for answer in seen[:-1]} == {503}
     said = " ".join(answer.body["detail"][0]["msg"] for answer in seen[:-1])
-    assert "which has the history, says" in said
+    assert "which owns the history, responded" in said
     assert "are being moved" in said
