@@ -7,7 +7,6 @@ It holds the first 70 days of 50 of 600 customers, of
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import lightgbm
 import numpy as np
@@ -20,9 +19,10 @@ from stream.cli.commands.evaluate import evaluate
 from stream.cli.commands.inspect import inspect
 from stream.cli.commands.train import train
 from stream.scoring.bundle import Bundle
+from support.paths import ROOT, TESTS
 
-DATA = Path(__file__).parents[1] / "data" / "synccfd.parquet"
-MAPPING = Path(__file__).parents[2] / "docs" / "examples" / "synccfd.toml"
+DATA = TESTS / "data" / "synccfd.parquet"
+MAPPING = ROOT / "docs" / "examples" / "synccfd.toml"
 OPTIONS = ["--data", str(DATA), "--mapping", str(MAPPING)]
 
 
