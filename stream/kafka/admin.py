@@ -41,7 +41,6 @@ __all__ = [
     "records_behind",
     "require_topics",
     "topic_ids",
-    "wait_until_ready",
 ]
 
 
@@ -75,28 +74,6 @@ def probe(kafka: KafkaSettings, timeout_seconds: float) -> None:
     """
     with _admin(kafka, timeout_seconds) as admin:
         admin.describe_cluster()
-
-
-def wait_until_ready(settings: Settings, timeout_seconds: float) -> None:
-    """Wait until the broker answers metadata requests.
-
-    Raises
-    ------
-    BrokerError
-        The broker did not answer within ``timeout_seconds``. A refusal (wrong password) is raised at once.
-    """
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        left = max(deadline - time.monotonic(), 0.1)
-        try:
-            probe(settings.kafka, left)
-        except _RefusedError:
-            raise
-        except BrokerError:
-            if time.monotonic() >= deadline:
-                raise
-        else:
-            return
 
 
 def create_topics(settings: Settings) -> list[str]:
@@ -150,10 +127,7 @@ def check_each_topic(settings: Settings) -> dict[str, list[str]]:
     with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         specs = {spec.name: spec for spec in topic_specs(settings)}
         found = _describe(admin, specs)
-        present = [name for name, topic in found.items() if topic["error_code"] == _NO_ERROR]
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in present]
-        described = admin.describe_configs(resources, config_filter="all") if resources else {}
-    configs = described.get("topic", {})
+        configs = _configs(admin, found)
     return {name: _differences(spec, found[name], configs.get(name, {})) for name, spec in specs.items()}
 
 
@@ -166,13 +140,10 @@ def compression_types(settings: Settings, names: Iterable[str]) -> dict[str, str
         The broker cannot be reached.
     """
     with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
-        topics = _describe(admin, names)
-        present = [name for name, topic in topics.items() if topic["error_code"] == _NO_ERROR]
-        resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in present]
-        described = admin.describe_configs(resources, config_filter="all") if resources else {}
-    configs = described.get("topic", {})
+        configs = _configs(admin, _describe(admin, names))
     return {
-        name: configs.get(name, {}).get("compression.type", {}).get("value") or "producer" for name in present
+        name: values.get("compression.type", {}).get("value") or "producer"
+        for name, values in configs.items()
     }
 
 
@@ -260,6 +231,16 @@ def _describe(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, dict[s
     absent = {"error_code": _MISSING.errno, "topic_id": None, "partitions": []}
     answered = {topic["name"]: topic for topic in admin.describe_topics(wanted)}
     return {name: answered.get(name, absent) for name in wanted}
+
+
+def _configs(admin: KafkaAdminClient, topics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the configuration of each existing topic by name, from the metadata of :func:`_describe`."""
+    present = [name for name, topic in topics.items() if topic["error_code"] == _NO_ERROR]
+    if not present:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in present]
+    described = admin.describe_configs(resources, config_filter="all").get("topic", {})
+    return {name: described.get(name, {}) for name in present}
 
 
 def _differences(spec: TopicSpec, topic: Mapping[str, Any], configs: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from stream.kafka.local.apache import KafkaBroker
 from stream.kafka.local.embedded import EmbeddedBroker
 from stream.settings import KafkaSettings, Settings
 from support.broker_records import consume, produce
-from support.helpers import PATIENCE_SECONDS, settings_for, wait_until
+from support.helpers import PATIENCE_SECONDS, settings_for, wait_until, wait_until_ready
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_an_unreachable_broker_is_one_readable_line(capfd: pytest.CaptureFixture
         assert "RISKSTREAM_KAFKA__BOOTSTRAP_SERVERS" in text
         assert "\n" not in text
     with pytest.raises(BrokerError, match=address):
-        admin.wait_until_ready(settings, 0.2)
+        wait_until_ready(settings, 0.2)
     assert capfd.readouterr().err == ""
 
 
@@ -84,7 +84,7 @@ def test_waiting_ends_when_the_broker_comes() -> None:
     with EmbeddedBroker(port=free_port()) as broker:
         broker.kill()
         settings = settings_for(broker)
-        waiting = threading.Thread(target=admin.wait_until_ready, args=(settings, PATIENCE_SECONDS))
+        waiting = threading.Thread(target=wait_until_ready, args=(settings, PATIENCE_SECONDS))
         waiting.start()
         broker.start()
         waiting.join(PATIENCE_SECONDS)
@@ -153,7 +153,7 @@ def test_tls_with_the_right_password_works(secured: KafkaSettings) -> None:
 def test_a_wrong_password_is_one_readable_line_that_does_not_show_it(secured: KafkaSettings) -> None:
     wrong = KafkaSettings(**{**secured.model_dump(), "sasl_password": "not-the-password"})
     with pytest.raises(BrokerError, match="rejects user 'worker'") as caught:
-        admin.wait_until_ready(Settings(kafka=wrong), PATIENCE_SECONDS)
+        wait_until_ready(Settings(kafka=wrong), PATIENCE_SECONDS)
     assert "not-the-password" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -27,6 +27,7 @@ from stream.features.windows.arrays import (
     HEAD,
     new_header,
 )
+from support import unpacked
 from support.oracle import DAY, Event, User
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def decode(user: bytes, records: dict[bytes, bytes]) -> Stored:
     events: list[tuple[int, int, int, int]] = []
     for number in range(hdr[H_FIRST_CHUNK], hdr[H_NEXT_CHUNK]):
         key = layout.chunk_key(user, number)
-        events += map(tuple, layout.unpack_chunk(records[key], key).T.tolist())
+        events += map(tuple, unpacked.unpack_chunk(records[key], key).T.tolist())
     events += map(tuple, head[:, : hdr[H_HEAD]].T.tolist())
     limbs = hdr.tolist()
     return Stored(

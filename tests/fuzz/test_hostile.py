@@ -19,6 +19,7 @@ from stream.events.decode import MAX_RECORD_BYTES, MAX_RECORD_VALUES, decode_row
 from stream.features.windows import records as layout
 from stream.features.windows.arrays import CHUNK, H_COUNT, H_FIRST_CHUNK, H_NEXT_CHUNK, HDR_SIZE, HEAD
 from stream.state.format import _MAGIC, CORRUPT, FORMAT_VERSION, OK, checksum
+from support import unpacked
 from support.paths import SEARCH_PATH
 
 ORDINARY = json.dumps(decoder._BODY).encode()
@@ -112,9 +113,9 @@ def test_the_longest_record_that_is_valid_is_within_the_limits() -> None:
 @given(st.binary(max_size=600))
 def test_any_bytes_are_a_record_or_a_state_error(raw: bytes) -> None:
     for unpack, key in (
-        (layout.unpack_chunk, layout.chunk_key(b"u", 1)),
-        (layout.unpack_segment, layout.segment_key(b"u", 1)),
-        (layout.unpack_live, layout.live_key(b"u")),
+        (unpacked.unpack_chunk, layout.chunk_key(b"u", 1)),
+        (unpacked.unpack_segment, layout.segment_key(b"u", 1)),
+        (unpacked.unpack_live, layout.live_key(b"u")),
         (layout.migrate, layout.head_key(b"u")),
     ):
         for start in (b"", key[-5:-4]):
@@ -135,7 +136,7 @@ def test_any_words_with_a_right_checksum_are_read_or_refused(values: list[int], 
         assert 0 <= hdr[H_FIRST_CHUNK] <= hdr[H_NEXT_CHUNK] < 2**32
         assert 32 * (hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK]) <= hdr[H_COUNT]
         assert hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK] <= layout.MAX_CHUNKS
-    for unpack in (layout.unpack_chunk, layout.unpack_segment, layout.unpack_live):
+    for unpack in (unpacked.unpack_chunk, unpacked.unpack_segment, unpacked.unpack_live):
         try:
             unpack(words.tobytes(), layout.chunk_key(b"u", 1))
         except StateError as error:

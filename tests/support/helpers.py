@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from stream.errors import BrokerError
+from stream.kafka import admin
 from stream.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,3 +57,25 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def wait_until_ready(settings: Settings, timeout_seconds: float) -> None:
+    """Wait until the broker answers metadata requests.
+
+    Raises
+    ------
+    BrokerError
+        The broker did not answer within ``timeout_seconds``. A refusal (wrong password) is raised at once.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        left = max(deadline - time.monotonic(), 0.1)
+        try:
+            admin.probe(settings.kafka, left)
+        except admin._RefusedError:
+            raise
+        except BrokerError:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return

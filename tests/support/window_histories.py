@@ -24,6 +24,7 @@ from stream.features.windows.arrays import (
 )
 from stream.features.windows.cache import HistoryCache
 from stream.state.format import OK, user_of_key
+from support import unpacked
 from support.histories import DAY, HOUR, Engine, Event, Taken, User, disagreements
 
 if TYPE_CHECKING:
@@ -185,10 +186,10 @@ def content(engine: Engine, user: bytes) -> tuple[list[int], list[list[int]], li
     hdr, head, pending = parts(engine, user)
     first, end = int(hdr[H_FIRST_CHUNK]), int(hdr[H_NEXT_CHUNK])
     numbers = range(first, end)
-    chunks = [layout.unpack_chunk(engine.memory[layout.chunk_key(user, number)], b"") for number in numbers]
+    chunks = [unpacked.unpack_chunk(engine.memory[layout.chunk_key(user, number)], b"") for number in numbers]
     live: list[bool] = []
     if chunks:
-        start, bitmaps = layout.unpack_live(engine.memory[layout.live_key(user)], b"")
+        start, bitmaps = unpacked.unpack_live(engine.memory[layout.live_key(user)], b"")
         for number in numbers:
             bits = int(bitmaps[number - start])
             live += [bool(bits >> at & 1) and number * CHUNK + at not in pending for at in range(CHUNK)]

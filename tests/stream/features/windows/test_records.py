@@ -29,6 +29,7 @@ from stream.features.windows.arrays import (
 )
 from stream.features.windows.events import FAILED
 from stream.state.format import FORMAT_VERSION, OK, checksum, user_of_key
+from support import unpacked
 from support.histories import DAY, HOUR, Engine, Event
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def test_chunks_come_back() -> None:
     sealed = some_chunks(1, 5)
     records = packed(sealed, *[(layout.CHUNK_KIND, chunk, 1, 0) for chunk in range(5)])
     for chunk, record in enumerate(records):
-        found = layout.unpack_chunk(record, b"")
+        found = unpacked.unpack_chunk(record, b"")
         np.testing.assert_array_equal(found, sealed.store[sealed.slot[chunk]])
 
 
@@ -127,7 +128,7 @@ def test_chunks_come_back() -> None:
 def test_a_segment_comes_back(chunks: int) -> None:
     sealed = some_chunks(chunks, SEGMENT + chunks)
     [_, record] = packed(sealed, (layout.CHUNK_KIND, 0, 1, 0), (layout.SEGMENT_KIND, SEGMENT, chunks, 0))
-    found = layout.unpack_segment(record, b"")
+    found = unpacked.unpack_segment(record, b"")
     for name, part in zip(("times", "sums", "merchants", "id_fingerprints"), found, strict=True):
         expected = getattr(sealed, name)[SEGMENT : SEGMENT + chunks]
         np.testing.assert_array_equal(part, expected)
@@ -137,7 +138,7 @@ def test_a_segment_comes_back(chunks: int) -> None:
 def test_live_bitmaps_come_back(chunks: int) -> None:
     sealed = some_chunks(chunks, chunks + 2)
     [record] = packed(sealed, (layout.LIVE_KIND, 2, chunks, 9))
-    first, live2 = layout.unpack_live(record, b"")
+    first, live2 = unpacked.unpack_live(record, b"")
     assert first == 9
     np.testing.assert_array_equal(live2, sealed.live[2 : chunks + 2])
 
