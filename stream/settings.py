@@ -429,24 +429,24 @@ _KINDS: Final[dict[Any, str]] = {
 
 def setting_references() -> list[SettingReference]:
     """Return the documentation of every setting, in the order of the models."""
+    return [
+        SettingReference(section, variable, _kind(field), _default(field), field.description or "")
+        for section, variable, field in _fields(Settings)
+    ]
 
-    def walk(section: str, prefix: str, model: type[BaseModel]) -> Iterator[SettingReference]:
-        nested: list[tuple[str, type[BaseModel]]] = []
-        for name, field in model.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                nested.append((name, field.annotation))
-                continue
-            yield SettingReference(
-                section,
-                f"{prefix}{name.upper()}",
-                _kind(field),
-                _default(field),
-                field.description or "",
-            )
-        for name, inner in nested:
-            yield from walk(name, f"{prefix}{name.upper()}__", inner)
 
-    return list(walk("", "RISKSTREAM_", Settings))
+def _fields(
+    model: type[BaseModel], section: str = "", prefix: str = "RISKSTREAM_"
+) -> Iterator[tuple[str, str, FieldInfo]]:
+    """Yield section, environment variable and field of every setting, the sections' last."""
+    nested: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            nested.append((name, field.annotation))
+        else:
+            yield section, f"{prefix}{name.upper()}", field
+    for name, inner in nested:
+        yield from _fields(inner, name, f"{prefix}{name.upper()}__")
 
 
 def _kind(field: FieldInfo) -> str:
@@ -483,13 +483,8 @@ def _known_variables() -> set[str]:
         "RISKSTREAM_REQUIRE_PROMETHEUS",
         "RISKSTREAM_TEST_FAULT",
     }
-
-    def add(prefix: str, model: type[BaseModel]) -> None:
-        for name, field in model.model_fields.items():
-            variable = f"{prefix}{name.upper()}"
-            names.add(variable)
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                add(f"{variable}__", field.annotation)
-
-    add("RISKSTREAM_", Settings)
+    for section, variable, _ in _fields(Settings):
+        names.add(variable)
+        if section:
+            names.add(f"RISKSTREAM_{section.upper()}")  # a whole section, as JSON
     return names
