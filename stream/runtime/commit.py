@@ -96,7 +96,6 @@ class Commit:
             A step failed. None of the micro-batch's records is declared done.
         """
         metrics, step = self._metrics, self._step
-        started = time.perf_counter()
         outputs_ns, started = await self._produce(batch)
         produced_ns = time.time_ns()
         if previous is not None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stream.monitoring.metrics import Metrics
     from stream.monitoring.tracing import Tracer
     from stream.pipeline.transactions import TransactionPipeline
+    from stream.runtime.faust_adapter.store import RocksDBStore
     from stream.settings import Settings
     from stream.state.store import StateReader
 
@@ -89,18 +90,19 @@ class Runtime(WorkerHooks):
         self._tasks: list[asyncio.Task[None]] = []
         self.app, source, self._table = build_faust_app(settings, pipeline.consumed_topics, self)
         self.app.agent(source, name="score")(self._consume)
-        self.fencing = PartitionFencing(settings, producer, lambda: self._table.data)
+        self.fencing = PartitionFencing(settings, producer, self._store)
         uncommitted = UncommittedState()
-        self.commit = Commit(
-            producer.deliver, lambda: self._table.data, uncommitted, settings, metrics, step, tracer
-        )
-        self.processor = Processor(
-            pipeline, self.commit, lambda: self._table.data, uncommitted, settings, metrics, step
-        )
+        self.commit = Commit(producer.deliver, self._store, uncommitted, settings, metrics, step, tracer)
+        self.processor = Processor(pipeline, self.commit, self._store, uncommitted, settings, metrics, step)
         self.watchdog = Watchdog(settings.watchdog, settings.topics.transactions, self)
         self.endpoint = Endpoint(settings.metrics, metrics.render, lambda: self.healthy, lambda: self.ready)
         self.scoring = self._forwarder() if settings.scoring.enabled else None
         metrics.measure_with(self._store_metrics)
+
+    def _store(self) -> RocksDBStore:
+        """Return the table's store; Faust makes it on first use."""
+        store: RocksDBStore = self._table.data
+        return store
 
     def _forwarder(self) -> PredictForwarder:
         config = self.pipeline.config
@@ -157,7 +159,7 @@ class Runtime(WorkerHooks):
         recovery = self.app.tables.recovery
         remaining = int(recovery.active_remaining_total()) if recovery.in_recovery else 0
         return store_metrics.read(
-            self._table.data.databases(),
+            self._store().databases(),
             recovery_remaining=max(0, remaining),
             stalled_seconds=self.watchdog.stalled_seconds,
             rebalances=int(self.app.rebalancing_count),

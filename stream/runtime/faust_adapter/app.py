@@ -56,8 +56,7 @@ class StreamApp(faust.App):  # type: ignore[misc]
         self.loop.call_soon_threadsafe(self._end, error)
 
     def _end(self, error: BaseException) -> None:
-        if not self.hooks.on_fatal(error):
-            self._crashing = asyncio.ensure_future(super().crash(error))
+        self._crashing = asyncio.ensure_future(self.crash(error))
 
     async def crash(self, reason: BaseException) -> None:
         """Report the error that ends the worker, not Faust's path to it."""
