@@ -13,7 +13,7 @@ from stream.features.profiles.offline import fill_profile
 from stream.features.profiles.spec import ENTITIES
 from stream.features.spec import CATEGORY_COLUMNS, FeatureSpec
 from stream.features.vector import Columns, VectorBuilder
-from stream.features.windows.arrays import CHUNK, SEGMENT, new_sealed
+from stream.features.windows.arrays import CHUNK, DUPLICATE, LATE, SCORED, SEGMENT, new_sealed
 from stream.features.windows.drivers import run_users
 from stream.features.windows.events import HistoryConfig
 from stream.state.hashing import hash_ids
@@ -39,9 +39,7 @@ __all__ = [
 ]
 
 
-SCORED: Final = 0
-LATE: Final = 1
-DUPLICATE: Final = 2
+#: The outcome of a row that makes no valid transaction, beside the histories' SCORED, LATE and DUPLICATE.
 REJECTED: Final = 3
 
 #: Events between two reports of progress.

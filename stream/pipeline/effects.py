@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,9 @@ __all__ = [
 
 #: Records by topic and partition.
 Sends = dict[tuple[str, int], list[ProducerRecord]]
+
+#: Outcomes by their codes in the histories' results; a replayed or failed event has none.
+OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")

@@ -15,12 +15,12 @@ from stream.decisions.policy import Policy
 from stream.decisions.reasons import Explainer
 from stream.errors import InvalidRecordError
 from stream.events.decode import TransactionRow, row_of_object
-from stream.events.models import Outcome
 from stream.features.vector import VectorBuilder
-from stream.features.windows.arrays import DUPLICATE, LATE, SCORED
+from stream.features.windows.arrays import LATE, SCORED
 from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
 from stream.pipeline.columns import columns_of
+from stream.pipeline.effects import OUTCOMES
 from stream.pipeline.entity_join.preview import ProfilePreview
 from stream.scoring.predictor import Predictor
 from stream.state.hashing import hash_ids
@@ -39,12 +39,6 @@ __all__ = ["Preview"]
 
 #: Behind every offset that a history can hold, so that nothing is taken for a replay.
 _NEVER_APPLIED: Final = 2**62
-
-_OUTCOMES: Final = {
-    SCORED: Outcome.SCORED,
-    LATE: Outcome.LATE,
-    DUPLICATE: Outcome.DUPLICATE,
-}
 
 
 class Preview:
@@ -120,7 +114,7 @@ class Preview:
             if code == FAILED:
                 answer |= {"outcome": "failed", "error": str(result.errors[users[row.user_id]])}
             else:
-                answer["outcome"] = _OUTCOMES[code].value
+                answer["outcome"] = OUTCOMES[code].value
             if index in scores:
                 verdict = self._policy.judge(scores[index])
                 answer |= {

@@ -8,7 +8,7 @@ records, state, bundle and time give the same effects to the byte.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
 from stream.pipeline.columns import columns_of, events_of
 from stream.pipeline.effects import (
+    OUTCOMES,
     Alerted,
     Batch,
     BatchEffects,
@@ -44,10 +45,6 @@ if TYPE_CHECKING:
     from stream.scoring.bundle import Bundle
 
 __all__ = ["TransactionPipeline"]
-
-
-#: Outcomes of records that have an effect; a record whose effect the state already holds has none.
-_OUTCOMES: Final = (Outcome.SCORED, Outcome.LATE, Outcome.DUPLICATE)
 
 
 class TransactionPipeline:
@@ -200,7 +197,7 @@ class TransactionPipeline:
         decide = self._encoder(part.batch).decision if self.config.decisions else None
         counts = np.bincount(part.outcome, minlength=FAILED + 1).tolist()
         effects.replayed = counts[REPLAYED]
-        effects.outcomes |= {outcome: counts[code] for code, outcome in enumerate(_OUTCOMES) if counts[code]}
+        effects.outcomes |= {outcome: counts[code] for code, outcome in enumerate(OUTCOMES) if counts[code]}
         indexes = range(part.rows.start, part.rows.stop)
         for index, (record, row), code in zip(indexes, part.decoded, part.outcome.tolist(), strict=True):
             if code <= DUPLICATE:
@@ -208,7 +205,7 @@ class TransactionPipeline:
                     verdict, features = verdicts.get(index), None
                     if names and verdict is not None:
                         features = dict(zip(names, matrix[index].tolist(), strict=True))
-                    effects.decisions.append(decide(record, row, _OUTCOMES[code], verdict, features))
+                    effects.decisions.append(decide(record, row, OUTCOMES[code], verdict, features))
             elif code == FAILED:
                 error = part.errors[row.user_id]
                 _reject(part, record, error, "$", f"{error}, at offset {record.offset}")
