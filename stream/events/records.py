@@ -1,4 +1,4 @@
-"""records."""
+"""Records as Kafka has them: consumed, to be produced, and their trace headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""clients."""
+"""Connection settings of kafka-python's and aiokafka's clients, with TLS and SASL."""
 
 from __future__ import annotations
 

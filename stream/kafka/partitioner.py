@@ -1,4 +1,4 @@
-"""partitioner."""
+"""The partition of a key, as Kafka's Java clients and librdkafka choose it."""
 
 from __future__ import annotations
 

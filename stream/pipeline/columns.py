@@ -1,4 +1,4 @@
-"""columns."""
+"""From rows to columns: the events of histories, and the columns of vectors."""
 
 from __future__ import annotations
 

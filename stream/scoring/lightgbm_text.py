@@ -1,4 +1,4 @@
-"""lightgbm_text."""
+"""The parser of LightGBM's text format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tree_kernels."""
+"""The compiled loops over a model's trees: scores and SHAP values."""
 
 from __future__ import annotations
 

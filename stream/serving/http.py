@@ -1,4 +1,4 @@
-"""http."""
+"""Listening on an address, and the bearer token: shared by all endpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""format."""
+"""The format of any stored record: its key, version, checksum and migrations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""store."""
+"""Readers of state records, and a store in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cache."""
+"""The cache of entity logs: the last used ones stay in memory, the others are read from the store."""
 
 from __future__ import annotations
 

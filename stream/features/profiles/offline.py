@@ -1,4 +1,4 @@
-"""offline."""
+"""Profiles of a whole file: the features of every transaction from its entity's earlier rows and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""arrays."""
+"""The layout of a history in memory: header, head and sealed chunks, and a batch's arrays."""
 
 from __future__ import annotations
 

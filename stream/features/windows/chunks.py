@@ -1,4 +1,4 @@
-"""chunks."""
+"""What keeps long histories cheap: window cache, hash tables, and the sealing of chunks."""
 
 from __future__ import annotations
 

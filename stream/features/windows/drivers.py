@@ -1,4 +1,4 @@
-"""drivers."""
+"""The loops over many users: whole files offline, and the worker's users without sealed chunks."""
 
 from __future__ import annotations
 

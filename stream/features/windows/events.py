@@ -1,4 +1,4 @@
-"""events."""
+"""The input and the result of a batch of events."""
 
 from __future__ import annotations
 
