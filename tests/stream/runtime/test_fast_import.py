@@ -10,12 +10,13 @@ import sys
 from stream.runtime.fast_import import import_without_optional
 import_without_optional(drift=True)
 import stream.monitoring.drift, stream.runtime.worker
-print(*sorted({"lightgbm", "river", "sklearn", "pandas"} & sys.modules.keys()))
+libraries = {"lightgbm", "river", "sklearn", "pandas", "sqlalchemy", "scipy.stats"}
+print(*sorted(libraries & sys.modules.keys()))
 import numpy as np, lightgbm
 rows = np.arange(200.0).reshape(100, 2)
 made = lightgbm.train({"verbose": -1, "min_data_in_leaf": 1}, lightgbm.Dataset(rows, rows[:, 0] > 50), 3)
 print(lightgbm.Booster(model_str=made.model_to_string()).predict(rows).shape)
-import pandas, sklearn.linear_model
+import pandas, scipy.stats, sklearn.linear_model
 print(sklearn.__name__, pandas.__name__)
 """
 
