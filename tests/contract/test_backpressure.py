@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 MIB = 1 << 20
 #: All at once, and far more than a worker may hold: with the memo, 60 MB of values alone.
-FLOOD = 45_000
+FLOOD = 22_000
 #: What a worker may grow by while it works them off. Two rounds, the fetches of four partitions and the stores'
 #: write buffers have room in it; the flood, as records in memory, has not.
 GROWTH_MIB = 60
@@ -34,7 +34,7 @@ GROWTH_MIB = 60
 
 def flood() -> Iterator[Sent]:
     rng = random.Random(5)
-    memo = "m" * 1_000
+    memo = "m" * 2_500
     for number in range(FLOOD):
         user = f"user-{rng.randrange(20_000)}"
         value = (
