@@ -12,11 +12,13 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FencedError",
+    "InternalError",
     "InvalidRecordError",
     "RiskStreamError",
     "StalledError",
     "StateError",
     "TopicMismatchError",
+    "UnreadableBatchError",
 ]
 
 
@@ -53,6 +55,17 @@ class TopicMismatchError(BrokerError):
     """A topic has other partitions or another policy than the settings require."""
 
 
+class UnreadableBatchError(BrokerError):
+    """A record batch of a consumed topic cannot be decoded; the text names it and how to skip it."""
+
+    def __init__(self, topic: str, partition: int, first: int, last: int, reason: str) -> None:
+        super().__init__(
+            f"{topic} [{partition}] cannot be read from offset {first} to {last}: {reason}; nothing "
+            "behind it is consumed: skip these records with "
+            f"'riskstream skip {topic}:{partition}:{first} --why REASON'"
+        )
+
+
 class DataError(RiskStreamError):
     """A file of transactions cannot be read or mapped; the text names the file, column and row."""
 
@@ -66,6 +79,12 @@ class StateError(RiskStreamError):
     """
 
     exit_code = 6
+
+
+class InternalError(RiskStreamError):
+    """An exception that nobody has foreseen: a defect of RiskStream; the text has its cause."""
+
+    exit_code = 8
 
 
 class StalledError(RiskStreamError):

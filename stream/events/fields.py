@@ -17,6 +17,7 @@ from stream.events.currencies import MINOR_UNIT_DECIMALS
 
 __all__ = [
     "MAX_AMOUNT_MINOR",
+    "MAX_TIME_MS",
     "MS_PER_DAY",
     "Amount",
     "Balance",
@@ -35,7 +36,9 @@ MAX_AMOUNT_MINOR: Final = 10**15
 
 _MAX_ATTRIBUTES: Final = 64
 _MIN_TIME_MS: Final = 0
-_MAX_TIME_MS: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+#: The last millisecond that a date of four digits can express.
+MAX_TIME_MS: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+_FIRST_TIME_MS: Final = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
@@ -75,14 +78,19 @@ def parse_event_time(value: object) -> int:
         milliseconds = (moment - _EPOCH) // _MILLISECOND
     else:
         raise PydanticCustomError("event_time", "must be an RFC 3339 text or integer epoch milliseconds")
-    if not _MIN_TIME_MS <= milliseconds <= _MAX_TIME_MS:
+    if not _MIN_TIME_MS <= milliseconds <= MAX_TIME_MS:
         raise PydanticCustomError("event_time", "must lie in the years 1970 to 9999")
     return milliseconds
 
 
 @lru_cache(maxsize=1024)  # records that reach Kafka together have one time
 def format_event_time(milliseconds: int) -> str:
-    """Return ``milliseconds`` since the epoch as RFC 3339 in UTC with three decimals."""
+    """Return ``milliseconds`` since the epoch as RFC 3339 in UTC with three decimals.
+
+    A time before the year 1 or after 9999, such as a record's timestamp in another unit, becomes the nearest
+    that the format has.
+    """
+    milliseconds = min(max(milliseconds, _FIRST_TIME_MS), MAX_TIME_MS)
     minute, rest = divmod(milliseconds, 60_000)
     return f"{_minute_text(minute)}{rest // 1000:02d}.{rest % 1000:03d}Z"
 
@@ -177,7 +185,7 @@ EventTime = Annotated[
         {
             "anyOf": [
                 {"type": "string", "format": "date-time"},
-                {"type": "integer", "minimum": _MIN_TIME_MS, "maximum": _MAX_TIME_MS},
+                {"type": "integer", "minimum": _MIN_TIME_MS, "maximum": MAX_TIME_MS},
             ],
             "description": "RFC 3339 with an offset, or integer epoch milliseconds",
         }

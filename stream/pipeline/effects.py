@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from stream.decisions.sentences import Language
-    from stream.errors import InvalidRecordError, RiskStreamError, StateError
+    from stream.errors import InvalidRecordError, StateError
     from stream.pipeline.counters import JoinEvent
 
 __all__ = [
@@ -135,6 +135,8 @@ class BatchEffects:
         Offset from which the partition must be consumed after a restart; None: from behind the batch.
     join_counts:
         Counts of the entity join's events.
+    internal_errors:
+        The unforeseen exceptions among the dead letters' causes, with their source offsets.
     """
 
     alerts: list[ProducerRecord] = field(default_factory=list)
@@ -153,12 +155,13 @@ class BatchEffects:
     requests: Sends = field(default_factory=dict)
     resume_offset: int | None = None
     join_counts: Counter[JoinEvent] = field(default_factory=Counter)
+    internal_errors: list[tuple[int, Exception]] = field(default_factory=list)
 
     def reject(
         self,
         batch: Batch,
         record: ConsumerRecord,
-        error: RiskStreamError,
+        error: Exception,
         field_name: str,
         reason: str,
         now_ms: int,
@@ -174,6 +177,16 @@ class BatchEffects:
     ) -> None:
         """Send a record that is not valid to the dead letters."""
         self.reject(batch, record, error, error.field, error.reason, now_ms)
+
+    def reject_internal_error(
+        self, batch: Batch, record: ConsumerRecord, error: Exception, now_ms: int
+    ) -> None:
+        """Send a record whose processing raised an unforeseen exception to the dead letters."""
+        reason = (
+            f"internal error at {batch.topic} [{batch.partition}], offset {record.offset}: {error!r:.500}"
+        )
+        self.reject(batch, record, error, "$", reason, now_ms)
+        self.internal_errors.append((record.offset, error))
 
 
 class DecodedRecord(NamedTuple):

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from stream.decisions.policy import Verdict, alert_id
-from stream.events.fields import format_event_time
+from stream.events.fields import MAX_TIME_MS, format_event_time
 from stream.events.models import DeadLetterHeader, Outcome
 from stream.events.records import ConsumerRecord, ProducerRecord, trace_context
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stream.errors import RiskStreamError
     from stream.events.decode import TransactionRow
 
 __all__ = ["MAX_DEAD_LETTER_BYTES", "Encoder", "dead_letter"]
@@ -25,6 +24,9 @@ __all__ = ["MAX_DEAD_LETTER_BYTES", "Encoder", "dead_letter"]
 MAX_DEAD_LETTER_BYTES: Final = 1_000_000
 
 _MAX_CUT_KEY_BYTES: Final = 1_000
+
+#: The lengths of a header's name and value.
+_HEADER_OVERHEAD_BYTES: Final = 2
 
 
 class Encoder:
@@ -72,7 +74,9 @@ class Encoder:
 
     def _head(self, record: ConsumerRecord, row: TransactionRow) -> bytes:
         """Return the JSON that alerts and decisions begin with; to dump it all costs thrice."""
-        scored_at_ms = record.timestamp_ms if record.timestamp_ms >= 0 else row.event_time
+        scored_at_ms = record.timestamp_ms
+        if not 0 <= scored_at_ms <= MAX_TIME_MS:
+            scored_at_ms = row.event_time  # the producer's timestamp is missing or in another unit
         return b'{"transaction_id":%b,"user_id":%b,"event_time":"%b","scored_at":"%b%b%d' % (
             orjson.dumps(row.transaction_id),
             orjson.dumps(row.user_id),
@@ -91,7 +95,7 @@ def dead_letter(
     topic: str,
     partition: int,
     record: ConsumerRecord,
-    error: RiskStreamError,
+    error: Exception,
     field: str,
     reason: str,
     refused_at_ms: int,
@@ -101,7 +105,9 @@ def dead_letter(
     A record that is too large to be sent again is cut and keeps only the trace headers; the reason says so.
     """
     key, value, own = record.key, record.value, record.headers
-    size = len(key or b"") + len(value or b"") + sum(len(name) + len(text or b"") for name, text in own)
+    # An empty header takes some bytes too, and one record may have half a million.
+    size = len(key or b"") + len(value or b"")
+    size += sum(len(name) + len(text or b"") + _HEADER_OVERHEAD_BYTES for name, text in own)
     if size > MAX_DEAD_LETTER_BYTES:
         key = key and key[:_MAX_CUT_KEY_BYTES]
         value = value and value[: MAX_DEAD_LETTER_BYTES - _MAX_CUT_KEY_BYTES]

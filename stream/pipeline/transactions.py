@@ -14,7 +14,7 @@ import numpy as np
 
 from stream.decisions.policy import Policy, Verdict
 from stream.decisions.reasons import Explainer
-from stream.errors import InvalidRecordError, RiskStreamError
+from stream.errors import InvalidRecordError
 from stream.events.decode import decode_row
 from stream.events.models import Outcome
 from stream.features.vector import VectorBuilder
@@ -129,6 +129,19 @@ class TransactionPipeline:
         """Forget the long histories that are kept unpacked; they are read anew when they are needed."""
         self._cache.forget()
 
+    def roll_back(self) -> None:
+        """Undo what the last call of :meth:`process_all` changed in memory: it raised an exception."""
+        self._cache.forget()
+
+    def reject_internal_error(self, batch: Batch, error: Exception, now_ms: int) -> BatchEffects:
+        """Return the effects of a batch of one record that raises an unforeseen exception: a dead letter."""
+        [record] = batch.records
+        effects = BatchEffects()
+        if batch.topic == self.config.source_topic:
+            effects.outcomes[Outcome.REJECTED] = 1
+        effects.reject_internal_error(batch, record, error, now_ms)
+        return effects
+
     def _advance(
         self,
         parts: list[PartitionBatch],
@@ -237,7 +250,7 @@ class TransactionPipeline:
 
 
 def _reject(
-    part: PartitionBatch, record: ConsumerRecord, error: RiskStreamError, field_name: str, reason: str
+    part: PartitionBatch, record: ConsumerRecord, error: Exception, field_name: str, reason: str
 ) -> None:
     outcomes = part.effects.outcomes
     outcomes[Outcome.REJECTED] = outcomes.get(Outcome.REJECTED, 0) + 1

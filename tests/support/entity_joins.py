@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from stream.events.records import ConsumerRecord, ProducerRecord
+from stream.pipeline.bisection import decide
 from stream.pipeline.effects import Batch, BatchEffects
 from stream.pipeline.entity_join.messages import EntityRequest, decode_request
 from stream.pipeline.entity_join.topology import EntityJoinPipeline, EntityJoinTopics
@@ -64,12 +65,19 @@ class Bus:
 class Worker:
     """One worker that has every partition."""
 
-    def __init__(self, bus: Bus, bundle: Bundle, config: PipelineConfig, now_ms: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        bundle: Bundle,
+        config: PipelineConfig,
+        now_ms: int,
+        kind: type[EntityJoinPipeline] = EntityJoinPipeline,
+    ) -> None:
         names = EntityJoinTopics(
             TOPICS.transactions, TOPICS.labels, TOPICS.requests, TOPICS.responses, bus.partitions
         )
         self.bus = bus
-        self.pipeline = EntityJoinPipeline(bundle, config, names)
+        self.pipeline = kind(bundle, config, names)
         self.places = dict(bus.committed)
         self.now_ms = now_ms
 
@@ -86,8 +94,8 @@ class Worker:
             self.places[topic, partition] = place + len(records)
             batches.append(Batch(topic, partition, hash_id(f"{topic}:{partition}"), records))
         stores = [bus.stores.setdefault(batch.partition, MemoryStore()) for batch in batches]
-        all_effects = self.pipeline.process_all(batches, stores, self.now_ms)
-        return self._carry_out(batches, all_effects, falls_at)
+        decided = decide(self.pipeline, batches, stores, self.now_ms)
+        return self._carry_out([batch for batch, _ in decided], [effects for _, effects in decided], falls_at)
 
     def _carry_out(self, batches: list[Batch], all_effects: list[BatchEffects], falls_at: str) -> bool:
         bus = self.bus
@@ -133,13 +141,14 @@ def run(
     rng: random.Random,
     most: int = 7,
     crashes: int = 0,
+    kind: type[EntityJoinPipeline] = EntityJoinPipeline,
 ) -> None:
     """Let workers work, one after another's fall, so many of them, until nothing waits."""
-    worker = Worker(bus, bundle, config, now_ms)
+    worker = Worker(bus, bundle, config, now_ms, kind)
     while waiting := worker.waiting():
         chosen = rng.sample(waiting, rng.randint(1, len(waiting)))
         falls_at = rng.choice(STEPS) if crashes and rng.random() < 0.3 else ""
         crashes -= bool(falls_at)
         if not worker.round(chosen, rng.randint(1, most), falls_at):
-            worker = Worker(bus, bundle, config, now_ms)
+            worker = Worker(bus, bundle, config, now_ms, kind)
     assert worker.pipeline.backlog == 0

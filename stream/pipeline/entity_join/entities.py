@@ -62,6 +62,19 @@ class EntityStage:
             effects.writes += logs[prefix].writes(self._plan.horizons[code])
         self._logs.keep(batch.partition, logs.values())
 
+    def respond_without_features(self, batch: Batch, effects: BatchEffects) -> None:
+        """Respond to a batch's requests as if the entities were unknown."""
+        for record in batch.records:
+            try:
+                message = decode_request(record.value)
+            except InvalidRecordError:
+                continue
+            if isinstance(message, EntityRequest):
+                features = self._plan.unknown(message.entity)
+                response = EntityResponse(message.entity, message.pending_id, self._spec_hash, features)
+                target = (self._topics.responses, message.partition)
+                effects.outputs.setdefault(target, []).append(response.encode())
+
     def _read(
         self, log: EntityLog, request: EntityRequest, effects: BatchEffects
     ) -> tuple[npt.NDArray[np.float64] | None, bool]:

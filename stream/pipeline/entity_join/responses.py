@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stream.errors import InvalidRecordError
 from stream.events.decode import decode_row
+from stream.events.models import Outcome
 from stream.pipeline import counters
 from stream.pipeline.columns import columns_of, events_of
 from stream.pipeline.effects import Batch, BatchEffects, DecodedRecord, PartitionBatch
-from stream.pipeline.entity_join.messages import decode_join_record
+from stream.pipeline.entity_join.messages import PendingTransaction, decode_join_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,9 +61,31 @@ class JoinStage:
             if join is not None:
                 complete.append(join)
         if batch.records:
-            oldest = self._pending.oldest(batch.partition)
-            effects.resume_offset = batch.records[-1].offset + 1 if oldest is None else oldest
+            effects.resume_offset = self._resume_offset(batch)
         return complete
+
+    def _resume_offset(self, batch: Batch) -> int:
+        oldest = self._pending.oldest(batch.partition)
+        return batch.records[-1].offset + 1 if oldest is None else oldest
+
+    def reject_internal_error(self, batch: Batch, error: Exception, now_ms: int) -> BatchEffects:
+        """Give up the transaction of a record that raises an unforeseen exception, as a dead letter."""
+        effects = BatchEffects()
+        [record] = batch.records
+        rejected, source = record, batch
+        try:
+            message = decode_join_record(record)
+        except InvalidRecordError:
+            message = None
+        pending = message if isinstance(message, PendingTransaction) else None
+        if message is not None and (join := self._pending.discard(batch.partition, message.pending_id)):
+            pending = join.transaction
+        if pending is not None:
+            rejected, source = pending.record, replace(batch, topic=self._topics.transactions)
+            effects.outcomes[Outcome.REJECTED] = 1
+        effects.reject_internal_error(source, rejected, error, now_ms)
+        effects.resume_offset = self._resume_offset(batch)
+        return effects
 
     def reopen(
         self, batch: Batch, joins: list[PendingJoin], effects: BatchEffects, now_ms: int

@@ -78,6 +78,25 @@ class EntityJoinPipeline(TransactionPipeline):
         super().forget()
         self.on_rebalanced()
 
+    def roll_back(self) -> None:
+        """Undo what the last call of :meth:`process_all` changed in memory: it raised an exception."""
+        super().roll_back()
+        self._user_logs.forget()
+        self._entity_logs.forget()
+        self._pending.roll_back()
+
+    def reject_internal_error(self, batch: Batch, error: Exception, now_ms: int) -> BatchEffects:
+        """Return the effects of a record that raises an unforeseen exception; no transaction stays pending.
+
+        A request gets a response without features. A response becomes the dead letter of its transaction.
+        """
+        if batch.topic == self._topics.responses:
+            return self._join.reject_internal_error(batch, error, now_ms)
+        effects = super().reject_internal_error(batch, error, now_ms)
+        if batch.topic == self._topics.requests:
+            self._entities.respond_without_features(batch, effects)
+        return effects
+
     def on_rebalanced(self) -> None:
         """Drop logs and pending transactions: consumption resumes before the oldest pending one."""
         self._user_logs.forget()
@@ -92,6 +111,7 @@ class EntityJoinPipeline(TransactionPipeline):
         self, batches: Sequence[Batch], readers: Sequence[StateReader], now_ms: int
     ) -> list[BatchEffects]:
         """Return the effects of each batch, of any of the consumed topics."""
+        self._pending.begin()
         topics = self._topics
         effects: list[BatchEffects] = [BatchEffects() for _ in batches]
         transactions: list[int] = []
