@@ -104,6 +104,17 @@ class KafkaSettings(_Section):
     max_poll_records: int = Field(
         default=2000, ge=1, le=100_000, description="Maximum number of records of a partition in a batch"
     )
+    max_batch_mib: int = Field(
+        default=32,
+        ge=1,
+        le=1024,
+        description="Record batches with more uncompressed MiB are decompressed in pieces and read record by "
+        "record, which is slower and bounds the worker's memory",
+    )
+    isolation_level: Literal["read_committed", "read_uncommitted"] = Field(
+        default="read_committed",
+        description="Whether consumers leave out records of aborted and open transactions",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> KafkaSettings:
@@ -141,7 +152,7 @@ class TopicSettings(_Section):
     decisions: str = Field(default="risk-decisions", description="Topic of the decisions")
     labels: str = Field(default="labels", description="Topic of the labels, used with entity profiles")
     dead_letters: str = Field(default="transactions-dlq", description="Topic of the rejected records")
-    control: str = Field(default="risk-control", description="Compacted topic reserved for control messages")
+    control: str = Field(default="risk-control", description="Compacted topic of control messages")
     partitions: int = Field(
         default=4, ge=1, le=10_000, description="Partitions of every keyed topic; fixed once there is state"
     )
@@ -476,13 +487,8 @@ def _default(field: FieldInfo) -> str:
 
 def _known_variables() -> set[str]:
     """Return every environment variable with a meaning."""
-    names = {
-        "RISKSTREAM_ENV_FILE",
-        "RISKSTREAM_CACHE_DIR",
-        "RISKSTREAM_REQUIRE_KAFKA",
-        "RISKSTREAM_REQUIRE_PROMETHEUS",
-        "RISKSTREAM_TEST_FAULT",
-    }
+    names = {"RISKSTREAM_" + name for name in ("ENV_FILE", "CACHE_DIR", "TEST_FAULT")}
+    names |= {"RISKSTREAM_REQUIRE_KAFKA", "RISKSTREAM_REQUIRE_PROMETHEUS"}
     for section, variable, _ in _fields(Settings):
         names.add(variable)
         if section:

@@ -59,6 +59,11 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "replay": ("stream.cli.commands.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.commands.alerts", "alerts", "Watch the alerts."),
     "dlq": ("stream.cli.commands.dlq", "dlq", "Read and replay dead letters."),
+    "skip": (
+        "stream.cli.commands.skip",
+        "skip",
+        "Let workers skip a record that they cannot consume.",
+    ),
     "bench": (
         "stream.cli.commands.bench",
         "bench",

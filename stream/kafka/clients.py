@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stream.settings import KafkaSettings
 
-__all__ = ["aiokafka_config", "client_config", "ssl_context"]
+__all__ = ["aiokafka_config", "bootstrap_servers", "client_config", "ssl_context"]
+
+
+def bootstrap_servers(kafka: KafkaSettings) -> list[str]:
+    """Return the brokers' addresses, each as ``host:port``."""
+    return [part.strip() for part in kafka.bootstrap_servers.split(",") if part.strip()]
 
 
 def client_config(kafka: KafkaSettings) -> dict[str, Any]:
@@ -18,7 +23,7 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
     system's authorities count.
     """
     config: dict[str, Any] = {
-        "bootstrap_servers": [part.strip() for part in kafka.bootstrap_servers.split(",") if part.strip()],
+        "bootstrap_servers": bootstrap_servers(kafka),
         "client_id": "riskstream",
         "security_protocol": kafka.security_protocol,
     }
@@ -51,7 +56,7 @@ def ssl_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
 def aiokafka_config(kafka: KafkaSettings) -> dict[str, Any]:
     """Return how to reach the broker, as keyword arguments of aiokafka's clients."""
     config: dict[str, Any] = {
-        "bootstrap_servers": kafka.bootstrap_servers.split(","),
+        "bootstrap_servers": bootstrap_servers(kafka),
         "security_protocol": kafka.security_protocol,
         "ssl_context": ssl_context(kafka),
     }

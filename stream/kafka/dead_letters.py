@@ -131,7 +131,7 @@ def read_letters(
             raise DataError(
                 f"{settings.topics.dead_letters} has no partition {partition}, only 0 to {total - 1}"
             )
-    with TopicReader(settings, settings.topics.dead_letters, isolation_level="read_committed") as reader:
+    with TopicReader(settings, settings.topics.dead_letters) as reader:
         for record in reader.read_to_end(range(total) if partitions is None else partitions, start):
             yield _letter(record)
 

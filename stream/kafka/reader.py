@@ -52,8 +52,11 @@ class TopicReader:
                 **client_config(self._settings.kafka),
                 group_id=None,
                 enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                **self._options,
+                **{
+                    "auto_offset_reset": "earliest",
+                    "isolation_level": self._settings.kafka.isolation_level,
+                    **self._options,
+                },
             )
         except KafkaError as error:
             raise self._failed(error) from error
@@ -77,6 +80,12 @@ class TopicReader:
             for topic in self._topics
             for number in sorted(self._consumer.partitions_for_topic(topic) or ())
         ]
+
+    def bounds(self) -> dict[int, tuple[int, int]]:
+        """Return the first offset and the end of each partition of the first topic, by partition."""
+        own = [partition for partition in self.partitions() if partition.topic == self._topics[0]]
+        starts, ends = self._consumer.beginning_offsets(own), self._consumer.end_offsets(own)
+        return {partition.partition: (starts[partition], ends[partition]) for partition in own}
 
     def read_to_end(self, partitions: Sequence[int], start: int | None = None) -> Iterator[Any]:
         """Yield the records that partitions of the first topic hold now, partition after partition.
@@ -131,7 +140,7 @@ class TopicReader:
         """Return the last record of each partition that has any, as far as they arrive in time."""
         consumer, partitions = self._consumer, self.partitions()
         starts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-        missing = {partition for partition in partitions if ends[partition] > starts[partition]}
+        missing = {partition: 1 for partition in partitions if ends[partition] > starts[partition]}
         consumer.assign(list(missing))
         for partition in missing:
             consumer.seek(partition, ends[partition] - 1)
@@ -139,6 +148,15 @@ class TopicReader:
         deadline = time.monotonic() + timeout_seconds
         while missing and time.monotonic() < deadline:
             for partition, records in consumer.poll(timeout_ms=_POLL_MS).items():
-                missing.discard(partition)
+                missing.pop(partition, None)
                 last[partition] = records[-1]
+            for partition, back in list(missing.items()):
+                if consumer.position(partition) < ends[partition]:
+                    continue
+                # The end of the log holds no record for this reader: a marker, or an aborted transaction.
+                if ends[partition] - back <= starts[partition]:
+                    del missing[partition]
+                    continue
+                missing[partition] = 2 * back
+                consumer.seek(partition, max(starts[partition], ends[partition] - 2 * back))
         return last.values()

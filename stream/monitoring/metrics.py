@@ -245,6 +245,14 @@ class Metrics:
         self.dead_letters = catalog.counter(
             "dead_letters", "Dead letters sent, by rejected field.", ["field"]
         )
+        self.internal_errors = catalog.counter(
+            "internal_errors", "Records sent to the dead letters because of an unforeseen exception."
+        )
+        self.skipped = catalog.counter("skipped_records", "Records skipped on request of an operator.")
+        self.expired = catalog.counter(
+            "expired_records",
+            "Offsets of consumed topics that retention deleted unread: at least as many as records.",
+        )
         self.replayed = catalog.counter(
             "replayed_records", "Records skipped because the state already includes them."
         )
@@ -288,6 +296,11 @@ class Metrics:
             "prediction_seconds", "Duration of a request to /predict.", _SECONDS
         )
         self.lag = catalog.gauge("lag_records", "Records not yet processed, by partition.", ["partition"])
+        self.open_transactions = catalog.gauge(
+            "open_transaction_records",
+            "Records that wait for the end of a producer's transaction, by partition.",
+            ["partition"],
+        )
         self.assigned = catalog.gauge(
             "assigned_partitions", "Partitions of the source topic assigned to the worker."
         )

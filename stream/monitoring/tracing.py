@@ -91,12 +91,10 @@ class Tracer:
         self._tracer = provider.get_tracer("riskstream")
         self._group = group
 
-    def trace(
-        self, batches: Sequence[Batch], all_effects: Sequence[BatchEffects], times: MicroBatchTimes
-    ) -> None:
+    def trace(self, decided: Sequence[tuple[Batch, BatchEffects]], times: MicroBatchTimes) -> None:
         """Create the spans of a finished micro-batch."""
         left = _MAX_PER_ROUND
-        for batch, effects in zip(batches, all_effects, strict=True):
+        for batch, effects in decided:
             traced = [
                 (record, parent)
                 for record in batch.records

@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 _LATEST: Final = -1
 _EARLIEST: Final = -2
 _NO_REPLICA: Final = -1
+
+#: Isolation levels of a request for offsets: the end of the log, or the end of what is committed.
 _READ_UNCOMMITTED: Final = 0
+_READ_COMMITTED: Final = 1
 
 #: How often the watchdog looks, and how often it compares topic ids, which takes a separate connection.
 _LOOK_SECONDS: Final = 1.0
@@ -41,9 +44,19 @@ _TOPIC_SECONDS: Final = 15.0
 
 
 async def log_ends(
-    client: AIOKafkaClient, topic: str, partitions: Collection[int], *, earliest: bool = False
+    client: AIOKafkaClient,
+    topic: str,
+    partitions: Collection[int],
+    *,
+    earliest: bool = False,
+    committed: bool = False,
 ) -> dict[int, int]:
     """Return the end offset of each partition (or its first offset), from its leader.
+
+    Parameters
+    ----------
+    committed
+        Return the last stable offset instead of the end: the first offset of the oldest open transaction.
 
     Raises
     ------
@@ -59,7 +72,8 @@ async def log_ends(
         nodes.setdefault(leader, []).append((partition, _EARLIEST if earliest else _LATEST))
     found: dict[int, int] = {}
     for node, asked in nodes.items():
-        response = await client.send(node, OffsetRequest(_NO_REPLICA, _READ_UNCOMMITTED, [(topic, asked)]))
+        level = _READ_COMMITTED if committed else _READ_UNCOMMITTED
+        response = await client.send(node, OffsetRequest(_NO_REPLICA, level, [(topic, asked)]))
         for _, answers in response.topics:
             for partition, code, _, offset, *_ in answers:
                 error_type = errors.for_code(code)
@@ -119,14 +133,17 @@ class WorkerProbe(Protocol):
     async def source_topic_id(self) -> str:
         """Return Kafka's current id of the source topic; empty on a broker without topic ids."""
 
-    def on_lag(self, partition: int, records: int) -> None:
-        """Take notice of how many records wait in a source partition."""
+    def on_lag(self, partition: int, records: int, in_transactions: int) -> None:
+        """Take notice of how many records of a source partition wait to be read, or for open transactions."""
 
 
 class Watchdog:
     """Watches a worker, and ends it if it cannot go on and does not notice."""
 
-    def __init__(self, settings: WatchdogSettings, topic: str, probe: WorkerProbe) -> None:
+    def __init__(
+        self, settings: WatchdogSettings, topic: str, probe: WorkerProbe, *, read_committed: bool = False
+    ) -> None:
+        self._read_committed = read_committed
         self._settings = settings
         self._topic = topic
         self._probe = probe
@@ -195,6 +212,10 @@ class Watchdog:
         if missing:
             self._first |= await log_ends(client, self._topic, missing, earliest=True)
         ends = await log_ends(client, self._topic, positions)
+        readable = ends
+        if self._read_committed:
+            # In this order: a transaction that ends in between must not look like an end before its records.
+            readable = await log_ends(client, self._topic, positions, committed=True)
         total = 0
         self.lag.clear()
         for partition, at in positions.items():
@@ -205,8 +226,8 @@ class Watchdog:
                     "the worker has already read: the topic was recreated, or the broker lost its end; "
                     "restart the worker: it finds the offset to continue from"
                 )
-            waiting = self.lag[partition] = max(0, ends[partition] - start)
-            self._probe.on_lag(partition, waiting)
+            waiting = self.lag[partition] = max(0, readable[partition] - start)
+            self._probe.on_lag(partition, waiting, max(0, ends[partition] - readable[partition]))
             total += waiting
         return total
 

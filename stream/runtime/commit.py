@@ -110,8 +110,7 @@ class Commit:
         await self._write(batch, offsets)
         metrics.stages["store"].observe(time.perf_counter() - logged)
         resume_offsets = {
-            (part.topic, part.partition): effects.resume_offset
-            for part, effects in zip(batch.batches, batch.effects, strict=True)
+            (part.topic, part.partition): effects.resume_offset for part, effects in batch.decided
         }
         for fetched in batch.fetched:
             resume_offset = resume_offsets[fetched.topic, fetched.partition]
@@ -122,8 +121,8 @@ class Commit:
         metrics.batch_size.observe(batch.records)
         if self._tracer is not None:
             times = MicroBatchTimes(batch.taken_ns, batch.decided_ns, outputs_ns, produced_ns, time.time_ns())
-            self._tracer.trace(batch.batches, batch.effects, times)
-        for part, effects in zip(batch.batches, batch.effects, strict=True):
+            self._tracer.trace(batch.decided, times)
+        for part, effects in batch.decided:
             self._count(effects)
             self._log_lines(part, effects)
 
@@ -132,7 +131,7 @@ class Commit:
         step = self._step
         watched = step is not no_fault
         outputs = self._outputs(batch)
-        requests = gather(item for effects in batch.effects for item in effects.requests.items())
+        requests = gather(item for _, effects in batch.decided for item in effects.requests.items())
         async with self._producing:
             started = time.perf_counter()
             started_ns = time.time_ns()
@@ -178,7 +177,7 @@ class Commit:
         topics = self._topics
         return gather(
             item
-            for part, effects in zip(batch.batches, batch.effects, strict=True)
+            for part, effects in batch.decided
             for item in (
                 ((topics.alerts, part.partition), effects.alerts),
                 ((topics.decisions, part.partition), effects.decisions),
@@ -198,17 +197,24 @@ class Commit:
         for event, count in effects.join_counts.items():
             metrics.entity_join[event].inc(count)
         metrics.other_source.inc(effects.other_source)
+        metrics.internal_errors.inc(len(effects.internal_errors))
         metrics.score.observe(effects.scores)
         metrics.see(effects.features, effects.scores)
         now_ms = time.time() * 1000
         for level, taken_ms, event_ms, _, _ in effects.alerted:
             metrics.alerts[level].inc()
-            metrics.alert_latency.observe(max(0.0, now_ms - taken_ms) / 1000)
+            if taken_ms >= 0:  # the record has a timestamp
+                metrics.alert_latency.observe(max(0.0, now_ms - taken_ms) / 1000)
             metrics.event_to_alert.observe(max(0.0, now_ms - event_ms) / 1000)
 
     def _log_lines(self, part: Batch, effects: BatchEffects) -> None:
         """Log alerts, rejections and offsets of another topic, within the budget of lines."""
         now = time.monotonic()
+        for offset, error in effects.internal_errors:
+            logger.error(
+                "internal error at %s [%d], offset %d: the record is in the dead letters; report this defect",
+                part.topic, part.partition, offset, exc_info=error,
+            )  # fmt: skip
         for alerted in effects.alerted[: self._alert_lines.take(len(effects.alerted), now)]:
             fields: dict[str, object] = {
                 "transaction_id": alerted.transaction_id,

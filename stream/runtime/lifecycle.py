@@ -8,6 +8,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from stream.control.skips import offsets_by_partition
 from stream.errors import TopicMismatchError
 from stream.kafka.admin import create_topics, records_behind, require_topics, topic_ids
 from stream.kafka.fencing import PartitionFencing
@@ -17,6 +18,7 @@ from stream.monitoring.watchdog import Watchdog
 from stream.pipeline.entity_join.messages import ownership_marker
 from stream.pipeline.preview import Preview
 from stream.runtime.commit import Commit
+from stream.runtime.control import read_skips
 from stream.runtime.fault_injection import no_fault
 from stream.runtime.faust_adapter.config import build_faust_app
 from stream.runtime.faust_adapter.hooks import WorkerHooks
@@ -28,7 +30,7 @@ from stream.serving.forwarding import PredictForwarder
 from stream.serving.health import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine, Mapping
 
     from aiokafka.client import AIOKafkaClient
 
@@ -65,6 +67,8 @@ class Runtime(WorkerHooks):
         Whether the topics have been checked.
     stopping:
         Whether the worker consumes no more transactions.
+    skips:
+        The offsets that an operator asked to skip, by topic and partition.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Runtime(WorkerHooks):
         self.on_fatal_error: Callable[[], None] | None = None
         self.prepared = False
         self.stopping = False
+        self.skips: Mapping[tuple[str, int], Collection[int]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.app, source, self._table = build_faust_app(settings, pipeline.consumed_topics, self)
         self.app.agent(source, name="score")(self._consume)
@@ -94,7 +99,12 @@ class Runtime(WorkerHooks):
         uncommitted = UncommittedState()
         self.commit = Commit(producer.deliver, self._store, uncommitted, settings, metrics, step, tracer)
         self.processor = Processor(pipeline, self.commit, self._store, uncommitted, settings, metrics, step)
-        self.watchdog = Watchdog(settings.watchdog, settings.topics.transactions, self)
+        self.watchdog = Watchdog(
+            settings.watchdog,
+            settings.topics.transactions,
+            self,
+            read_committed=settings.kafka.isolation_level == "read_committed",
+        )
         self.endpoint = Endpoint(settings.metrics, metrics.render, lambda: self.healthy, lambda: self.ready)
         self.scoring = self._forwarder() if settings.scoring.enabled else None
         metrics.measure_with(self._store_metrics)
@@ -193,9 +203,10 @@ class Runtime(WorkerHooks):
         ids = await asyncio.to_thread(topic_ids, self.settings, [topic])
         return ids[topic]
 
-    def on_lag(self, partition: int, records: int) -> None:
-        """Set the lag metric of a partition."""
+    def on_lag(self, partition: int, records: int, in_transactions: int) -> None:
+        """Set the lag metrics of a partition."""
         self.metrics.lag.labels(str(partition)).set(records)
+        self.metrics.open_transactions.labels(str(partition)).set(in_transactions)
 
     # --- start and stop ----------------------------------------------------------------------------
 
@@ -301,6 +312,7 @@ class Runtime(WorkerHooks):
         partitions = sorted(tp.partition for tp in assigned if tp.topic == topic)
         self.metrics.assigned.set(len(partitions))
         self.metrics.lag.clear()  # partitions that went to other workers
+        self.metrics.open_transactions.clear()
         logger.info("partitions assigned", extra={"topic": topic, "partitions": partitions})
         self.pipeline.on_rebalanced()
         self.processor.resume()
@@ -313,6 +325,18 @@ class Runtime(WorkerHooks):
     def on_committed(self) -> None:
         """Reach the step ``committed`` of the fault injection."""
         self._step("committed")
+
+    def skipped_offsets(self, topic: str, partition: int) -> Collection[int]:
+        """Return the offsets that an operator asked to skip, as of the worker's start."""
+        return self.skips.get((topic, partition), ())
+
+    def on_skipped(self, topic: str, records: int) -> None:  # noqa: ARG002 - the log line has the topic
+        """Count skipped records."""
+        self.metrics.skipped.inc(records)
+
+    def on_expired(self, topic: str, records: int) -> None:  # noqa: ARG002 - the log line has the topic
+        """Count offsets that were deleted before they were read."""
+        self.metrics.expired.inc(records)
 
     def on_recovered(self, records: int) -> None:
         """Count restored changelog records."""
@@ -370,5 +394,6 @@ def prepare(runtime: Runtime) -> None:
     runtime.processor.topic_id = runtime.fencing.source_id = ids[source]
     runtime.topic_ids = ids
     runtime.changelog_id = ids[changelog]
+    runtime.skips = offsets_by_partition(read_skips(settings))
     warm_up(runtime.pipeline)
     runtime.prepared = True

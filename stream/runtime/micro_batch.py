@@ -29,6 +29,8 @@ class Fetched:
     done
         Called once all effects of the batch are durable, with the last offset that need not be consumed
         again.
+    size
+        Bytes of the records' keys and values.
     """
 
     topic: str
@@ -36,6 +38,11 @@ class Fetched:
     records: Sequence[ConsumerRecord]
     still_ours: Callable[[], bool]
     done: Callable[[int], None]
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = sum(len(record.key or b"") + len(record.value or b"") for record in self.records)
+        object.__setattr__(self, "size", size)
 
 
 @dataclass(slots=True)
@@ -44,8 +51,8 @@ class MicroBatch:
 
     Attributes
     ----------
-    effects:
-        The effects of each of ``batches``.
+    decided:
+        The batches and their effects; after an unforeseen exception a partition's batch is in parts.
     writes:
         State records by partition, of all topics together.
     taken_ns, decided_ns:
@@ -56,8 +63,7 @@ class MicroBatch:
 
     number: int
     fetched: list[Fetched]
-    batches: list[Batch]
-    effects: list[BatchEffects]
+    decided: list[tuple[Batch, BatchEffects]]
     writes: dict[int, list[tuple[bytes, bytes | None]]]
     records: int
     taken_ns: int

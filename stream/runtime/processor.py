@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from stream.pipeline.bisection import decide
 from stream.pipeline.effects import Batch, gather
 from stream.runtime.fault_injection import no_fault
 from stream.runtime.micro_batch import INLINE_RECORDS, Fetched, MicroBatch
@@ -31,6 +32,9 @@ __all__ = ["Processor"]
 #: acknowledges the changelog of one while it acknowledges the outputs of the next.
 _MAX_IN_PROGRESS: Final = 2
 
+#: Bytes of keys and values in a micro-batch; the fetched batch that reaches them is the last one.
+_MAX_MICRO_BATCH_BYTES: Final = 16 << 20
+
 #: Longest pause between two fetches while a thread decides a micro-batch.
 _FETCH_PAUSE_SECONDS: Final = 0.1
 
@@ -43,9 +47,10 @@ _CATCH_UP_SECONDS: Final = 0.05
 class Processor:
     """Decides fetched batches in micro-batches and hands them to the commit protocol.
 
-    A micro-batch takes everything that waits, of every partition. No timer is involved: an idle stream has
-    micro-batches of one record, and load alone makes them larger. Each micro-batch is decided in memory
-    (:meth:`.TransactionPipeline.process_all`, without effects), then carried out (:class:`.Commit`).
+    A micro-batch takes everything that waits, of every partition, up to a number of records and of bytes. No
+    timer is involved: an idle stream has micro-batches of one record, and load alone makes them larger. Each
+    micro-batch is decided in memory (:func:`stream.pipeline.bisection.decide`, without effects), then carried
+    out (:class:`.Commit`).
 
     The state holds no transaction whose alert the broker has not acknowledged, and it holds the source offset
     of each: a replayed record is recognised and skipped. A transaction that the state does not hold is
@@ -79,6 +84,7 @@ class Processor:
         self.topic_id = ""
         self._waiting: deque[Fetched] = deque()
         self._waiting_records = 0
+        self._waiting_bytes = 0
         self._work = asyncio.Event()
         self._capacity = asyncio.Event()
         self._idle = asyncio.Event()
@@ -113,18 +119,26 @@ class Processor:
         for batch in fetched:
             self._waiting.append(batch)
             self._waiting_records += len(batch.records)
-        if self._waiting_records >= 2 * self._max_records:
+            self._waiting_bytes += batch.size
+        if self._is_full():
             self._capacity.clear()
         self._fetches_left -= 1
         if self._fetches_left <= 0:
             self._caught_up.set()
         self._work.set()
 
+    def _is_full(self) -> bool:
+        """Return whether two micro-batches are queued."""
+        return (
+            self._waiting_records >= 2 * self._max_records
+            or self._waiting_bytes >= 2 * _MAX_MICRO_BATCH_BYTES
+        )
+
     async def drain(self) -> None:
         """Finish the micro-batches in progress and clear the queue: a rebalance fetches its records again."""
         self._open = False
         self._waiting.clear()
-        self._waiting_records = 0
+        self._waiting_records = self._waiting_bytes = 0
         self._capacity.set()
         await self._idle.wait()
 
@@ -232,14 +246,16 @@ class Processor:
     def _take(self) -> list[Fetched]:
         """Return queued batches of assigned partitions: ``max_poll_records`` records or a few more."""
         taken: list[Fetched] = []
-        records = 0
-        while self._waiting and records < self._max_records:
+        records = size = 0
+        while self._waiting and records < self._max_records and size < _MAX_MICRO_BATCH_BYTES:
             fetched = self._waiting.popleft()
             self._waiting_records -= len(fetched.records)
+            self._waiting_bytes -= fetched.size
             if fetched.still_ours():
                 taken.append(fetched)
                 records += len(fetched.records)
-        if self._waiting_records < 2 * self._max_records:
+                size += fetched.size
+        if not self._is_full():
             self._capacity.set()
         return taken
 
@@ -252,11 +268,11 @@ class Processor:
         taken_ns = time.time_ns()
         now_ms = taken_ns // 1_000_000
         if records <= INLINE_RECORDS:
-            effects = self.pipeline.process_all(batches, readers, now_ms)
+            decided = decide(self.pipeline, batches, readers, now_ms)
         else:
             self._decided.clear()
             try:
-                effects = await asyncio.to_thread(self.pipeline.process_all, batches, readers, now_ms)
+                decided = await asyncio.to_thread(decide, self.pipeline, batches, readers, now_ms)
             finally:
                 self._decided.set()
             self._fetches_left = _CATCH_UP_FETCHES
@@ -265,12 +281,10 @@ class Processor:
         self._metrics.stages["decide"].observe(time.perf_counter() - started)
         self._step("decided")
         self._numbers += 1
-        writes = gather(
-            (batch.partition, effect.writes) for batch, effect in zip(batches, effects, strict=True)
-        )
+        writes = gather((batch.partition, effects.writes) for batch, effects in decided)
         for partition, changed in writes.items():
             self._uncommitted.add(self._numbers, partition, changed)
-        return MicroBatch(self._numbers, fetched, batches, effects, writes, records, taken_ns, time.time_ns())
+        return MicroBatch(self._numbers, fetched, decided, writes, records, taken_ns, time.time_ns())
 
     def _batches(self, fetched: list[Fetched]) -> list[Batch]:
         """Join the fetched batches of each partition, in order."""

@@ -24,10 +24,16 @@ Each item states upstream's behaviour and the reason to change it. The tests of 
 6. Commits carry Kafka's id of their topic. A topic that was deleted and created again keeps the group's
    offsets, and upstream would continue at them among the records of another topic; and if offsets go back
    under a running worker, upstream drops records silently.
-7. :class:`._SlimRecords`: aiokafka creates a frozen dataclass of eleven fields for each record, which takes
-   3 µs; here each record is created once, with the pipeline's five fields.
+7. :mod:`.records`: aiokafka creates a frozen dataclass of eleven fields for each record, which takes 3 µs;
+   here each record is created once, with the pipeline's five fields.
 8. A database that cannot be opened because it is damaged is set aside and restored from the changelog;
    upstream ends, and ends again at every start.
 9. :class:`.Assignor`: upstream asserts that an assignment carries the worker's own address, and crashes if a
    worker with a ``group_instance_id`` returns with another address.
+10. :mod:`.records`: aiokafka decompresses a whole batch at once, whatever its size, and one header name that
+   is not UTF-8 makes its batch unreadable for ever. Here a batch is decompressed within a bound, a batch that
+   the client cannot parse is read record by record, and one that is damaged is named and can be skipped.
+11. :class:`.BatchConsumer` follows the consumer's position past markers, aborted transactions and expired
+   offsets, and commits it. Upstream counts them as lag for as long as nothing follows them. The isolation
+   level is a setting; upstream ties ``read_committed`` to its own transactions.
 """

@@ -39,13 +39,21 @@ class StreamApp(faust.App):  # type: ignore[misc]
         The worker around the app.
     fetch_max_wait_ms
         How long the broker may hold a fetch without records.
+    isolation_level
+        ``read_committed``, or ``read_uncommitted`` to consume records of aborted and open transactions too.
     """
 
     def __init__(
-        self, *args: Any, hooks: WorkerHooks | None = None, fetch_max_wait_ms: int = 20, **options: Any
+        self,
+        *args: Any,
+        hooks: WorkerHooks | None = None,
+        fetch_max_wait_ms: int = 20,
+        isolation_level: str = "read_committed",
+        **options: Any,
     ) -> None:
         self.hooks = WorkerHooks() if hooks is None else hooks
         self.fetch_max_wait_ms = fetch_max_wait_ms
+        self.isolation_level = isolation_level
         super().__init__(*args, **options)
 
     def _new_transport(self) -> BatchTransport:

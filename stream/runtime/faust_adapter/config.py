@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import faust
 from faust.types.auth import SASLMechanism
 
-from stream.kafka.clients import ssl_context
+from stream.kafka.clients import bootstrap_servers, ssl_context
 from stream.kafka.topics import HISTORY_TABLE
+from stream.pipeline.encode import MAX_DEAD_LETTER_BYTES
 from stream.runtime.faust_adapter.app import PassThroughSchema, StreamApp
 from stream.runtime.faust_adapter.assignor import Assignor
-from stream.runtime.faust_adapter.consumer import install_slim_records
+from stream.runtime.faust_adapter.records import FetchLimits, install_records
 from stream.runtime.faust_adapter.store import HistoryTable
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ def build_faust_app(
     settings: Settings, topics: Sequence[str], hooks: WorkerHooks
 ) -> tuple[StreamApp, Any, Any]:
     """Return the Faust app, the channel of the consumed topics, and the table of histories."""
-    install_slim_records()
     kafka = settings.kafka
+    # A dead letter carries no more bytes of a record than these.
+    max_field_bytes = max(MAX_DEAD_LETTER_BYTES, settings.max_record_bytes) + 1
+    install_records(FetchLimits(kafka.max_batch_mib << 20, max_field_bytes, hooks))
     app = StreamApp(
         settings.app_id,
         hooks=hooks,
         fetch_max_wait_ms=kafka.fetch_max_wait_ms,
-        broker="kafka://" + ";".join(kafka.bootstrap_servers.split(",")),
+        isolation_level=kafka.isolation_level,
+        broker="kafka://" + ";".join(bootstrap_servers(kafka)),
         broker_credentials=_faust_credentials(kafka),
         store="rocksdb://",
         datadir=str(settings.state_dir),

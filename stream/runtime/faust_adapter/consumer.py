@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from aiokafka.consumer import fetcher
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
 from stream.errors import BrokerError, TopicMismatchError
-from stream.events.records import ConsumerRecord
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-__all__ = ["BatchConsumer", "BatchTransport", "install_slim_records"]
+__all__ = ["BatchConsumer", "BatchTransport"]
 
 
 logger = logging.getLogger(__name__)
@@ -34,30 +33,26 @@ _REBALANCE_POLL_SECONDS: Final = 0.05
 _MAX_RESTORED = 100_000
 
 
-class _SlimRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """Makes the pipeline's records of a fetched batch."""
-
-    def __iter__(self) -> Iterator[ConsumerRecord]:
-        return self._records_iterator  # type: ignore[no-any-return]  # without a step in between
-
-    def _consumer_record(self, _tp: Any, record: Any) -> ConsumerRecord:
-        return ConsumerRecord(
-            record.offset, record.timestamp, record.key, record.value, tuple(record.headers)
-        )
-
-
-def install_slim_records() -> None:
-    """Let aiokafka make the pipeline's records in this process, see the package's item 7."""
-    fetcher.PartitionRecords = _SlimRecords
-
-
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Bounds the wait of an empty fetch by the app's setting."""
+    """Bounds the wait of an empty fetch, and chooses the isolation level, by the app's settings."""
+
+    #: The position of each partition, taken together with the records of the last fetch.
+    positions: Mapping[Any, int] = MappingProxyType({})
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = self.app.fetch_max_wait_ms  # noqa: SLF001
+        consumer._isolation_level = self.app.isolation_level  # noqa: SLF001
         return consumer
+
+    async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Any:
+        records = await super()._fetch_records(consumer, *args, **kwargs)
+        subscription = consumer._subscription.subscription  # noqa: SLF001
+        assignment = None if subscription is None else subscription.assignment
+        if assignment is not None and assignment.active:
+            states = {tp: assignment.state_value(tp) for tp in assignment.tps}
+            self.positions = {tp: state.position for tp, state in states.items() if state.has_valid_position}
+        return records
 
     async def committed(self, tps: Iterable[Any]) -> dict[Any, tuple[int, str]]:
         """Return the offset and the topic id of each partition's last commit, if it has one."""
@@ -97,12 +92,18 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
-        #: By partition: the committed offset, the next offset to deliver, and the offset before which a fetch
-        #: left a gap; and the partitions whose fetched records were not delivered.
+        #: By partition: the committed offset, that or the first offset when the last seek was made, the next
+        #: offset to deliver, and the offset before which a fetch left a gap; and the partitions whose fetched
+        #: records were not delivered.
         self._floor: dict[Any, int] = {}
+        self._start: dict[Any, int] = {}
         self._next: dict[Any, int] = {}
         self._skipped: dict[Any, int] = {}
         self._unread: set[Any] = set()
+        #: By partition: the offset behind the last delivered record, until it is done.
+        self._awaited: dict[Any, int] = {}
+        #: Gaps in the logs that were accepted and not yet reported: their first offset, and the next one.
+        self._gaps: dict[Any, tuple[int, int]] = {}
         #: When a restore last got something, or there was none.
         self._restored_at = time.monotonic()
 
@@ -142,7 +143,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp in revoked:
             self._done.pop(tp, None)
             self._floor.pop(tp, None)
+            self._start.pop(tp, None)
             self._next.pop(tp, None)
+            self._awaited.pop(tp, None)
             self._unread.discard(tp)
 
     def describe(self) -> str:
@@ -174,9 +177,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             if not found or not ids.get(tp.topic) or found == ids[tp.topic]
         }
         following = dict(self._floor)
-        begin = [tp for tp in mine if tp not in self._floor]
-        for tp, first in (await self.earliest_offsets(*begin)).items() if begin else ():
-            if tp in committed:
+        self._start = dict(self._floor)
+        for tp, first in (await self.earliest_offsets(*mine)).items() if mine else ():
+            floor = self._floor.get(tp)
+            if floor is not None:
+                if first <= floor:
+                    continue
+                self._report_expired(tp, floor, first)
+                del self._floor[tp]
+            elif tp in committed:
                 logger.warning(
                     (
                         "%s [%d] was recreated since offset %d was committed: reading it from its beginning, "
@@ -190,7 +199,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             await self.seek(tp, first)
             self._committed_offset.pop(tp, None)
             following[tp] = first
+            self._start.setdefault(tp, first)
         self._next = following
+        self._awaited.clear()
         self._skipped.clear()
 
     def _in_order(self, tp: Any, batch: list[Any]) -> list[Any]:
@@ -207,6 +218,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         if first > following and self._skipped.get(tp) != following:
             self._skipped[tp] = following
             return []
+        if first > following:
+            self._gaps[tp] = following, first
         try:
             self._check_order(tp, first)
         except TopicMismatchError as error:
@@ -214,8 +227,37 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             return []
         fresh = batch if first >= following else [item for item in batch if item.offset >= following]
         if fresh:
-            self._next[tp] = fresh[-1].offset + 1
+            self._next[tp] = self._awaited[tp] = fresh[-1].offset + 1
         return fresh
+
+    def _follow(self, positions: Mapping[Any, int]) -> None:
+        """Advance partitions past offsets that hold no record for this consumer.
+
+        Such are the markers that end transactions, the records of aborted ones, and what retention deleted.
+        Without this a partition that ends with a marker would always seem to lag.
+        """
+        for tp in self._next.keys() - self._unread:
+            following = self._next[tp] = max(self._next[tp], positions.get(tp, 0))
+            awaited, done = self._awaited.get(tp), self._done.get(tp, -1)
+            if awaited is None or done >= awaited:
+                self._awaited.pop(tp, None)
+                if following > max(done, self._start.get(tp, following)):
+                    self._done[tp] = following
+
+    def _report_expired(self, tp: Any, following: int, first: int) -> None:
+        logger.error(
+            "%s [%d]: the topic's retention deleted the offsets %d to %d before they were read",
+            tp.topic, tp.partition, following, first - 1,
+        )  # fmt: skip
+        self.app.hooks.on_expired(tp.topic, first - following)
+
+    async def _report_gaps(self) -> None:
+        """Report what retention deleted in front of the records that were delivered."""
+        gaps, self._gaps = self._gaps, {}
+        for tp, begin in (await self.earliest_offsets(*gaps)).items():
+            following, first = gaps[tp]
+            if begin > following:
+                self._report_expired(tp, following, min(begin, first))
 
     def _check_order(self, tp: Any, first: int) -> None:
         """Refuse records from before the offset that was committed; upstream drops them silently.
@@ -269,6 +311,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             await self._fetch_again()
         wait = min(timeout, _REBALANCE_POLL_SECONDS) if self._unread else timeout
         records, active = await self._wait_next_records(wait)
+        positions = self._thread.positions
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
@@ -284,6 +327,23 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 whole = records[tp] + await self._rest(tp)
                 self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
                 yield tp, self._message_of(tp, whole[-1].offset, whole, generation)
+        source = self._source(records, wanted)
+        if self.flow_active and not self.app.rebalancing and self.app.consumer_generation_id == generation:
+            self._follow(positions)
+        if self._gaps:
+            await self._report_gaps()
+        if source:
+            # One message carries all partitions: each message costs Faust several tasks. Upstream drops a
+            # message from before the last one of its partition, and would drop the other partitions' records
+            # with it.
+            carrier, whole = next(iter(source.items()))
+            self._read_offset[carrier] = None
+            yield carrier, self._message_of(carrier, whole[-1].offset, source, generation)
+
+    def _source(
+        self, records: Mapping[Any, list[Any]], wanted: Callable[[Any], bool]
+    ) -> dict[Any, list[Any]]:
+        """Return the fetched source records to deliver, by partition, and note the others as unread."""
         source: dict[Any, list[Any]] = {}
         for tp, batch in records.items():
             if self._is_changelog_tp(tp):
@@ -293,13 +353,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 source[tp] = whole
             else:
                 self._unread.add(tp)
-        if source:
-            # One message carries all partitions: each message costs Faust several tasks. Upstream drops a
-            # message from before the last one of its partition, and would drop the other partitions' records
-            # with it.
-            carrier, whole = next(iter(source.items()))
-            self._read_offset[carrier] = None
-            yield carrier, self._message_of(carrier, whole[-1].offset, source, generation)
+        return source
 
     def _get_active_partitions(self) -> set[Any]:
         """Leave the paused topic out of the next fetch."""

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = ["WorkerHooks"]
 
@@ -56,6 +56,16 @@ class WorkerHooks:
 
     def on_recovered(self, records: int) -> None:
         """Count restored changelog records."""
+
+    def skipped_offsets(self, topic: str, partition: int) -> Collection[int]:  # noqa: ARG002
+        """Return the offsets that a person asked to skip; may be called from the consumer's thread."""
+        return ()
+
+    def on_skipped(self, topic: str, records: int) -> None:
+        """Count records that were skipped on request; may be called from the consumer's thread."""
+
+    def on_expired(self, topic: str, records: int) -> None:
+        """Count offsets that the log no longer has although they were not read."""
 
     def on_fatal(self, error: BaseException) -> bool:  # noqa: ARG002
         """Take notice of an error that ends processing; returns False if Faust must end the process."""
