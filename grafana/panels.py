@@ -283,6 +283,26 @@ STREAM = [
         ],
     ),
     Panel(
+        "Records skipped, expired or failed",
+        "Internal error: an unforeseen exception, the record is in the dead letters. Skipped: on request of "
+        "an operator. Expired: deleted by retention before a worker read them.",
+        "none",
+        [
+            (f"sum(increase({w('riskstream_internal_errors_total')}[10m]))", "internal errors"),
+            (f"sum(increase({w('riskstream_skipped_records_total')}[10m]))", "skipped"),
+            (f"sum(increase({w('riskstream_expired_records_total')}[10m]))", "expired"),
+        ],
+        runbook="riskstreaminternalerrors",
+    ),
+    Panel(
+        "Records behind open transactions",
+        "Records that producers have written and not yet committed, and everything behind them. A number "
+        "that stays belongs to a producer that has stopped in the middle of a transaction.",
+        "none",
+        [(f"max by (partition) ({w('riskstream_open_transaction_records')})", "{{partition}}")],
+        runbook="riskstreamopentransaction",
+    ),
+    Panel(
         "Pending transactions",
         "Transactions waiting for an entity's response (models with entity profiles). The number follows "
         "the load and is 0 when idle.",

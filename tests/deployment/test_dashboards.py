@@ -46,6 +46,7 @@ def metrics() -> Metrics:
     """Every metric with at least one child, so that all of them are in the exposition."""
     made = Metrics("model", "spec")
     made.dead_letters.labels("amount")
+    made.open_transactions.labels("0")
     made.lag.labels("0")
     made._psi.labels("amount")
     made._alarm_counter.labels("amount", "psi")

@@ -19,6 +19,7 @@ def metrics() -> Metrics:
     made = Metrics("model", "spec", 1_700_000_000.0)
     made.dead_letters.labels("amount")
     made.lag.labels("0")
+    made.open_transactions.labels("0")
     made._psi.labels("amount")
     made._alarm_counter.labels("amount", "psi")
     made.measure_with(lambda: StoreMetrics(10, 20, 30, 40, 50, 60, 70, 0.5, 3))

@@ -202,7 +202,14 @@ def test_ours_fetches_again_what_was_handed_to_nobody(run: Any, tmp_path: Path) 
         async def offsets() -> list[int]:
             return [one.offset for _, records in await batches(consumer) for one in records]
 
+        expired: list[tuple[str, int]] = []
+
+        async def earliest(*tps: TP) -> dict[TP, int]:
+            return dict.fromkeys(tps, 2)
+
         consumer._seek = seek
+        consumer.earliest_offsets = earliest
+        consumer.app.hooks.on_expired = lambda topic, count: expired.append((topic, count))
         consumer._next = {}
         assert await offsets() == []  # nobody has said yet where it begins
         consumer._next = {TPS[0]: 1}
@@ -212,6 +219,7 @@ def test_ours_fetches_again_what_was_handed_to_nobody(run: Any, tmp_path: Path) 
         # It is fetched again and still begins at 3: the gap is the log's own.
         assert await offsets() == [3, 4, 5]
         assert sought == [(TPS[0], 1)]
+        assert expired == [(TPS[0].topic, 1)]  # offset 1; the log itself lacks offset 2
         # Fetched a second time around a seek: each record once.
         assert await offsets() == []
         fetched[TPS[0]] = [record(0, at) for at in range(4, 8)]
