@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "BrokerError",
     "BundleError",
+    "ClockError",
     "ConfigError",
     "DataError",
     "FencedError",
@@ -33,6 +34,10 @@ class ConfigError(RiskStreamError):
     """A setting is missing or wrong; the text names the setting and the reason."""
 
     exit_code = 2
+
+
+class ClockError(ConfigError):
+    """The clock of this machine is wrong."""
 
 
 class BundleError(RiskStreamError):

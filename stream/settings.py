@@ -8,6 +8,7 @@ printed.
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, get_args, get_origin
@@ -259,6 +260,10 @@ class HistorySettings(_Section):
     max_future_seconds: float = Field(
         default=300, ge=0, description="Events further ahead of the clock than this become dead letters"
     )
+    min_event_time: date = Field(
+        default=date(2000, 1, 1),
+        description="Events before this day become dead letters, such as epoch seconds read as milliseconds",
+    )
     cache_mib: int = Field(default=512, ge=1, description="Memory of a worker for unpacked long histories")
 
 
@@ -268,8 +273,7 @@ class WatchdogSettings(_Section):
     stall_seconds: float = Field(
         default=60,
         ge=1,
-        description="A worker with waiting records and no progress is unhealthy after this time and exits "
-        "after twice this time",
+        description="A worker with lag but no progress is unhealthy after this time; exits after twice it",
     )
     broker_gone_seconds: float = Field(
         default=60, ge=1, description="A worker exits if no broker responds for this long"

@@ -13,6 +13,7 @@ from stream.events.fields import MS_PER_DAY
 from stream.events.models import Outcome, RiskLevel
 from stream.events.records import ConsumerRecord, ProducerRecord
 from stream.pipeline.encode import dead_letter
+from stream.pipeline.times import DEFAULT_LIMITS, EventTimeLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -69,8 +70,8 @@ class PipelineConfig:
     ----------
     source_topic:
         Name of the topic of transactions.
-    max_future_ms:
-        How far an event time may lie ahead of the processing time.
+    times:
+        The accepted event times.
     language:
         Language of the reasons' sentences: ``en`` or ``zh``.
     decisions, decision_features:
@@ -81,7 +82,7 @@ class PipelineConfig:
 
     source_topic: str = "transactions"
     lateness_ms: int = 3 * MS_PER_DAY
-    max_future_ms: int = 300_000
+    times: EventTimeLimits = DEFAULT_LIMITS
     max_record_bytes: int = MAX_RECORD_BYTES
     alert_level: RiskLevel = RiskLevel.MEDIUM
     max_reasons: int = 5

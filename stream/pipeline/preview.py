@@ -13,7 +13,6 @@ import numpy as np
 
 from stream.decisions.policy import Policy
 from stream.decisions.reasons import Explainer
-from stream.errors import InvalidRecordError
 from stream.events.decode import TransactionRow, row_of_object
 from stream.features.vector import VectorBuilder
 from stream.features.windows.arrays import LATE, SCORED
@@ -22,6 +21,7 @@ from stream.features.windows.history import advance
 from stream.pipeline.columns import columns_of
 from stream.pipeline.effects import OUTCOMES
 from stream.pipeline.entity_join.preview import ProfilePreview
+from stream.pipeline.times import DEFAULT_LIMITS, EventTimeLimits
 from stream.scoring.predictor import Predictor
 from stream.state.hashing import hash_ids
 
@@ -55,13 +55,13 @@ class Preview:
         bundle: Bundle,
         *,
         lateness_ms: int,
-        max_future_ms: int,
+        times: EventTimeLimits = DEFAULT_LIMITS,
         max_reasons: int,
         language: Language = "en",
     ) -> None:
         self._bundle = bundle
         self.profiles = ProfilePreview(bundle.spec, lateness_ms) if bundle.spec.entities else None
-        self._max_future_ms = max_future_ms
+        self._times = times
         self._history = HistoryConfig(lateness_ms)
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
@@ -77,10 +77,7 @@ class Preview:
             With the offending field and the reason.
         """
         row = row_of_object(parsed)
-        if row.event_time > now_ms + self._max_future_ms:
-            raise InvalidRecordError(
-                "event_time", f"is {(row.event_time - now_ms) // 1000} s ahead of the clock"
-            )
+        self._times.check("event_time", row.event_time, now_ms)
         return row
 
     def score(

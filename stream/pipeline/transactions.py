@@ -33,6 +33,7 @@ from stream.pipeline.effects import (
     PipelineConfig,
 )
 from stream.pipeline.encode import Encoder
+from stream.pipeline.times import ClockGuard
 from stream.scoring.predictor import Predictor
 from stream.state.store import PartitionedReader, StateReader
 
@@ -55,6 +56,7 @@ class TransactionPipeline:
         self.config = config
         self._history = HistoryConfig(config.lateness_ms)
         self._cache = HistoryCache(config.cache_bytes)
+        self._clock = ClockGuard()
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
         self._policy = Policy(bundle.thresholds, config.alert_level)
@@ -179,7 +181,9 @@ class TransactionPipeline:
     def _decode(self, batch: Batch, now_ms: int) -> PartitionBatch:
         """Return the valid transactions; each invalid record becomes a dead letter."""
         part = PartitionBatch(batch, [], BatchEffects(), now_ms)
-        latest = now_ms + self.config.max_future_ms
+        times = self.config.times
+        earliest, latest = times.min_ms, now_ms + times.max_future_ms
+        ahead = 0
         max_bytes = self.config.max_record_bytes
         for record in batch.records:
             try:
@@ -188,17 +192,15 @@ class TransactionPipeline:
                     raise InvalidRecordError(
                         "key", "must be the user_id, so that a user's records meet on one partition"
                     )
-                if row.event_time > latest:
-                    raise InvalidRecordError(
-                        "event_time",
-                        f"is {(row.event_time - now_ms) // 1000} s ahead of the clock, more than the "
-                        f"{self.config.max_future_ms // 1000} s allowed",
-                    )
+                if not earliest <= row.event_time <= latest:
+                    ahead += latest < min(row.event_time, record.timestamp_ms)
+                    raise times.error("event_time", row.event_time, now_ms)
             except InvalidRecordError as error:
                 _reject(part, record, error, error.field, error.reason)
                 continue
             part.effects.unknown_fields += unknown
             part.decoded.append(DecodedRecord(record, row))
+        self._clock.see(len(batch.records), ahead, now_ms)
         return part
 
     def _decide(

@@ -119,7 +119,7 @@ class Runtime(WorkerHooks):
         preview = Preview(
             self.pipeline.bundle,
             lateness_ms=config.lateness_ms,
-            max_future_ms=config.max_future_ms,
+            times=config.times,
             max_reasons=config.max_reasons,
             language=config.language,
         )

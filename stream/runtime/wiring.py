@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import date
 from typing import TYPE_CHECKING
 
 from stream.events.fields import MS_PER_DAY
@@ -15,6 +16,7 @@ from stream.monitoring.tracing import build_tracer
 from stream.pipeline.effects import PipelineConfig
 from stream.pipeline.entity_join.messages import EntityJoinTopics
 from stream.pipeline.entity_join.topology import EntityJoinPipeline
+from stream.pipeline.times import EventTimeLimits
 from stream.pipeline.transactions import TransactionPipeline
 from stream.runtime.cpu_affinity import pin_to_core
 from stream.runtime.fault_injection import fault_from_environment
@@ -30,6 +32,8 @@ __all__ = ["build_app", "build_pipeline", "build_runtime", "pipeline_config"]
 
 logger = logging.getLogger(__name__)
 
+_FIRST_DAY_MS = date(1970, 1, 1).toordinal() * MS_PER_DAY
+
 
 def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
     """Return the settings of the pipeline."""
@@ -44,7 +48,10 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
     return PipelineConfig(
         source_topic=settings.topics.transactions,
         lateness_ms=lateness_ms,
-        max_future_ms=int(settings.history.max_future_seconds * 1000),
+        times=EventTimeLimits(
+            settings.history.min_event_time.toordinal() * MS_PER_DAY - _FIRST_DAY_MS,
+            int(settings.history.max_future_seconds * 1000),
+        ),
         max_record_bytes=settings.max_record_bytes,
         alert_level=RiskLevel(settings.alert_level),
         max_reasons=settings.max_reasons,

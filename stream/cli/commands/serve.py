@@ -23,7 +23,6 @@ __all__ = ["serve"]
 
 
 #: As the worker's settings have them.
-_MAX_FUTURE_MS = 300_000
 
 _MAX_REASONS = 5
 _LATENESS_MS = 3 * MS_PER_DAY
@@ -94,7 +93,6 @@ def serve(
     preview = Preview(
         loaded,
         lateness_ms=lateness_ms,
-        max_future_ms=_MAX_FUTURE_MS,
         max_reasons=_MAX_REASONS,
         language=language,
     )

@@ -56,7 +56,13 @@ class EntityJoinPipeline(TransactionPipeline):
         self._entity_logs = EntityLogs(config.cache_bytes)
         self._pending = PendingTransactions()
         self._users = UserStage(
-            plan, topics, self._spec_hash, self._user_logs, self._pending, config.max_record_bytes
+            plan,
+            topics,
+            self._spec_hash,
+            self._user_logs,
+            self._pending,
+            config.max_record_bytes,
+            config.times,
         )
         self._entities = EntityStage(plan, topics, self._spec_hash, self._entity_logs)
         self._join = JoinStage(

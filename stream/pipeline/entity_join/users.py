@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stream.pipeline.effects import Batch, BatchEffects, PartitionBatch
     from stream.pipeline.entity_join.messages import EntityJoinTopics
     from stream.pipeline.entity_join.pending import PendingTransactions
+    from stream.pipeline.times import EventTimeLimits
     from stream.state.store import StateReader
 
 __all__ = ["UserStage"]
@@ -57,6 +58,7 @@ class UserStage:
         logs: EntityLogs,
         pending: PendingTransactions,
         max_record_bytes: int,
+        times: EventTimeLimits,
     ) -> None:
         self._plan = plan
         self._topics = topics
@@ -64,6 +66,7 @@ class UserStage:
         self._logs = logs
         self._pending = pending
         self._max_record_bytes = max_record_bytes
+        self._times = times
 
     def apply(self, part: PartitionBatch, reader: StateReader, matrix: npt.NDArray[np.float64]) -> None:
         """Add applied transactions to their users' logs, and request the profiles kept elsewhere."""
@@ -196,6 +199,9 @@ class UserStage:
                     raise InvalidRecordError(
                         "key", "must be the user_id, so that a label meets its user's transactions"
                     )
+                for field in ("event_time", "label_time"):
+                    if (when := getattr(label, field)) < self._times.min_ms:
+                        raise self._times.error(field, when, now_ms)
             except InvalidRecordError as error:
                 effects.reject_invalid(batch, record, error, now_ms)
                 continue

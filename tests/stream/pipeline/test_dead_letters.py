@@ -18,6 +18,7 @@ from stream.events.models import DeadLetterHeader, Outcome
 from stream.events.records import ConsumerRecord
 from stream.features.windows import records as layout
 from stream.pipeline.effects import PipelineConfig
+from stream.pipeline.times import EventTimeLimits
 from stream.pipeline.transactions import TransactionPipeline
 from support.bundles import made_bundle
 from support.histories import Memory
@@ -129,7 +130,7 @@ def test_the_limits_are_where_they_are_said_to_be(bundle: Bundle) -> None:
     ]
     assert len(within[0].value or b"") == MAX_RECORD_BYTES
     assert run(within, bundle).outcomes == {Outcome.SCORED: 4}
-    config = PipelineConfig(max_record_bytes=2_000, max_future_ms=0)
+    config = PipelineConfig(max_record_bytes=2_000, times=EventTimeLimits(max_future_ms=0))
     assert run([record(0, transaction(memo="x" * 1_024))], bundle, config).outcomes == {Outcome.SCORED: 1}
     assert run([record(0, transaction(x="x" * 2_000))], bundle, config).outcomes == {Outcome.REJECTED: 1}
     assert run([record(0, transaction(event_time=NOW + 1))], bundle, config).outcomes == {Outcome.REJECTED: 1}

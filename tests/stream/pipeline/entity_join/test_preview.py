@@ -50,7 +50,7 @@ def work(worker):
 
 
 def preview_of(bundle):
-    return Preview(bundle, lateness_ms=CONFIG.lateness_ms, max_future_ms=300_000, max_reasons=5)
+    return Preview(bundle, lateness_ms=CONFIG.lateness_ms, max_reasons=5)
 
 
 class Asking:
