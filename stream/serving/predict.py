@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from http import HTTPStatus
@@ -14,13 +15,12 @@ from aiohttp import web
 from stream._version import __version__
 from stream.errors import InvalidRecordError
 from stream.events.currencies import MINOR_UNIT_DECIMALS
-from stream.events.decode import MAX_RECORD_BYTES, parse_object
+from stream.events.decode import MAX_RECORD_BYTES, TransactionRow, parse_object
 from stream.events.models import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from stream.events.decode import TransactionRow
     from stream.pipeline.preview import Preview
 
 __all__ = ["MAX_BATCH", "PredictRequest", "ScoringService", "Unavailable", "openapi", "problem", "refuse"]
@@ -31,7 +31,22 @@ logger = logging.getLogger(__name__)
 #: Most transactions of one request, so that no request blocks the others for long.
 MAX_BATCH: Final = 500
 
-_MAX_BODY_BYTES: Final = 4 << 20
+_MAX_BODY_BYTES: Final = 1 << 20
+
+#: Most JSON values and names of a body with a transaction, and of each transaction in a list. The parser
+#: holds the interpreter until it returns, so what it is given must be small.
+_MAX_VALUES: Final = 5_000
+_MAX_VALUES_OF_MANY: Final = 200
+
+#: A larger body is parsed and validated beside the event loop.
+_INLINE_BYTES: Final = 16 << 10
+
+#: Requests in progress at once; a further one is told to try again.
+_MAX_CONCURRENT: Final = 16
+
+#: Refused bodies may take a tenth of the time, and a tenth of this many seconds at once: the stream goes on.
+_REFUSED_SHARE: Final = 10
+_REFUSED_AHEAD_SECONDS: Final = 2.0
 
 #: JSON's whitespace.
 _BLANKS: Final = b" \t\r\n"
@@ -53,6 +68,9 @@ class PredictRequest(NamedTuple):
     rows: list[TransactionRow]
     body: bytes
     headers: Mapping[str, str]
+
+
+_Rows = tuple[list[TransactionRow], list[dict[str, Any]], float]
 
 
 class Unavailable(Exception):  # noqa: N818 - said to a client, not an error of this program
@@ -90,6 +108,9 @@ class ScoringService:
         self._max_batch = max_batch
         self._on_request = on_request
         self._document = orjson.dumps(openapi(max_batch))
+        self._in_progress = 0
+        #: Until when the time that refused bodies took is paid off.
+        self._paid_off_at = 0.0
 
     def application(self, *middlewares: Any) -> web.Application:
         """Return the application that serves the routes."""
@@ -103,14 +124,48 @@ class ScoringService:
 
     async def _predict(self, request: web.Request) -> web.Response:
         begun = time.perf_counter()
+        self._in_progress += 1
         try:
-            response = await self._answer(request)
+            if self._in_progress > _MAX_CONCURRENT:
+                reason = f"more than {_MAX_CONCURRENT} requests are in progress"
+                response = refuse([{"loc": [], "msg": reason}], 503)
+            elif self._paid_off_at - begun > _REFUSED_AHEAD_SECONDS:
+                reason = "too many invalid bodies take the time of the stream"
+                response = refuse([{"loc": [], "msg": reason}], 503)
+            else:
+                response = await self._answer(request)
         except Exception:
             logger.exception("a request to /predict failed")
             response = refuse([{"loc": [], "msg": "failed; the worker's log contains the reason"}], 500)
+        finally:
+            self._in_progress -= 1
         if self._on_request is not None:
             self._on_request(_ENDS.get(response.status, "failed"), time.perf_counter() - begun)
         return response
+
+    def _rows(self, body: bytes, *, single: bool) -> _Rows:
+        """Return the transactions of a body, a description of each invalid one, and the seconds spent."""
+        begun = time.thread_time()
+        rows: list[TransactionRow] = []
+        problems: list[dict[str, Any]] = []
+        try:
+            if single:
+                _require_few_values(body, _MAX_VALUES)
+                parsed: list[Any] = [parse_object(body, MAX_RECORD_BYTES)]
+            else:
+                _require_few_values(body, _MAX_VALUES_OF_MANY * self._max_batch)
+                parsed = _parse_batch(body, self._max_batch)
+        except InvalidRecordError as error:
+            return rows, [problem(error)], time.thread_time() - begun
+        now_ms = time.time_ns() // 1_000_000
+        for index, item in enumerate(parsed):
+            try:
+                if not isinstance(item, dict):
+                    raise InvalidRecordError("$", "must be a JSON object")
+                rows.append(self._preview.row(item, now_ms))
+            except InvalidRecordError as error:
+                problems.append(problem(error, *(() if single else (index,))))
+        return rows, problems, time.thread_time() - begun
 
     async def _answer(self, request: web.Request) -> web.Response:
         try:
@@ -119,21 +174,13 @@ class ScoringService:
             reason = f"must not be larger than {_MAX_BODY_BYTES} bytes"
             return refuse([problem(InvalidRecordError("$", reason))], 413)
         single = body.lstrip(_BLANKS)[:1] != b"["
-        try:
-            parsed = [parse_object(body, MAX_RECORD_BYTES)] if single else _parse_batch(body, self._max_batch)
-        except InvalidRecordError as error:
-            return refuse([problem(error)], 422)
-        now_ms = time.time_ns() // 1_000_000
-        rows: list[TransactionRow] = []
-        problems = []
-        for index, item in enumerate(parsed):
-            try:
-                if not isinstance(item, dict):
-                    raise InvalidRecordError("$", "must be a JSON object")
-                rows.append(self._preview.row(item, now_ms))
-            except InvalidRecordError as error:
-                problems.append(problem(error, *(() if single else (index,))))
+        if len(body) <= _INLINE_BYTES:
+            rows, problems, seconds = self._rows(body, single=single)
+        else:
+            rows, problems, seconds = await asyncio.to_thread(self._rows, body, single=single)
         if problems:
+            now = time.perf_counter()
+            self._paid_off_at = max(self._paid_off_at, now) + _REFUSED_SHARE * seconds
             return refuse(problems, 422)
         try:
             profile_responses = await self._score(PredictRequest(rows, body, request.headers))
@@ -146,6 +193,18 @@ class ScoringService:
             body=orjson.dumps(profile_responses[0] if single else profile_responses),
             content_type="application/json",
         )
+
+
+def _require_few_values(body: bytes, most: int) -> None:
+    """Return if a body holds no more JSON values and names than ``most``, as its punctuation counts them.
+
+    Raises
+    ------
+    InvalidRecordError
+        It holds more.
+    """
+    if sum(map(body.count, (b",", b":", b"[", b"{"))) > most:
+        raise InvalidRecordError("$", f"must not have more than {most} JSON values and names")
 
 
 def _parse_batch(body: bytes, most: int) -> list[Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 MIB = 1 << 20
-#: All at once, and far more than a worker may hold: with the memo, 60 MB of values alone.
+#: All at once, and far more than a worker may hold: with the attributes, 60 MB of values alone.
 FLOOD = 22_000
 #: What a worker may grow by while it works them off. Two rounds, the fetches of four partitions and the stores'
 #: write buffers have room in it; the flood, as records in memory, has not.
@@ -34,13 +34,13 @@ GROWTH_MIB = 60
 
 def flood() -> Iterator[Sent]:
     rng = random.Random(5)
-    memo = "m" * 2_500
+    filling = ",".join(f'"a{number}":"{"m" * 250}"' for number in range(10))
     for number in range(FLOOD):
         user = f"user-{rng.randrange(20_000)}"
         value = (
             f'{{"transaction_id":"t{number}","user_id":"{user}","event_time":{1_750_000_000_000 + number * 50},'
             f'"amount":"{rng.randrange(1, 90_000) / 100:.2f}","currency":"EUR","channel":"web",'
-            f'"transaction_type":"purchase","merchant_id":"m{rng.randrange(40)}","memo":"{memo}"}}'
+            f'"transaction_type":"purchase","merchant_id":"m{rng.randrange(40)}","attributes":{{{filling}}}}}'
         )
         yield Sent(user.encode(), value.encode())
 

@@ -28,9 +28,11 @@ from stream.kafka.partitioner import partition_of
 from stream.pipeline.entity_join.messages import EntityRequest, LabelUpdate
 from stream.pipeline.entity_join.messages import partition_of as entity_partition
 from stream.pipeline.preview import Preview
+from stream.serving import predict
 from stream.serving.forwarding import ONLY_HEADER, SPEC_HEADER, PredictForwarder
 from stream.settings import ScoringSettings
 from support.bundles import made_bundle, simulated, trained_bundle
+from support.helpers import wait_until
 from support.profiles import OTHER_PROFILES, PROFILES, START_MS, labels_of, table_of, transactions
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture(scope="module")
 def preview() -> Preview:
-    return Preview(trained_bundle(), lateness_ms=LATENESS_MS, max_future_ms=300_000, max_reasons=5)
+    return Preview(trained_bundle(), lateness_ms=LATENESS_MS, max_reasons=5)
 
 
 @pytest.fixture(scope="module")
@@ -260,9 +262,48 @@ def test_without_the_token_nothing_is_told(
 
 def test_a_body_that_is_too_large(start: Start, store: MemoryStore) -> None:
     scoring, _ = start(lambda _: store)
-    status, body, _ = ask(scoring.address, b" " * ((4 << 20) + 1))
+    status, body, _ = ask(scoring.address, b" " * ((1 << 20) + 1))
     assert status == 413
     assert reason(body).startswith("must not be larger than")
+
+
+HOSTILE = {
+    "empty lists": b"[" + b",".join([b"[]"] * 200_000) + b"]",
+    "depth": b"[" * 500_000,
+    "numbers": b"[" + b",".join([b"1e-9"] * 150_000) + b"]",
+    "one object": b'{"a":[' + b",".join([b"1"] * 30_000) + b"]}",  # which a record may have
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
+    start: Start, store: MemoryStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: object, **__: object) -> object:
+        raise AssertionError("parsed")
+
+    scoring, _ = start(lambda _: store)
+    monkeypatch.setattr(predict.jiter, "from_json", parse)
+    status, body, _ = ask(scoring.address, HOSTILE[name])
+    assert status == 422
+    assert reason(body).endswith("JSON values and names")
+
+
+def test_whoever_sends_invalid_bodies_without_end_is_slowed_down(start: Start, store: MemoryStore) -> None:
+    """The stream has priority: refused bodies get a tenth of the time, and then no answer but this."""
+    scoring, _ = start(lambda _: store)
+    invalid = b"[" + b",".join([b"1e-9"] * 19_000) + b"]"
+
+    def refused() -> bool:
+        status, body, headers = ask(scoring.address, invalid)
+        assert status in {422, 503}
+        if status == 503:
+            assert reason(body) == "too many invalid bodies take the time of the stream"
+            assert headers["Retry-After"] == "1"
+        return status == 503
+
+    wait_until(refused, "hostile requests are answered without end")
+    wait_until(lambda: ask(scoring.address, RECORDS[0][1])[0] == 200, "the endpoint does not recover")
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +318,7 @@ def profiled() -> Preview:
 
 def profiled_preview(profiles: tuple[EntityProfile, ...]) -> Preview:
     bundle = made_bundle(entities=profiles)
-    return Preview(bundle, lateness_ms=LATENESS_MS, max_future_ms=300_000, max_reasons=5)
+    return Preview(bundle, lateness_ms=LATENESS_MS, max_reasons=5)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def bundle(table):
 
 @pytest.fixture(scope="module")
 def preview(bundle):
-    return Preview(bundle, lateness_ms=LATENESS_MS, max_future_ms=300_000, max_reasons=5)
+    return Preview(bundle, lateness_ms=LATENESS_MS, max_reasons=5)
 
 
 def records(table, rows):
