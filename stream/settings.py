@@ -439,6 +439,7 @@ _KINDS: Final[dict[Any, str]] = {
     str: "text",
     Path: "path",
     SecretStr: "secret",
+    date: "date",
 }
 
 
