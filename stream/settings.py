@@ -174,30 +174,48 @@ class DecisionSettings(_Section):
     )
 
 
+#: Characters of the shortest token: 16 random letters and digits have 95 bits.
+_MIN_TOKEN: Final = 16
+
+
 class _GuardedSection(_Section):
     """An HTTP endpoint with an optional bearer token."""
 
     token: SecretStr | None = Field(
         default=None,
-        min_length=8,
-        description="Bearer token required by every route except /healthz and /readyz",
+        description="Bearer token of at least 16 characters, required by every route except /healthz and "
+        "/readyz",
     )
     token_file: Path | None = Field(default=None, description="File that contains the bearer token")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.token_file is not None and not self.token_file.is_file():
-            msg = f"token_file: {self.token_file} is not a readable file"
-            raise ValueError(msg)
+        self.wanted_token()
         return self
 
     def wanted_token(self) -> str | None:
-        """Return the token from the setting or its file, None if no token is required."""
+        """Return the token from the setting or its file, None if no token is required.
+
+        Raises
+        ------
+        ValueError
+            There should be a token, and there is none or a short one; nobody may be let in then.
+        """
         if self.token is not None:
-            return self.token.get_secret_value()
-        if self.token_file is not None:
-            return self.token_file.read_text(encoding="utf-8").strip() or None
-        return None
+            name, token = "token", self.token.get_secret_value().strip()
+        elif self.token_file is not None:
+            name = f"token_file: {self.token_file}"
+            try:
+                token = self.token_file.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                msg = f"{name} is not a readable file: {error.strerror or error}"
+                raise ValueError(msg) from error
+        else:
+            return None
+        if len(token) < _MIN_TOKEN:
+            msg = f"{name}: must have at least {_MIN_TOKEN} characters, not {len(token)}"
+            raise ValueError(msg)
+        return token
 
 
 class MetricsSettings(_GuardedSection):
@@ -302,6 +320,10 @@ class Settings(BaseSettings):
         default=Path("var/state"), description="Folder of the worker's state; each worker needs its own"
     )
     bundle: Path = Field(default=Path("var/bundle"), description="Folder of the model bundle")
+    bundle_public_key: Path | None = Field(
+        default=None,
+        description="PEM file with the Ed25519 public keys that may sign bundles; other bundles are refused",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level of messages to log"
     )

@@ -44,6 +44,7 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
         "evaluate",
         "Evaluate a recipe week after week, as labels arrive.",
     ),
+    "bundle": ("stream.cli.commands.bundle", "bundle", "Verify and sign model bundles."),
     "tune": ("stream.cli.commands.tune", "tune", "Search for better parameters on the validation part."),
     "compare-models": (
         "stream.cli.commands.compare",

@@ -91,7 +91,7 @@ def build_runtime(settings: Settings) -> Runtime:
     if settings.core is not None:
         pin_to_core(settings.core)
     step = fault_from_environment()
-    bundle = Bundle.load(settings.bundle)
+    bundle = Bundle.load(settings.bundle, settings.bundle_public_key)
     metrics = Metrics(
         bundle.model_version, bundle.spec.hash, bundle.trained_at_seconds, drift_of(settings, bundle)
     )

@@ -1,13 +1,13 @@
 """The model bundle: a folder with everything that scoring needs, and nothing that can execute.
 
 ``model.txt`` is LightGBM's text format; ``bundle.json`` holds the feature spec with its hash, the
-thresholds, the training data's reference statistics, the metrics, seeds, versions and the model's
-SHA-256. Loading checks all of it. Nothing is unpickled.
+thresholds, the training data's reference statistics, the metrics, seeds and versions. ``manifest.json`` lists
+both with their SHA-256, and may be signed, see :mod:`.manifest`. Loading checks all of it. Nothing is
+unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -18,12 +18,14 @@ from typing import Any, Final
 
 from stream.errors import BundleError
 from stream.features.spec import FeatureSpec
+from stream.scoring.manifest import MANIFEST_FILE, SIGNATURE_FILE, Seal, make_manifest, read_members
 
-__all__ = ["BUNDLE_FORMAT", "Bundle", "Thresholds"]
+__all__ = ["BUNDLE_FORMAT", "Bundle", "Thresholds", "write_atomically"]
 
-BUNDLE_FORMAT: Final = 1
+BUNDLE_FORMAT: Final = 2
 _MODEL_FILE: Final = "model.txt"
 _META_FILE: Final = "bundle.json"
+_MEMBERS: Final = (_MODEL_FILE, _META_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Bundle:
         :func:`offline.training.drift_reference.reference_statistics`.
     metrics, training:
         Figures of the evaluation, and the seeds, versions, rows and times of the training.
+    seal:
+        Digest and signature of a bundle that was loaded.
     """
 
     model_text: str
@@ -68,6 +72,7 @@ class Bundle:
     reference: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    seal: Seal | None = field(default=None, compare=False)
 
     @property
     def trained_at_seconds(self) -> float | None:
@@ -84,7 +89,6 @@ class Bundle:
         meta = {
             "format": BUNDLE_FORMAT,
             "model_version": self.model_version,
-            "model_sha256": hashlib.sha256(model).hexdigest(),
             "feature_spec": self.spec.to_json(),
             "feature_spec_hash": self.spec.hash,
             "thresholds": {
@@ -97,17 +101,46 @@ class Bundle:
             "metrics": self.metrics,
             "training": self.training,
         }
-        _write_atomically(folder / _MODEL_FILE, model)
-        _write_atomically(folder / _META_FILE, json.dumps(meta, indent=1, allow_nan=False).encode() + b"\n")
+        _write_members(
+            folder,
+            {
+                _MODEL_FILE: model,
+                _META_FILE: json.dumps(meta, indent=1, allow_nan=False).encode() + b"\n",
+            },
+        )
 
     @classmethod
-    def load(cls, folder: Path) -> Bundle:
-        """Return the bundle in ``folder``, checked.
+    def seal_folder(cls, folder: Path) -> Bundle:
+        """Write the manifest of a folder whose members were changed on purpose, and return the bundle.
 
         Raises
         ------
         BundleError
-            A file is missing, damaged, of another format, or made for other features.
+            The members are no bundle; nothing was written.
+        """
+        try:
+            members = {name: (folder / name).read_bytes() for name in _MEMBERS}
+        except OSError as error:
+            raise BundleError(f"model bundle {folder} cannot be read: {error}") from error
+        cls._from_members(folder, members, None)
+        _write_members(folder, members)
+        return cls.load(folder)
+
+    @classmethod
+    def load(cls, folder: Path, public_key_file: Path | None = None) -> Bundle:
+        """Return the bundle in ``folder``, checked.
+
+        Parameters
+        ----------
+        public_key_file
+            PEM file of the keys that may sign a bundle; with it, an unsigned bundle is refused.
+
+        Raises
+        ------
+        BundleError
+            A file is missing, damaged, of another format, made for other features, or not signed.
+        ConfigError
+            The public keys cannot be read.
 
         Examples
         --------
@@ -116,20 +149,22 @@ class Bundle:
         stream.errors.BundleError: no model bundle in nowhere: ... is missing; ...
         """
         try:
-            model = (folder / _MODEL_FILE).read_bytes()
-            meta = json.loads((folder / _META_FILE).read_bytes())
+            members, seal = read_members(folder, _MEMBERS, public_key_file)
         except FileNotFoundError as error:
             raise BundleError(
                 f"no model bundle in {folder}: {Path(error.filename).name} is missing; create a "
                 "bundle with 'riskstream train', or set RISKSTREAM_BUNDLE"
             ) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise BundleError(f"model bundle {folder} cannot be read: {error}") from error
+        return cls._from_members(folder, members, seal)
+
+    @classmethod
+    def _from_members(cls, folder: Path, members: dict[str, bytes], seal: Seal | None) -> Bundle:
         try:
+            meta = json.loads(members[_META_FILE])
             if meta["format"] != BUNDLE_FORMAT:
                 raise BundleError(f"model bundle {folder} has format {meta['format']}, not {BUNDLE_FORMAT}")
-            if hashlib.sha256(model).hexdigest() != meta["model_sha256"]:
-                raise BundleError(f"model bundle {folder} is damaged: model.txt does not match its SHA-256")
             spec = FeatureSpec.from_json(meta["feature_spec"])
             if spec.hash != meta["feature_spec_hash"]:
                 raise BundleError(
@@ -140,7 +175,7 @@ class Bundle:
                 msg = f"allowed_lateness_ms must be a whole number of milliseconds, not {lateness_ms!r}"
                 raise ValueError(msg)
             return cls(
-                model_text=model.decode(),
+                model_text=members[_MODEL_FILE].decode(),
                 model_version=str(meta["model_version"]),
                 spec=spec,
                 thresholds=Thresholds(**meta["thresholds"]),
@@ -148,14 +183,23 @@ class Bundle:
                 reference=meta["reference"],
                 metrics=meta["metrics"],
                 training=meta["training"],
+                seal=seal,
             )
         except BundleError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, UnicodeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, UnicodeError, RecursionError) as error:
             raise BundleError(f"model bundle {folder} cannot be used: {error!r}") from error
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _write_members(folder: Path, members: dict[str, bytes]) -> None:
+    """Write the members and their manifest; a former signature does not belong to them."""
+    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
+    for name, content in {**members, MANIFEST_FILE: make_manifest(members)}.items():
+        write_atomically(folder / name, content)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -17,6 +17,7 @@ import numpy as np
 
 from stream.errors import BundleError
 from stream.scoring.lightgbm_text import UnsupportedModelError
+from stream.scoring.model_check import MalformedModelError, checked_model_text
 from stream.scoring.trees import CompiledTrees
 
 if TYPE_CHECKING:
@@ -46,27 +47,19 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        if (
-            not bundle.model_text.startswith("tree\n")
-            or re.search(r"^objective=binary", bundle.model_text, re.MULTILINE) is None
-        ):
+        if re.search(r"^objective=binary\b", bundle.model_text, re.MULTILINE) is None:
             raise BundleError(f"model {bundle.model_version} is not a LightGBM model of a binary objective")
         try:
-            self._booster = lgb.Booster(model_str=bundle.model_text)
-        except lgb.basic.LightGBMError as error:
-            raise BundleError(f"model {bundle.model_version} cannot be read: {error}") from error
-        expected = len(bundle.spec.names)
-        if self._booster.num_feature() != expected:
-            raise BundleError(
-                f"model {bundle.model_version} takes {self._booster.num_feature()} features, "
-                f"but its feature spec has {expected}"
-            )
-        self._trees, self._explaining = self._compile(bundle)
+            text = checked_model_text(bundle.model_text, len(bundle.spec.names))
+            self._booster = lgb.Booster(model_str=text)
+        except (MalformedModelError, lgb.basic.LightGBMError) as error:
+            raise BundleError(f"model {bundle.model_version} cannot be used: {error}") from error
+        self._trees, self._explaining = self._compile(bundle, text)
 
-    def _compile(self, bundle: Bundle) -> tuple[CompiledTrees | None, CompiledTrees | None]:
+    def _compile(self, bundle: Bundle, text: str) -> tuple[CompiledTrees | None, CompiledTrees | None]:
         """Return the compiled trees as far as they agree with LightGBM: for scores, and for contributions."""
         try:
-            trees = CompiledTrees(bundle.model_text)
+            trees = CompiledTrees(text)
         except UnsupportedModelError as error:
             logger.info("model %s is not compiled: %s", bundle.model_version, error)
             return None, None

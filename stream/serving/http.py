@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import logging
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
 __all__ = ["guard", "listen"]
+
+logger = logging.getLogger(__name__)
 
 
 async def listen(app: web.Application, host: str, port: int, *, option: str) -> tuple[web.AppRunner, int]:
@@ -47,7 +51,7 @@ def guard(wanted: Callable[[], str | None], unguarded: Collection[str] = ()) -> 
     Parameters
     ----------
     wanted
-        Returns the token, called for each request; None lets every request in.
+        Returns the token, called for each request; None lets every request in. A ``ValueError`` lets none in.
     unguarded
         Paths without a token: probes, whose response is only yes or no.
     """
@@ -56,7 +60,12 @@ def guard(wanted: Callable[[], str | None], unguarded: Collection[str] = ()) -> 
     async def admit(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        token = wanted()
+        try:
+            token = wanted()
+        except ValueError as error:
+            # The file was emptied or removed meanwhile. A secret of nobody lets nobody in.
+            logger.error("no request is let in: %s", error)  # noqa: TRY400 - no stack trace for a setting
+            token = secrets.token_hex()
         if token is not None and request.path not in unguarded:
             given = request.headers.get("Authorization", "")
             if not hmac.compare_digest(given.encode(errors="surrogateescape"), f"Bearer {token}".encode()):

@@ -96,7 +96,7 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
     from stream.pipeline.transactions import TransactionPipeline
     from stream.scoring.bundle import Bundle
 
-    bundle = Bundle.load(settings.bundle)
+    bundle = Bundle.load(settings.bundle, settings.bundle_public_key)
     TransactionPipeline(bundle, PipelineConfig())
     trained = bundle.trained_at_seconds
     age = "" if trained is None else f", {(now_ms / 1000 - trained) / _DAY_SECONDS:.1f} days old"
@@ -105,6 +105,11 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
         "ok",
         f"{bundle.model_version}, {len(bundle.spec.names)} features (spec {bundle.spec.hash}){age}",
     )
+    seal = bundle.seal
+    if seal is not None and seal.signed_by:
+        yield Finding("model", "ok", f"signed by key {seal.signed_by}, sha256:{seal.digest}")
+    else:
+        yield Finding("model", "note", "no signature is required: see RISKSTREAM_BUNDLE_PUBLIC_KEY")
     lateness = settings.history.allowed_lateness_days
     if bundle.allowed_lateness_ms not in {None, int(lateness * _DAY_SECONDS * 1000)}:
         yield Finding(

@@ -23,7 +23,6 @@ __all__ = ["serve"]
 
 
 #: As the worker's settings have them.
-
 _MAX_REASONS = 5
 _LATENESS_MS = 3 * MS_PER_DAY
 
@@ -85,8 +84,9 @@ def serve(
     from stream.pipeline.preview import Preview
     from stream.scoring.bundle import Bundle
     from stream.serving.predict import ScoringService
+    from stream.settings import load_settings
 
-    loaded = Bundle.load(bundle)
+    loaded = Bundle.load(bundle, load_settings().bundle_public_key)
     if labels_path is not None and not loaded.spec.entities:
         raise click.UsageError("--labels requires a model with entity profiles: only these use labels")
     lateness_ms = _LATENESS_MS if loaded.allowed_lateness_ms is None else loaded.allowed_lateness_ms
