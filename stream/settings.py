@@ -34,6 +34,7 @@ __all__ = [
     "HistorySettings",
     "KafkaSettings",
     "MetricsSettings",
+    "Partitioner",
     "RocksDBSettings",
     "ScoringSettings",
     "SettingReference",
@@ -44,6 +45,10 @@ __all__ = [
     "load_settings",
     "setting_references",
 ]
+
+
+#: How producers choose the partition of a key.
+Partitioner = Literal["murmur2", "crc32", "any"]
 
 
 class _Section(BaseModel):
@@ -145,6 +150,11 @@ class TopicSettings(_Section):
     partitions: int = Field(
         default=4, ge=1, le=10_000, description="Partitions of every keyed topic; fixed once there is state"
     )
+    partitioner: Partitioner = Field(
+        default="murmur2",
+        description="Hash by which all producers choose the partition of a key: murmur2 (Kafka's own "
+        "clients), crc32 (librdkafka's default), or any if producers choose partitions themselves",
+    )
     replication_factor: int = Field(default=1, ge=1, le=10, description="Replicas of each topic")
     create: bool = Field(default=True, description="Whether a worker creates missing topics at its start")
     retention_days: float = Field(
@@ -209,11 +219,6 @@ class ScoringSettings(_GuardedSection):
     )
     max_batch: int = Field(
         default=100, ge=1, le=500, description="Maximum number of transactions in a request"
-    )
-    partitioner: Literal["murmur2", "crc32"] = Field(
-        default="murmur2",
-        description="Hash by which producers choose the partition of a key: murmur2 (Kafka's own clients) or "
-        "crc32 (librdkafka)",
     )
     forward_timeout_seconds: float = Field(
         default=2.0, gt=0, le=60, description="How long a worker waits for another worker's response"
@@ -317,6 +322,16 @@ class Settings(BaseSettings):
     rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scoring.enabled and self.topics.partitioner == "any":
+            msg = (
+                "RISKSTREAM_SCORING__ENABLED: scores on request need the partition of a user's history: set "
+                "RISKSTREAM_TOPICS__PARTITIONER to murmur2 or crc32"
+            )
+            raise ValueError(msg)
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -393,7 +408,9 @@ def load_settings(**overrides: object) -> Settings:
         problems = []
         for item in error.errors(include_url=False, include_input=False):
             name = "RISKSTREAM_" + "__".join(str(part).upper() for part in item["loc"])
-            problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+            reason = item["msg"].removeprefix("Value error, ")
+            # An error of several sections names its settings itself.
+            problems.append(f"{name}: {reason}" if item["loc"] else reason)
         raise ConfigError("; ".join(problems)) from error
     except ValueError as error:  # pydantic-settings: a nested value that is not JSON
         raise ConfigError(str(error)) from error

@@ -17,6 +17,7 @@ from stream.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from stream.settings import Settings
 
@@ -27,6 +28,10 @@ __all__ = ["Finding", "check", "findings"]
 _LEAST_FREE_BYTES: Final = 1 << 30
 
 _READ_SECONDS: Final = 5.0
+
+#: Records of each partition whose keys are compared with the partitioner.
+_NEWEST_RECORDS: Final = 200
+
 _DAY_SECONDS: Final = 86_400
 
 
@@ -36,7 +41,8 @@ class Finding(NamedTuple):
     Attributes
     ----------
     state
-        "ok", "note" if a worker would run but an operator should know, "FAIL" if it would not.
+        "ok", "note" if a worker would run but an operator should know, "FAIL" if it would not run, or if its
+        scores would be wrong.
     exit_code
         Exit status of the error that would end a worker.
     """
@@ -49,7 +55,7 @@ class Finding(NamedTuple):
 
 @click.command()
 def check() -> None:
-    """Check settings, model, state folder, broker, topics and clock; changes nothing.
+    """Check settings, model, state folder, broker, topics, clock and partitioner; changes nothing.
 
     Prints a line for each. Exits with 0 where a worker could start, and otherwise with the status that it
     would end with: 2 settings, 3 model, 4 broker or topics, 6 state.
@@ -80,7 +86,7 @@ def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]
     if reached:
         yield from _guarded("topics", lambda: _topics(settings))
         yield from _guarded("compression", lambda: _compression(settings))
-        yield from _guarded("clock", lambda: _clock(settings, now))
+        yield from _guarded("transactions", lambda: _transactions(settings, now))
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -191,9 +197,23 @@ def _compression(settings: Settings) -> Iterator[Finding]:
         yield Finding("compression", "ok", f"can decode the topics' {', '.join(sorted(set(types.values())))}")
 
 
-def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
+def _transactions(settings: Settings, now_ms: int) -> Iterator[Finding]:
+    """Compare the newest transactions with the clock and the partitioner."""
+    from stream.cli.check_partitioner import partitioner_findings
+    from stream.kafka.reader import TopicReader
+
+    topics = settings.topics
+    with TopicReader(settings, topics.transactions) as reader:
+        partitions = len(reader.partitions())
+        records = reader.last_records(_READ_SECONDS, _NEWEST_RECORDS)
+    yield from _clock(settings, now_ms, records)
+    for found in partitioner_findings(records, partitions, topics.partitioner):
+        yield Finding("partitioner", *found)
+
+
+def _clock(settings: Settings, now_ms: int, records: list[Any]) -> Iterator[Finding]:
     """Compare the clock with the newest transactions' timestamps, which cannot be of the future."""
-    newest = _newest_ms(settings)
+    newest = max((record.timestamp for record in records), default=None)
     allowed = int(settings.history.max_future_seconds * 1000)
     if newest is None:
         yield Finding(
@@ -222,11 +242,3 @@ def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
                 f"{format_event_time(newest)}"
             ),
         )
-
-
-def _newest_ms(settings: Settings) -> int | None:
-    """Return the timestamp of the newest of the partitions' last transactions, None if there is none."""
-    from stream.kafka.reader import TopicReader
-
-    with TopicReader(settings, settings.topics.transactions) as reader:
-        return max((record.timestamp for record in reader.last_records(_READ_SECONDS)), default=None)
