@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -37,13 +36,12 @@ __all__ = [
     "Partitioner",
     "RocksDBSettings",
     "ScoringSettings",
-    "SettingReference",
     "Settings",
     "TopicSettings",
     "TracingSettings",
     "WatchdogSettings",
     "load_settings",
-    "setting_references",
+    "setting_fields",
 ]
 
 
@@ -155,12 +153,32 @@ class TopicSettings(_Section):
         description="Hash by which all producers choose the partition of a key: murmur2 (Kafka's own "
         "clients), crc32 (librdkafka's default), or any if producers choose partitions themselves",
     )
-    replication_factor: int = Field(default=1, ge=1, le=10, description="Replicas of each topic")
+    replication_factor: int | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="Replicas of each topic; by default 3, or one on each broker if there are fewer",
+    )
+    min_insync_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="Replicas that must have a record before it is acknowledged (min.insync.replicas); by "
+        "default one less than the replicas, and at least 1",
+    )
     create: bool = Field(default=True, description="Whether a worker creates missing topics at its start")
     retention_days: float = Field(
         default=7, gt=0, description="Retention of transactions, alerts, decisions and labels"
     )
     dead_letter_retention_days: float = Field(default=30, gt=0, description="Retention of dead letters")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        replicas, needed = self.replication_factor, self.min_insync_replicas
+        if replicas is not None and needed is not None and needed > replicas:
+            msg = f"min_insync_replicas: {needed} replicas cannot have a record if there are {replicas}"
+            raise ValueError(msg)
+        return self
 
 
 class DecisionSettings(_Section):
@@ -416,43 +434,7 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigError(str(error)) from error
 
 
-class SettingReference(NamedTuple):
-    """The documentation of a setting, as texts.
-
-    Attributes
-    ----------
-    section
-        Name of the section, empty for top-level settings.
-    default
-        Empty if there is no default value.
-    """
-
-    section: str
-    variable: str
-    kind: str
-    default: str
-    description: str
-
-
-_KINDS: Final[dict[Any, str]] = {
-    bool: "true or false",
-    float: "number",
-    int: "integer",
-    str: "text",
-    Path: "path",
-    SecretStr: "secret",
-}
-
-
-def setting_references() -> list[SettingReference]:
-    """Return the documentation of every setting, in the order of the models."""
-    return [
-        SettingReference(section, variable, _kind(field), _default(field), field.description or "")
-        for section, variable, field in _fields(Settings)
-    ]
-
-
-def _fields(
+def setting_fields(
     model: type[BaseModel], section: str = "", prefix: str = "RISKSTREAM_"
 ) -> Iterator[tuple[str, str, FieldInfo]]:
     """Yield section, environment variable and field of every setting, the sections' last."""
@@ -463,32 +445,7 @@ def _fields(
         else:
             yield section, f"{prefix}{name.upper()}", field
     for name, inner in nested:
-        yield from _fields(inner, name, f"{prefix}{name.upper()}__")
-
-
-def _kind(field: FieldInfo) -> str:
-    """Return a field's type and bounds as text."""
-    annotation: Any = field.annotation
-    if get_origin(annotation) is UnionType:  # ``X | None``
-        [annotation] = (part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is Literal:
-        return ", ".join(get_args(annotation))
-    signs = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-    bounds = [
-        f"{sign} {getattr(item, name):,}"
-        for name, sign in signs
-        for item in field.metadata
-        if hasattr(item, name)
-    ]
-    return ", ".join([_KINDS[annotation], *bounds])
-
-
-def _default(field: FieldInfo) -> str:
-    """Return a field's default as an environment variable would contain it."""
-    value = field.default
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        yield from setting_fields(inner, name, f"{prefix}{name.upper()}__")
 
 
 def _known_variables() -> set[str]:
@@ -500,7 +457,7 @@ def _known_variables() -> set[str]:
         "RISKSTREAM_REQUIRE_PROMETHEUS",
         "RISKSTREAM_TEST_FAULT",
     }
-    for section, variable, _ in _fields(Settings):
+    for section, variable, _ in setting_fields(Settings):
         names.add(variable)
         if section:
             names.add(f"RISKSTREAM_{section.upper()}")  # a whole section, as JSON

@@ -29,6 +29,20 @@ _LEAST_FREE_BYTES: Final = 1 << 30
 
 _READ_SECONDS: Final = 5.0
 
+#: Settings of brokers that limit fencing, Kafka's defaults in days, and the effect of less.
+_FENCING: Final = (
+    (
+        "producer.id.expiration.ms",
+        1,
+        "a worker paused for longer may write to a changelog partition that received nothing meanwhile",
+    ),
+    (
+        "transactional.id.expiration.ms",
+        7,
+        "a worker that has owned a partition for longer may still write after another one has taken over",
+    ),
+)
+
 #: Records of each partition whose keys are compared with the partitioner.
 _NEWEST_RECORDS: Final = 200
 
@@ -85,6 +99,7 @@ def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]
         yield found
     if reached:
         yield from _guarded("topics", lambda: _topics(settings))
+        yield from _guarded("fencing", lambda: _fencing(settings))
         yield from _guarded("compression", lambda: _compression(settings))
         yield from _guarded("transactions", lambda: _transactions(settings, now))
 
@@ -164,16 +179,39 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:
-    from stream.kafka.admin import check_each_topic
+    from stream.kafka.admin import check_each_topic, weak_topics
 
+    weak = weak_topics(settings)
     for name, problems in check_each_topic(settings).items():
         missing = problems == ["does not exist"]
-        if not problems:
+        if not problems and name in weak:
+            yield Finding("topic", "note", f"{name} {'; '.join(weak[name])}")
+        elif not problems:
             yield Finding("topic", "ok", name)
         elif missing and settings.topics.create:
             yield Finding("topic", "note", f"{name} does not exist; a worker will create it")
         else:
             yield Finding("topic", "FAIL", f"{name} {'; '.join(problems)}", TopicMismatchError.exit_code)
+
+
+def _fencing(settings: Settings) -> Iterator[Finding]:
+    """Read for how long the brokers recognise the writes of a former owner."""
+    from stream.kafka.admin import broker_configs
+
+    for setting, least_days, forgotten in _FENCING:
+        values = broker_configs(settings, setting)
+        if not values:
+            yield Finding("fencing", "note", f"the brokers do not report {setting}")
+            continue
+        least_ms = least_days * MS_PER_DAY
+        short = {broker: value for broker, value in values.items() if int(value) < least_ms}
+        if short:
+            listed = ", ".join(f"{value} on broker {broker}" for broker, value in short.items())
+            text = f"{setting} is {listed}, less than Kafka's default of {least_ms}: {forgotten}"
+            yield Finding("fencing", "note", text)
+        else:
+            days = min(map(int, values.values())) / MS_PER_DAY
+            yield Finding("fencing", "ok", f"{setting} is {days:.3g} d on every broker")
 
 
 def _compression(settings: Settings) -> Iterator[Finding]:
