@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from stream.settings import KafkaSettings, Settings
 
 __all__ = [
+    "administration",
     "broker_configs",
     "check_each_topic",
     "check_topics",
@@ -81,7 +82,7 @@ def probe(kafka: KafkaSettings, timeout_seconds: float) -> None:
     BrokerError
         The broker did not answer within ``timeout_seconds``, or refuses this client.
     """
-    with _admin(kafka, timeout_seconds) as admin:
+    with administration(kafka, timeout_seconds) as admin:
         admin.describe_cluster()
 
 
@@ -93,7 +94,7 @@ def create_topics(settings: Settings) -> list[str]:
     BrokerError
         The broker cannot be reached, or refuses a topic.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         specs = _specs(admin, settings)
         found = _describe(admin, specs)
         wanted = [spec for spec in specs.values() if found[spec.name]["error_code"] == _MISSING.errno]
@@ -133,7 +134,7 @@ def check_each_topic(settings: Settings) -> dict[str, list[str]]:
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         specs = _specs(admin, settings)
         found = _describe(admin, specs)
         configs = _configs(admin, found)
@@ -151,7 +152,7 @@ def weak_topics(settings: Settings) -> dict[str, list[str]]:
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         specs = _specs(admin, settings)
         found = _describe(admin, specs)
         configs = _configs(admin, found)
@@ -170,7 +171,7 @@ def topic_specs_on(settings: Settings) -> tuple[TopicSpec, ...]:
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         return tuple(_specs(admin, settings).values())
 
 
@@ -184,7 +185,7 @@ def broker_configs(settings: Settings, name: str) -> dict[int, str]:
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         ids = _broker_ids(admin)
         resources = [ConfigResource(ConfigResourceType.BROKER, str(number)) for number in ids]
         try:
@@ -203,7 +204,7 @@ def compression_types(settings: Settings, names: Iterable[str]) -> dict[str, str
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         configs = _configs(admin, _describe(admin, names))
     return {
         name: values.get("compression.type", {}).get("value") or "producer"
@@ -263,7 +264,7 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         found = _describe(admin, names)
     return {name: str(topic["topic_id"] or "") for name, topic in found.items()}
 
@@ -361,7 +362,7 @@ class _RefusedError(BrokerError):
 
 
 @contextmanager
-def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminClient]:
+def administration(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminClient]:
     """Connect within ``timeout_seconds``; every failure becomes one readable line."""
     address = kafka.bootstrap_servers
     with _quiet_log() as log:
