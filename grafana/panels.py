@@ -270,6 +270,7 @@ STREAM = [
             ),
             (quantile(0.99, "riskstream_batch_records"), "p99"),
         ],
+        width=8,
     ),
     Panel(
         "Replays and unusual records",
@@ -281,6 +282,17 @@ STREAM = [
             (f"sum({rate('riskstream_unknown_fields_total')})", "unknown fields"),
             (f"sum({rate('riskstream_other_source_users_total')})", "users of another source"),
         ],
+        width=8,
+    ),
+    Panel(
+        "Misplaced records",
+        "Transactions on another partition than topics.partitioner chooses for their key: producers with "
+        "different partitioners split a user's history.",
+        "cps",
+        [(f"sum by (instance) ({rate('riskstream_misplaced_records_total')})", "{{instance}}")],
+        width=8,
+        stacked=True,
+        runbook="riskstreamusersplit",
     ),
     Panel(
         "Records skipped, expired or failed",

@@ -18,6 +18,7 @@ from kafka.errors import KafkaError
 from stream.errors import BrokerError, ConfigError
 from stream.events.fields import format_event_time
 from stream.kafka.clients import client_config
+from stream.kafka.partitioner import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -184,7 +185,7 @@ def replay(
 ) -> ReplayReport:
     """Send records in order and wait until every record is acknowledged.
 
-    1. Each record goes to the partition of its key (murmur2, as in every Kafka client).
+    1. Each record goes to the partition of its key by ``topics.partitioner``; ``any`` is murmur2 here.
     2. It is sent once it is due, and never before; late records are sent at once.
     3. At the end, or once ``stop`` is true, the sent records are flushed and counted.
 
@@ -225,7 +226,12 @@ def replay(
             if failures or (stop is not None and stop()):
                 stopped = not failures
                 break
-            producer.send(record.topic, key=record.key, value=record.value).add_errback(failures.append)
+            partition = None  # the client's own choice: murmur2
+            if settings.topics.partitioner == "crc32":
+                partition = partition_of(record.key, settings.topics.partitions, "crc32")
+            producer.send(record.topic, key=record.key, value=record.value, partition=partition).add_errback(
+                failures.append
+            )
             sent[record.topic] = sent.get(record.topic, 0) + 1
             total_bytes += len(record.key) + len(record.value)
             pending += 1

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -35,16 +34,20 @@ __all__ = [
     "HistorySettings",
     "KafkaSettings",
     "MetricsSettings",
+    "Partitioner",
     "RocksDBSettings",
     "ScoringSettings",
-    "SettingReference",
     "Settings",
     "TopicSettings",
     "TracingSettings",
     "WatchdogSettings",
     "load_settings",
-    "setting_references",
+    "setting_fields",
 ]
+
+
+#: How producers choose the partition of a key.
+Partitioner = Literal["murmur2", "crc32", "any"]
 
 
 class _Section(BaseModel):
@@ -157,12 +160,37 @@ class TopicSettings(_Section):
     partitions: int = Field(
         default=4, ge=1, le=10_000, description="Partitions of every keyed topic; fixed once there is state"
     )
-    replication_factor: int = Field(default=1, ge=1, le=10, description="Replicas of each topic")
+    partitioner: Partitioner = Field(
+        default="murmur2",
+        description="Hash by which all producers choose the partition of a key: murmur2 (Kafka's own "
+        "clients), crc32 (librdkafka's default), or any if producers choose partitions themselves",
+    )
+    replication_factor: int | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="Replicas of each topic; by default 3, or one on each broker if there are fewer",
+    )
+    min_insync_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="Replicas that must have a record before it is acknowledged (min.insync.replicas); by "
+        "default one less than the replicas, and at least 1",
+    )
     create: bool = Field(default=True, description="Whether a worker creates missing topics at its start")
     retention_days: float = Field(
         default=7, gt=0, description="Retention of transactions, alerts, decisions and labels"
     )
     dead_letter_retention_days: float = Field(default=30, gt=0, description="Retention of dead letters")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        replicas, needed = self.replication_factor, self.min_insync_replicas
+        if replicas is not None and needed is not None and needed > replicas:
+            msg = f"min_insync_replicas: {needed} replicas cannot have a record if there are {replicas}"
+            raise ValueError(msg)
+        return self
 
 
 class DecisionSettings(_Section):
@@ -239,11 +267,6 @@ class ScoringSettings(_GuardedSection):
     )
     max_batch: int = Field(
         default=100, ge=1, le=500, description="Maximum number of transactions in a request"
-    )
-    partitioner: Literal["murmur2", "crc32"] = Field(
-        default="murmur2",
-        description="Hash by which producers choose the partition of a key: murmur2 (Kafka's own clients) or "
-        "crc32 (librdkafka)",
     )
     forward_timeout_seconds: float = Field(
         default=2.0, gt=0, le=60, description="How long a worker waits for another worker's response"
@@ -354,6 +377,16 @@ class Settings(BaseSettings):
     rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scoring.enabled and self.topics.partitioner == "any":
+            msg = (
+                "RISKSTREAM_SCORING__ENABLED: scores on request need the partition of a user's history: set "
+                "RISKSTREAM_TOPICS__PARTITIONER to murmur2 or crc32"
+            )
+            raise ValueError(msg)
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -430,50 +463,15 @@ def load_settings(**overrides: object) -> Settings:
         problems = []
         for item in error.errors(include_url=False, include_input=False):
             name = "RISKSTREAM_" + "__".join(str(part).upper() for part in item["loc"])
-            problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+            reason = item["msg"].removeprefix("Value error, ")
+            # An error of several sections names its settings itself.
+            problems.append(f"{name}: {reason}" if item["loc"] else reason)
         raise ConfigError("; ".join(problems)) from error
     except ValueError as error:  # pydantic-settings: a nested value that is not JSON
         raise ConfigError(str(error)) from error
 
 
-class SettingReference(NamedTuple):
-    """The documentation of a setting, as texts.
-
-    Attributes
-    ----------
-    section
-        Name of the section, empty for top-level settings.
-    default
-        Empty if there is no default value.
-    """
-
-    section: str
-    variable: str
-    kind: str
-    default: str
-    description: str
-
-
-_KINDS: Final[dict[Any, str]] = {
-    bool: "true or false",
-    float: "number",
-    int: "integer",
-    str: "text",
-    Path: "path",
-    SecretStr: "secret",
-    date: "date",
-}
-
-
-def setting_references() -> list[SettingReference]:
-    """Return the documentation of every setting, in the order of the models."""
-    return [
-        SettingReference(section, variable, _kind(field), _default(field), field.description or "")
-        for section, variable, field in _fields(Settings)
-    ]
-
-
-def _fields(
+def setting_fields(
     model: type[BaseModel], section: str = "", prefix: str = "RISKSTREAM_"
 ) -> Iterator[tuple[str, str, FieldInfo]]:
     """Yield section, environment variable and field of every setting, the sections' last."""
@@ -484,39 +482,14 @@ def _fields(
         else:
             yield section, f"{prefix}{name.upper()}", field
     for name, inner in nested:
-        yield from _fields(inner, name, f"{prefix}{name.upper()}__")
-
-
-def _kind(field: FieldInfo) -> str:
-    """Return a field's type and bounds as text."""
-    annotation: Any = field.annotation
-    if get_origin(annotation) is UnionType:  # ``X | None``
-        [annotation] = (part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is Literal:
-        return ", ".join(get_args(annotation))
-    signs = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-    bounds = [
-        f"{sign} {getattr(item, name):,}"
-        for name, sign in signs
-        for item in field.metadata
-        if hasattr(item, name)
-    ]
-    return ", ".join([_KINDS[annotation], *bounds])
-
-
-def _default(field: FieldInfo) -> str:
-    """Return a field's default as an environment variable would contain it."""
-    value = field.default
-    if value is None:
-        return ""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        yield from setting_fields(inner, name, f"{prefix}{name.upper()}__")
 
 
 def _known_variables() -> set[str]:
     """Return every environment variable with a meaning."""
-    names = {"RISKSTREAM_" + name for name in ("ENV_FILE", "CACHE_DIR", "TEST_FAULT")}
+    names = {"RISKSTREAM_" + name for name in ("ENV_FILE", "CACHE_DIR", "TEST_FAULT", "BUNDLE_PASSPHRASE")}
     names |= {"RISKSTREAM_REQUIRE_KAFKA", "RISKSTREAM_REQUIRE_PROMETHEUS"}
-    for section, variable, _ in _fields(Settings):
+    for section, variable, _ in setting_fields(Settings):
         names.add(variable)
         if section:
             names.add(f"RISKSTREAM_{section.upper()}")  # a whole section, as JSON

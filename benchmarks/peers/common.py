@@ -55,7 +55,8 @@ class Job:
 
 def pipeline_of(job: Job) -> TransactionPipeline:
     """Return the pipeline with the worker's own defaults, everything compiled."""
-    pipeline = TransactionPipeline(Bundle.load(Path(job.bundle)), PipelineConfig(cache_bytes=256 << 20))
+    config = PipelineConfig(cache_bytes=256 << 20, partitioner="murmur2", partitions=job.partitions)
+    pipeline = TransactionPipeline(Bundle.load(Path(job.bundle)), config)
     warm_up(pipeline)
     return pipeline
 

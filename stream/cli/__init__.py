@@ -59,6 +59,11 @@ _VERBS: Final[dict[str, tuple[str, str, str]]] = {
     ),
     "replay": ("stream.cli.commands.replay", "replay", "Send a file of transactions to the stream."),
     "alerts": ("stream.cli.commands.alerts", "alerts", "Watch the alerts."),
+    "offsets": (
+        "stream.cli.commands.offsets",
+        "offsets",
+        "Move the offsets at which workers continue.",
+    ),
     "dlq": ("stream.cli.commands.dlq", "dlq", "Read and replay dead letters."),
     "skip": (
         "stream.cli.commands.skip",

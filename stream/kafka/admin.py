@@ -13,18 +13,22 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import (
     AuthorizationError,
     IllegalSaslStateError,
+    InvalidRequestError,
     KafkaError,
     KafkaTimeoutError,
     SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
+    UnknownError,
     UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
+    UnsupportedVersionError,
     for_code,
 )
 from kafka.net.compat import KafkaNetClient
 
 from stream.errors import BrokerError, TopicMismatchError
 from stream.kafka.clients import client_config
+from stream.kafka.durability import impossible_writes, weaknesses
 from stream.kafka.topics import TopicSpec, topic_specs
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from stream.settings import KafkaSettings, Settings
 
 __all__ = [
+    "administration",
+    "broker_configs",
     "check_each_topic",
     "check_topics",
     "compression_types",
@@ -41,7 +47,11 @@ __all__ = [
     "records_behind",
     "require_topics",
     "topic_ids",
+    "topic_specs_on",
+    "weak_topics",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 _MISSING: Final = for_code(UnknownTopicOrPartitionError.errno)
@@ -72,7 +82,7 @@ def probe(kafka: KafkaSettings, timeout_seconds: float) -> None:
     BrokerError
         The broker did not answer within ``timeout_seconds``, or refuses this client.
     """
-    with _admin(kafka, timeout_seconds) as admin:
+    with administration(kafka, timeout_seconds) as admin:
         admin.describe_cluster()
 
 
@@ -84,8 +94,8 @@ def create_topics(settings: Settings) -> list[str]:
     BrokerError
         The broker cannot be reached, or refuses a topic.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
-        specs = {spec.name: spec for spec in topic_specs(settings)}
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        specs = _specs(admin, settings)
         found = _describe(admin, specs)
         wanted = [spec for spec in specs.values() if found[spec.name]["error_code"] == _MISSING.errno]
         if not wanted:
@@ -95,7 +105,7 @@ def create_topics(settings: Settings) -> list[str]:
                 spec.name: {
                     "num_partitions": spec.partitions,
                     "replication_factor": spec.replication_factor,
-                    "configs": dict(spec.config),
+                    "configs": {**spec.config, **spec.durability},
                 }
                 for spec in wanted
             },
@@ -124,11 +134,66 @@ def check_each_topic(settings: Settings) -> dict[str, list[str]]:
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
-        specs = {spec.name: spec for spec in topic_specs(settings)}
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        specs = _specs(admin, settings)
         found = _describe(admin, specs)
         configs = _configs(admin, found)
-    return {name: _differences(spec, found[name], configs.get(name, {})) for name, spec in specs.items()}
+    required = settings.topics.replication_factor
+    return {
+        name: _differences(spec, required, found[name], configs.get(name, {})) for name, spec in specs.items()
+    }
+
+
+def weak_topics(settings: Settings) -> dict[str, list[str]]:
+    """Return for each existing topic that would lose acknowledged records, by name, through what.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        specs = _specs(admin, settings)
+        found = _describe(admin, specs)
+        configs = _configs(admin, found)
+    weak = {
+        name: weaknesses(settings.topics, specs[name], _replicas(found[name]), _values(values))
+        for name, values in configs.items()
+    }
+    return {name: texts for name, texts in weak.items() if texts}
+
+
+def topic_specs_on(settings: Settings) -> tuple[TopicSpec, ...]:
+    """Return every topic that this deployment needs on the cluster of the settings.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        return tuple(_specs(admin, settings).values())
+
+
+def broker_configs(settings: Settings, name: str) -> dict[int, str]:
+    """Return a value of each broker's configuration, by the broker's id.
+
+    Empty if the brokers do not report it, or do not allow this user to read it (DescribeConfigs).
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        ids = _broker_ids(admin)
+        resources = [ConfigResource(ConfigResourceType.BROKER, str(number)) for number in ids]
+        try:
+            described = admin.describe_configs(resources, config_filter="all").get("broker", {})
+        except (AuthorizationError, UnsupportedVersionError, UnknownError, InvalidRequestError):
+            return {}
+    found = {number: _values(described.get(str(number), {})).get(name) for number in ids}
+    return {number: value for number, value in found.items() if value is not None}
 
 
 def compression_types(settings: Settings, names: Iterable[str]) -> dict[str, str]:
@@ -139,7 +204,7 @@ def compression_types(settings: Settings, names: Iterable[str]) -> dict[str, str
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         configs = _configs(admin, _describe(admin, names))
     return {
         name: values.get("compression.type", {}).get("value") or "producer"
@@ -163,7 +228,7 @@ def check_topics(settings: Settings) -> list[str]:
 
 
 def require_topics(settings: Settings) -> None:
-    """Return if every topic agrees with the settings.
+    """Return if every topic agrees with the settings; log the topics that would lose acknowledged records.
 
     Raises
     ------
@@ -181,6 +246,12 @@ def require_topics(settings: Settings) -> None:
             f"{shown}. Create missing topics with 'riskstream topics create'; for the others, "
             "change the topic, or RISKSTREAM_TOPICS__*, so that both agree"
         )
+    weak = weak_topics(settings)
+    if weak:
+        logger.warning(
+            "topics may lose acknowledged records: %s; 'riskstream check' lists the reasons",
+            ", ".join(sorted(weak)),
+        )
 
 
 def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
@@ -193,7 +264,7 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     BrokerError
         The broker cannot be reached.
     """
-    with _admin(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         found = _describe(admin, names)
     return {name: str(topic["topic_id"] or "") for name, topic in found.items()}
 
@@ -243,21 +314,43 @@ def _configs(admin: KafkaAdminClient, topics: Mapping[str, Mapping[str, Any]]) -
     return {name: described.get(name, {}) for name in present}
 
 
-def _differences(spec: TopicSpec, topic: Mapping[str, Any], configs: Mapping[str, Any]) -> list[str]:
+def _broker_ids(admin: KafkaAdminClient) -> list[int]:
+    return sorted(broker["broker_id"] for broker in admin.describe_cluster()["brokers"])
+
+
+def _specs(admin: KafkaAdminClient, settings: Settings) -> dict[str, TopicSpec]:
+    """Return the topics by name, for this cluster's number of brokers."""
+    return {spec.name: spec for spec in topic_specs(settings, len(_broker_ids(admin)))}
+
+
+def _values(configs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values that the broker reports, by name."""
+    return {name: item["value"] for name, item in configs.items() if item.get("value") is not None}
+
+
+def _replicas(topic: Mapping[str, Any]) -> int:
+    """Return the number of replicas of the partition with the fewest."""
+    return min((len(partition["replica_nodes"]) for partition in topic["partitions"]), default=0)
+
+
+def _differences(
+    spec: TopicSpec, required_replicas: int | None, topic: Mapping[str, Any], configs: Mapping[str, Any]
+) -> list[str]:
     code = topic["error_code"]
     if code == _MISSING.errno:
         return ["does not exist"]
     if code != _NO_ERROR:
         return [f"cannot be read: {for_code(code).description}"]
     problems = []
-    partitions = topic["partitions"]
-    if len(partitions) != spec.partitions:
-        problems.append(f"has {len(partitions)} partitions, not {spec.partitions}")
-    replicas = min((len(partition["replica_nodes"]) for partition in partitions), default=0)
-    if replicas < spec.replication_factor:
-        problems.append(f"has replication factor {replicas}, not {spec.replication_factor}")
+    partitions = len(topic["partitions"])
+    if partitions != spec.partitions:
+        problems.append(f"has {partitions} partitions, not {spec.partitions}")
+    replicas, values = _replicas(topic), _values(configs)
+    if required_replicas is not None and replicas < required_replicas:
+        problems.append(f"has replication factor {replicas}, not {required_replicas}")
+    problems += impossible_writes(replicas, values)
     for name, wanted in spec.config.items():
-        value = configs.get(name, {}).get("value")
+        value = values.get(name)
         # cleanup.policy is a list; its order has no meaning
         if value is not None and {part.strip() for part in value.split(",")} != set(wanted.split(",")):
             problems.append(f"has {name}={value}, not {wanted}")
@@ -269,7 +362,7 @@ class _RefusedError(BrokerError):
 
 
 @contextmanager
-def _admin(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminClient]:
+def administration(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[KafkaAdminClient]:
     """Connect within ``timeout_seconds``; every failure becomes one readable line."""
     address = kafka.bootstrap_servers
     with _quiet_log() as log:

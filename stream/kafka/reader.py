@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from kafka import KafkaConsumer, TopicPartition
@@ -12,7 +13,7 @@ from stream.errors import BrokerError
 from stream.kafka.clients import client_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from stream.settings import Settings
@@ -136,27 +137,27 @@ class TopicReader:
         while not stop():
             yield consumer.poll(timeout_ms=poll_ms)
 
-    def last_records(self, timeout_seconds: float) -> Iterable[Any]:
-        """Return the last record of each partition that has any, as far as they arrive in time."""
+    def last_records(self, timeout_seconds: float, count: int = 1) -> list[Any]:
+        """Return the last ``count`` records of each partition, or fewer, as far as they arrive in time."""
         consumer, partitions = self._consumer, self.partitions()
         starts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-        missing = {partition: 1 for partition in partitions if ends[partition] > starts[partition]}
+        missing = {partition: count for partition in partitions if ends[partition] > starts[partition]}
         consumer.assign(list(missing))
         for partition in missing:
-            consumer.seek(partition, ends[partition] - 1)
-        last: dict[TopicPartition, Any] = {}
+            consumer.seek(partition, max(starts[partition], ends[partition] - count))
+        last: dict[TopicPartition, deque[Any]] = {}
         deadline = time.monotonic() + timeout_seconds
         while missing and time.monotonic() < deadline:
             for partition, records in consumer.poll(timeout_ms=_POLL_MS).items():
-                missing.pop(partition, None)
-                last[partition] = records[-1]
+                last.setdefault(partition, deque(maxlen=count)).extend(records)
             for partition, back in list(missing.items()):
                 if consumer.position(partition) < ends[partition]:
                     continue
-                # The end of the log holds no record for this reader: a marker, or an aborted transaction.
-                if ends[partition] - back <= starts[partition]:
+                if len(last.get(partition, ())) >= count or ends[partition] - back <= starts[partition]:
                     del missing[partition]
                     continue
+                # The end of the log holds other things too: markers, and records of aborted transactions.
+                last.pop(partition, None)
                 missing[partition] = 2 * back
                 consumer.seek(partition, max(starts[partition], ends[partition] - 2 * back))
-        return last.values()
+        return [record for records in last.values() for record in records]

@@ -26,21 +26,28 @@ __all__ = [
 #: Name of the only table; its changelog topic is named after it.
 HISTORY_TABLE: Final = "history"
 
+#: Replicas of topics on a cluster with enough brokers.
+_DEFAULT_REPLICAS: Final = 3
+
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """The required shape of a topic.
+    """The shape of a topic.
 
     Attributes
     ----------
     config:
-        Topic configuration by Kafka's names, as texts.
+        Required topic configuration by Kafka's names, as texts.
+    durability:
+        Further configuration of a topic that RiskStream creates. An existing topic may differ, see
+        :mod:`stream.kafka.durability`.
     """
 
     name: str
     partitions: int
     replication_factor: int
     config: Mapping[str, str] = field(default_factory=dict)
+    durability: Mapping[str, str] = field(default_factory=dict)
 
 
 def changelog_topic(settings: Settings) -> str:
@@ -63,17 +70,22 @@ def transactional_id(settings: Settings, partition: int) -> str:
     return f"{settings.app_id}-{HISTORY_TABLE}-{partition}"
 
 
-def topic_specs(settings: Settings) -> tuple[TopicSpec, ...]:
-    """Return every topic that this deployment needs."""
+def topic_specs(settings: Settings, brokers: int = 1) -> tuple[TopicSpec, ...]:
+    """Return every topic that this deployment needs, on a cluster of so many brokers."""
     topics = settings.topics
+    replicas = topics.replication_factor or min(_DEFAULT_REPLICAS, brokers)
+    durability = {
+        "min.insync.replicas": str(topics.min_insync_replicas or max(1, replicas - 1)),
+        "unclean.leader.election.enable": "false",
+    }
     retention = str(int(topics.retention_days * MS_PER_DAY))
 
     def deleted(name: str, retention_ms: str = retention) -> TopicSpec:
         config = {"cleanup.policy": "delete", "retention.ms": retention_ms}
-        return TopicSpec(name, topics.partitions, topics.replication_factor, config)
+        return TopicSpec(name, topics.partitions, replicas, config, durability)
 
     def compacted(name: str, partitions: int) -> TopicSpec:
-        return TopicSpec(name, partitions, topics.replication_factor, {"cleanup.policy": "compact"})
+        return TopicSpec(name, partitions, replicas, {"cleanup.policy": "compact"}, durability)
 
     return (
         deleted(topics.transactions),

@@ -263,6 +263,10 @@ class Metrics:
             "other_source_users",
             "Users with state from another incarnation of the source topic.",
         )
+        self.misplaced = catalog.counter(
+            "misplaced_records",
+            "Transactions on another partition than the declared partitioner chooses for their key.",
+        )
         entity_join = catalog.counter(
             "entity_join_events",
             "Entity-join events by kind (transaction, request, label, label update) and outcome.",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stream.decisions.sentences import Language
     from stream.errors import InvalidRecordError, StateError
     from stream.pipeline.counters import JoinEvent
+    from stream.settings import Partitioner
 
 __all__ = [
     "Alerted",
@@ -78,6 +79,8 @@ class PipelineConfig:
         Whether to produce decisions, and whether they contain the features' values.
     cache_bytes:
         Memory for long histories that stay unpacked between micro-batches.
+    partitioner, partitions:
+        How producers choose the partition of a transaction, and of how many.
     """
 
     source_topic: str = "transactions"
@@ -90,6 +93,8 @@ class PipelineConfig:
     decisions: bool = True
     decision_features: bool = False
     cache_bytes: int = 128 << 20
+    partitioner: Partitioner = "any"
+    partitions: int = 1
 
 
 def gather(parts: Iterable[tuple[_K, list[_V]]]) -> dict[_K, list[_V]]:
@@ -138,6 +143,8 @@ class BatchEffects:
         Counts of the entity join's events.
     internal_errors:
         The unforeseen exceptions among the dead letters' causes, with their source offsets.
+    misplaced:
+        Valid transactions whose key belongs on another partition by the declared partitioner.
     """
 
     alerts: list[ProducerRecord] = field(default_factory=list)
@@ -151,6 +158,7 @@ class BatchEffects:
     replayed: int = 0
     unknown_fields: int = 0
     other_source: int = 0
+    misplaced: int = 0
     rejected: list[tuple[str, int]] = field(default_factory=list)
     outputs: Sends = field(default_factory=dict)
     requests: Sends = field(default_factory=dict)

@@ -33,6 +33,7 @@ from stream.pipeline.effects import (
     PipelineConfig,
 )
 from stream.pipeline.encode import Encoder
+from stream.pipeline.placement import misplaced_keys
 from stream.pipeline.times import ClockGuard
 from stream.scoring.predictor import Predictor
 from stream.state.store import PartitionedReader, StateReader
@@ -201,6 +202,13 @@ class TransactionPipeline:
             part.effects.unknown_fields += unknown
             part.decoded.append(DecodedRecord(record, row))
         self._clock.see(len(batch.records), ahead, now_ms)
+        config = self.config
+        part.effects.misplaced = misplaced_keys(
+            [record.key for record, _ in part.decoded if record.key is not None],
+            batch.partition,
+            config.partitions,
+            config.partitioner,
+        )
         return part
 
     def _decide(

@@ -85,6 +85,8 @@ class Commit:
         self.progress = 0
         self._producing = asyncio.Lock()
         self._warned: set[int] = set()
+        self._warned_of_misplaced = False
+        self._partitioner = settings.topics.partitioner
         self._alert_lines, self._rejection_lines = LineBudget(), LineBudget()
 
     async def __call__(self, batch: MicroBatch, previous: MicroBatch | None) -> None:
@@ -198,6 +200,7 @@ class Commit:
             metrics.entity_join[event].inc(count)
         metrics.other_source.inc(effects.other_source)
         metrics.internal_errors.inc(len(effects.internal_errors))
+        metrics.misplaced.inc(effects.misplaced)
         metrics.score.observe(effects.scores)
         metrics.see(effects.features, effects.scores)
         now_ms = time.time() * 1000
@@ -234,6 +237,14 @@ class Commit:
             }
             logger.warning(
                 "record rejected, dead letter sent", extra=fields | _suppressed(self._rejection_lines)
+            )
+        if effects.misplaced and not self._warned_of_misplaced:
+            self._warned_of_misplaced = True
+            logger.warning(
+                "records of partition %d have keys that RISKSTREAM_TOPICS__PARTITIONER=%s puts on other "
+                "partitions: users may be split, 'riskstream check' shows how producers choose partitions",
+                part.partition,
+                self._partitioner,
             )
         if effects.other_source and part.partition not in self._warned:
             self._warned.add(part.partition)

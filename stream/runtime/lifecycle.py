@@ -123,9 +123,15 @@ class Runtime(WorkerHooks):
             max_reasons=config.max_reasons,
             language=config.language,
         )
-        partitions = self.settings.topics.partitions
+        topics = self.settings.topics
         return PredictForwarder(
-            self.settings.scoring, partitions, preview, self.histories, self.owners, self._count_prediction
+            self.settings.scoring,
+            topics.partitions,
+            topics.partitioner,
+            preview,
+            self.histories,
+            self.owners,
+            self._count_prediction,
         )
 
     # --- what the endpoints read -------------------------------------------------------------------

@@ -59,6 +59,8 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         decisions=settings.decisions.enabled,
         decision_features=settings.decisions.features,
         cache_bytes=settings.history.cache_mib << 20,
+        partitioner=settings.topics.partitioner,
+        partitions=settings.topics.partitions,
     )
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from stream.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -95,7 +95,9 @@ def _listed(folder: Path, manifest: bytes) -> dict[str, str]:
     try:
         found: dict[str, Any] = json.loads(manifest)
         if found["format"] != _FORMAT:
-            raise BundleError(f"model bundle {folder} has a manifest of format {found['format']}: upgrade RiskStream")
+            raise BundleError(
+                f"model bundle {folder} has a manifest of format {found['format']}: upgrade RiskStream"
+            )
         return {str(name): str(member["sha256"]) for name, member in found["members"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"model bundle {folder} is damaged: {MANIFEST_FILE}: {error!r}") from error
@@ -111,21 +113,23 @@ def _verify(folder: Path, manifest: bytes, public_key_file: Path) -> str:
         value, name = base64.b64decode(signature["signature"], validate=True), str(signature["key"])
     except FileNotFoundError as error:
         raise BundleError(
-            f"model bundle {folder} is not signed, and RISKSTREAM_BUNDLE_PUBLIC_KEY requires it: sign it with "
-            "'riskstream bundle sign'"
+            f"model bundle {folder} is not signed, and RISKSTREAM_BUNDLE_PUBLIC_KEY requires it: sign it "
+            "with 'riskstream bundle sign'"
         ) from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise BundleError(f"model bundle {folder}: {SIGNATURE_FILE} is damaged: {error!r}") from error
     key = keys.get(name)
     if key is None:
         raise BundleError(
-            f"model bundle {folder} is signed with key {name[:_FINGERPRINT_DIGITS]}, and {public_key_file} has "
-            f"only {', '.join(keys)}"
+            f"model bundle {folder} is signed with key {name[:_FINGERPRINT_DIGITS]}, and {public_key_file} "
+            f"has only {', '.join(keys)}"
         )
     try:
         key.verify(value, manifest)
     except InvalidSignature as error:
-        raise BundleError(f"model bundle {folder}: the signature does not belong to {MANIFEST_FILE}") from error
+        raise BundleError(
+            f"model bundle {folder}: the signature does not belong to {MANIFEST_FILE}"
+        ) from error
     return name
 
 
@@ -153,7 +157,9 @@ def _fingerprint(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:_FINGERPRINT_DIGITS]
 
 
-def sign_manifest(manifest: bytes, private_key_file: Path, passphrase: bytes | None = None) -> tuple[bytes, str]:
+def sign_manifest(
+    manifest: bytes, private_key_file: Path, passphrase: bytes | None = None
+) -> tuple[bytes, str]:
     """Return the content of ``manifest.sig`` and the key's fingerprint.
 
     Parameters

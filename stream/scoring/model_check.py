@@ -6,6 +6,7 @@ the process or never return. What passes this check is a forest of binary trees 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import TYPE_CHECKING, Final
@@ -91,7 +92,7 @@ def _header(head: str) -> dict[str, str]:
     for line in lines:
         name, equals, value = line.partition("=")
         known = _HEADER.get(name) or _OPTIONAL_HEADER.get(name)
-        if name in header or not (name in _FLAGS and not equals) and (known is None or not known(value)):
+        if name in header or (not (name in _FLAGS and not equals) and (known is None or not known(value))):
             raise MalformedModelError(f"its header has the line {line[:60]!r}")
         header[name] = value
     missing = _HEADER.keys() - header.keys()
@@ -146,6 +147,10 @@ class _Lines:
             raise self.error(f"has a value of {name} that is not a number")
         return parts
 
+    def count(self, name: str) -> int:
+        """Return how many values a statistic of a tree of a single leaf has: one or none."""
+        return 1 if self._lines.get(name) else 0
+
     def end(self) -> None:
         if self._lines:
             raise self.error(f"has the unknown line {next(iter(self._lines))[:40]!r}")
@@ -167,15 +172,15 @@ def _check_tree(block: str, number: int, features: int) -> None:
     lines.numbers("leaf_value", leaves)
     # A tree of a single leaf has no statistics, or empty ones.
     for name, count in (("leaf_weight", leaves), ("internal_value", nodes), ("internal_weight", nodes)):
-        lines.numbers(name, count if nodes else _count_of(lines, name, count), optional=True)
+        lines.numbers(name, count if nodes else lines.count(name), optional=True)
     for name, count in (("leaf_count", leaves), ("internal_count", nodes)):
-        lines.integers(name, count if nodes else _count_of(lines, name, count), _natural, optional=True)
+        lines.integers(name, count if nodes else lines.count(name), _natural, optional=True)
     chosen = [threshold for threshold, kind in zip(thresholds, decisions, strict=True) if kind & _CATEGORICAL]
     if not all(threshold.is_integer() and 0 <= threshold < categories for threshold in chosen):
         raise lines.error("has a categorical node without categories")
     if categories:
         bounds = lines.integers("cat_boundaries", categories + 1, _natural)
-        if bounds[0] != 0 or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if bounds[0] != 0 or any(a >= b for a, b in itertools.pairwise(bounds)):
             raise lines.error("has cat_boundaries that do not increase")
         words = lines.numbers("cat_threshold", bounds[-1])
         if not all(word.is_integer() and 0 <= word < 1 << 32 for word in words):
@@ -187,11 +192,6 @@ def _check_tree(block: str, number: int, features: int) -> None:
 
 def _natural(value: int) -> bool:
     return value >= 0
-
-
-def _count_of(lines: _Lines, name: str, most: int) -> int:
-    """Return how many values a statistic of a single leaf has: all or none."""
-    return most if lines._lines.get(name) else 0  # noqa: SLF001 - one idea in two parts
 
 
 def _check_shape(lines: _Lines, left: list[int], right: list[int], leaves: int) -> None:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from stream.pipeline.entity_join.preview import ProfilePreview
     from stream.pipeline.preview import Preview
     from stream.serving.predict import PredictRequest
-    from stream.settings import ScoringSettings
+    from stream.settings import Partitioner, ScoringSettings
     from stream.state.store import StateReader
 
 __all__ = ["ONLY_HEADER", "SPEC_HEADER", "PredictForwarder"]
@@ -76,8 +76,8 @@ class PredictForwarder:
 
     Parameters
     ----------
-    partitions
-        Number of partitions of the source.
+    partitions, partitioner
+        Number of partitions of the source, and how producers choose one.
     reader
         Returns a reader of a partition's state, None if this worker does not own the partition or has not
         restored it.
@@ -96,6 +96,7 @@ class PredictForwarder:
         self,
         settings: ScoringSettings,
         partitions: int,
+        partitioner: Partitioner,
         preview: Preview,
         reader: Callable[[int], StateReader | None],
         owners: Callable[[], dict[int, str]],
@@ -103,6 +104,7 @@ class PredictForwarder:
     ) -> None:
         self._settings = settings
         self._partitions = partitions
+        self._partitioner = partitioner
         self._preview = preview
         self._reader = reader
         self._owners = owners
@@ -156,7 +158,7 @@ class PredictForwarder:
         return 2 * sum(self._elsewhere) > len(self._elsewhere)
 
     def _partition_of(self, key: bytes) -> int:
-        return partition_of(key, self._partitions, self._settings.partitioner)
+        return partition_of(key, self._partitions, self._partitioner)
 
     async def _score(self, predict_request: PredictRequest) -> list[dict[str, Any]]:
         """Return the results of a request, from here and from other workers.
@@ -170,7 +172,7 @@ class PredictForwarder:
             raise Unavailable(
                 0,
                 "producers choose partitions with another hash than "
-                f"RISKSTREAM_SCORING__PARTITIONER={self._settings.partitioner}: set it to theirs",
+                f"RISKSTREAM_TOPICS__PARTITIONER={self._partitioner}: set it to theirs",
             )
         only = _only(predict_request)
         indexes = range(len(predict_request.rows)) if only is None else only

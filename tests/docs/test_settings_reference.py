@@ -5,7 +5,8 @@ from __future__ import annotations
 from click.testing import CliRunner
 
 from stream.cli.commands.settings import reference, settings
-from stream.settings import Settings, _known_variables, setting_references
+from stream.cli.setting_references import setting_references
+from stream.settings import Settings, _known_variables
 from support.pages import ROOT
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     from stream.state.store import MemoryStore
     from support.bundles import trained_bundle
 
-    pipeline = TransactionPipeline(trained_bundle(), PipelineConfig())
+    pipeline = TransactionPipeline(trained_bundle(), PipelineConfig(partitioner="murmur2", partitions=4))
     cold = compiled()
     warm_up(pipeline)
     warm = compiled()

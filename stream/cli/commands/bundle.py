@@ -15,7 +15,7 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 #: Environment variable of the passphrase of an encrypted private key.
-_PASSPHRASE = "RISKSTREAM_BUNDLE_PASSPHRASE"
+_PASSPHRASE = "RISKSTREAM_BUNDLE_PASSPHRASE"  # noqa: S105 - its name
 
 
 @click.group()
@@ -25,7 +25,9 @@ def bundle() -> None:
 
 @bundle.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--public-key", type=_FILE, help="PEM file of the keys that may sign; the bundle must be signed.")
+@click.option(
+    "--public-key", type=_FILE, help="PEM file of the keys that may sign; the bundle must be signed."
+)
 def verify(folder: Path, public_key: Path | None) -> None:
     """Check every member of a bundle against its manifest, the model, and the signature.
 

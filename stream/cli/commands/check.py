@@ -17,6 +17,7 @@ from stream.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from stream.settings import Settings
 
@@ -27,6 +28,24 @@ __all__ = ["Finding", "check", "findings"]
 _LEAST_FREE_BYTES: Final = 1 << 30
 
 _READ_SECONDS: Final = 5.0
+
+#: Settings of brokers that limit fencing, Kafka's defaults in days, and the effect of less.
+_FENCING: Final = (
+    (
+        "producer.id.expiration.ms",
+        1,
+        "a worker paused for longer may write to a changelog partition that received nothing meanwhile",
+    ),
+    (
+        "transactional.id.expiration.ms",
+        7,
+        "a worker that has owned a partition for longer may still write after another one has taken over",
+    ),
+)
+
+#: Records of each partition whose keys are compared with the partitioner.
+_NEWEST_RECORDS: Final = 200
+
 _DAY_SECONDS: Final = 86_400
 
 
@@ -36,7 +55,8 @@ class Finding(NamedTuple):
     Attributes
     ----------
     state
-        "ok", "note" if a worker would run but an operator should know, "FAIL" if it would not.
+        "ok", "note" if a worker would run but an operator should know, "FAIL" if it would not run, or if its
+        scores would be wrong.
     exit_code
         Exit status of the error that would end a worker.
     """
@@ -49,7 +69,7 @@ class Finding(NamedTuple):
 
 @click.command()
 def check() -> None:
-    """Check settings, model, state folder, broker, topics and clock; changes nothing.
+    """Check settings, model, state folder, broker, topics, clock and partitioner; changes nothing.
 
     Prints a line for each. Exits with 0 where a worker could start, and otherwise with the status that it
     would end with: 2 settings, 3 model, 4 broker or topics, 6 state.
@@ -79,8 +99,9 @@ def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]
         yield found
     if reached:
         yield from _guarded("topics", lambda: _topics(settings))
+        yield from _guarded("fencing", lambda: _fencing(settings))
         yield from _guarded("compression", lambda: _compression(settings))
-        yield from _guarded("clock", lambda: _clock(settings, now))
+        yield from _guarded("transactions", lambda: _transactions(settings, now))
 
 
 def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -163,16 +184,39 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:
-    from stream.kafka.admin import check_each_topic
+    from stream.kafka.admin import check_each_topic, weak_topics
 
+    weak = weak_topics(settings)
     for name, problems in check_each_topic(settings).items():
         missing = problems == ["does not exist"]
-        if not problems:
+        if not problems and name in weak:
+            yield Finding("topic", "note", f"{name} {'; '.join(weak[name])}")
+        elif not problems:
             yield Finding("topic", "ok", name)
         elif missing and settings.topics.create:
             yield Finding("topic", "note", f"{name} does not exist; a worker will create it")
         else:
             yield Finding("topic", "FAIL", f"{name} {'; '.join(problems)}", TopicMismatchError.exit_code)
+
+
+def _fencing(settings: Settings) -> Iterator[Finding]:
+    """Read for how long the brokers recognise the writes of a former owner."""
+    from stream.kafka.admin import broker_configs
+
+    for setting, least_days, forgotten in _FENCING:
+        values = broker_configs(settings, setting)
+        if not values:
+            yield Finding("fencing", "note", f"the brokers do not report {setting}")
+            continue
+        least_ms = least_days * MS_PER_DAY
+        short = {broker: value for broker, value in values.items() if int(value) < least_ms}
+        if short:
+            listed = ", ".join(f"{value} on broker {broker}" for broker, value in short.items())
+            text = f"{setting} is {listed}, less than Kafka's default of {least_ms}: {forgotten}"
+            yield Finding("fencing", "note", text)
+        else:
+            days = min(map(int, values.values())) / MS_PER_DAY
+            yield Finding("fencing", "ok", f"{setting} is {days:.3g} d on every broker")
 
 
 def _compression(settings: Settings) -> Iterator[Finding]:
@@ -196,9 +240,23 @@ def _compression(settings: Settings) -> Iterator[Finding]:
         yield Finding("compression", "ok", f"can decode the topics' {', '.join(sorted(set(types.values())))}")
 
 
-def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
+def _transactions(settings: Settings, now_ms: int) -> Iterator[Finding]:
+    """Compare the newest transactions with the clock and the partitioner."""
+    from stream.cli.check_partitioner import partitioner_findings
+    from stream.kafka.reader import TopicReader
+
+    topics = settings.topics
+    with TopicReader(settings, topics.transactions) as reader:
+        partitions = len(reader.partitions())
+        records = reader.last_records(_READ_SECONDS, _NEWEST_RECORDS)
+    yield from _clock(settings, now_ms, records)
+    for found in partitioner_findings(records, partitions, topics.partitioner):
+        yield Finding("partitioner", *found)
+
+
+def _clock(settings: Settings, now_ms: int, records: list[Any]) -> Iterator[Finding]:
     """Compare the clock with the newest transactions' timestamps, which cannot be of the future."""
-    newest = _newest_ms(settings)
+    newest = max((record.timestamp for record in records), default=None)
     allowed = int(settings.history.max_future_seconds * 1000)
     if newest is None:
         yield Finding(
@@ -227,11 +285,3 @@ def _clock(settings: Settings, now_ms: int) -> Iterator[Finding]:
                 f"{format_event_time(newest)}"
             ),
         )
-
-
-def _newest_ms(settings: Settings) -> int | None:
-    """Return the timestamp of the newest of the partitions' last transactions, None if there is none."""
-    from stream.kafka.reader import TopicReader
-
-    with TopicReader(settings, settings.topics.transactions) as reader:
-        return max((record.timestamp for record in reader.last_records(_READ_SECONDS)), default=None)

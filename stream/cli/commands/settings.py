@@ -8,7 +8,8 @@ from typing import Final
 
 import click
 
-from stream.settings import load_settings, setting_references
+from stream.cli.setting_references import setting_references
+from stream.settings import load_settings
 
 __all__ = ["reference", "settings"]
 

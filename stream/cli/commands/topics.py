@@ -41,15 +41,14 @@ def check() -> None:
 
 def _report(settings: Settings, created: set[str]) -> None:
     """Print a line for each topic, and raise if one differs from the settings."""
-    from stream.kafka.admin import check_each_topic
-    from stream.kafka.topics import topic_specs
+    from stream.kafka.admin import check_each_topic, topic_specs_on, weak_topics
 
-    found = check_each_topic(settings)
+    found, weak = check_each_topic(settings), weak_topics(settings)
     wrong = [name for name, problems in found.items() if problems]
-    for spec in topic_specs(settings):
-        problems = found[spec.name]
-        state = "FAIL" if problems else "created" if spec.name in created else "ok"
-        print(f"{state:<5} {spec.name}: {'; '.join(problems) or _shape(spec)}")
+    for spec in topic_specs_on(settings):
+        problems, notes = found[spec.name], weak.get(spec.name, [])
+        state = "FAIL" if problems else "created" if spec.name in created else "note" if notes else "ok"
+        print(f"{state:<5} {spec.name}: {'; '.join([*problems, *notes]) or _shape(spec)}")
     if wrong:
         raise TopicMismatchError(
             f"{len(wrong)} of {len(found)} topics differ from the settings: create missing topics "
@@ -59,5 +58,5 @@ def _report(settings: Settings, created: set[str]) -> None:
 
 
 def _shape(spec: TopicSpec) -> str:
-    config = "".join(f" {name}={value}" for name, value in spec.config.items())
+    config = "".join(f" {name}={value}" for name, value in {**spec.config, **spec.durability}.items())
     return f"partitions={spec.partitions} replication={spec.replication_factor}{config}"

@@ -60,7 +60,7 @@ def build_faust_app(
         topic_disable_leader=True,
         topic_allow_declare=False,
         topic_partitions=settings.topics.partitions,
-        topic_replication_factor=settings.topics.replication_factor,
+        topic_replication_factor=settings.topics.replication_factor or 1,
         table_standby_replicas=0,
         # The embedded broker may report an end before the last acknowledged record; upstream takes that for a
         # damaged store and crashes (ConsistencyError).

@@ -13,6 +13,7 @@ import pytest
 from stream.errors import BundleError
 from stream.features.spec import SPEC_VERSION, FeatureSpec
 from stream.scoring.bundle import BUNDLE_FORMAT, Bundle, Thresholds
+from stream.scoring.manifest import make_manifest
 from stream.scoring.predictor import Predictor
 from support.bundles import made_bundle, model_text
 
@@ -41,6 +42,13 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     meta = json.loads(path.read_text(encoding="utf-8"))
     change(meta)
     path.write_text(json.dumps(meta), encoding="utf-8")
+    make_fit(folder)
+
+
+def make_fit(folder: Path) -> None:
+    """Write the manifest of the members as they are now."""
+    members = {name: (folder / name).read_bytes() for name in ("bundle.json", "model.txt")}
+    (folder / "manifest.json").write_bytes(make_manifest(members))
 
 
 # --- round trip ----------------------------------------------------------------------------------------
@@ -70,7 +78,7 @@ def test_saving_again_replaces_and_leaves_nothing_else(bundle: Bundle, folder: P
     made = made_bundle()
     made.save(folder)
     assert Bundle.load(folder) == made
-    assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "model.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "manifest.json", "model.txt"]
 
 
 def test_nothing_in_it_can_execute(folder: Path) -> None:
@@ -86,7 +94,7 @@ def test_nothing_in_it_can_execute(folder: Path) -> None:
 # --- what is refused -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing", ["bundle.json", "model.txt"])
+@pytest.mark.parametrize("missing", ["bundle.json", "manifest.json", "model.txt"])
 def test_a_missing_file_is_named_with_what_to_do(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
     text = refused(lambda: Bundle.load(folder))
@@ -106,13 +114,14 @@ def test_a_folder_in_place_of_a_file(folder: Path) -> None:
     assert "cannot be read" in refused(lambda: Bundle.load(folder))
 
 
+@pytest.mark.parametrize("name", ["bundle.json", "model.txt"])
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
-def test_a_changed_byte_of_the_model_is_noticed(folder: Path, place: str) -> None:
-    path = folder / "model.txt"
+def test_a_changed_byte_of_a_member_is_noticed(folder: Path, place: str, name: str) -> None:
+    path = folder / name
     content = bytearray(path.read_bytes())
     content[{"start": 0, "middle": len(content) // 2, "end": -1}[place]] ^= 1
     path.write_bytes(content)
-    assert "damaged: model.txt does not match its SHA-256" in refused(lambda: Bundle.load(folder))
+    assert f"damaged: {name} does not match its SHA-256" in refused(lambda: Bundle.load(folder))
 
 
 def test_a_model_cut_short_is_noticed(folder: Path) -> None:
@@ -124,7 +133,6 @@ def test_a_model_cut_short_is_noticed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("model_sha256", "0" * 64, "SHA-256"),
         ("format", BUNDLE_FORMAT + 1, f"has format {BUNDLE_FORMAT + 1}, not {BUNDLE_FORMAT}"),
         ("format", None, "has format None"),
         ("feature_spec_hash", "0" * 16, "does not match its hash"),
@@ -148,7 +156,6 @@ def test_a_wrong_member_is_refused(folder: Path, key: str, value: object, says: 
     [
         "format",
         "model_version",
-        "model_sha256",
         "feature_spec",
         "feature_spec_hash",
         "thresholds",
@@ -166,6 +173,7 @@ def test_a_missing_member_is_named(folder: Path, key: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b'"text"', b"\xff\xfe", b"{}"])
 def test_what_is_no_bundle_is_refused(folder: Path, content: bytes) -> None:
     (folder / "bundle.json").write_bytes(content)
+    make_fit(folder)
     assert str(folder) in refused(lambda: Bundle.load(folder))
 
 

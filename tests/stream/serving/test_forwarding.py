@@ -86,6 +86,7 @@ def start(loop: asyncio.AbstractEventLoop, preview: Preview) -> Iterator[Start]:
         scoring = PredictForwarder(
             ScoringSettings.model_validate({"enabled": True, "port": 0, **chosen}),
             PARTITIONS,
+            "murmur2",
             model or preview,
             reader,
             lambda: owners or {},
@@ -239,7 +240,7 @@ def test_other_partitioners_are_noticed(start: Start, store: MemoryStore) -> Non
             scoring.notice(partition_of(key, PARTITIONS, "crc32"), [key])
     status, body, _ = ask(scoring.address, RECORDS[0][1])
     assert status == 503
-    assert "RISKSTREAM_SCORING__PARTITIONER=murmur2" in reason(body)
+    assert "RISKSTREAM_TOPICS__PARTITIONER=murmur2" in reason(body)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1", "-1", "0,1", "0,,0"])

@@ -1,0 +1,131 @@
+"""The committed offsets of a group without members: where a worker would continue, and how to move that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError, NoError
+
+from stream.errors import BrokerError
+from stream.kafka.admin import administration, topic_ids
+from stream.kafka.clients import client_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stream.settings import Settings
+
+__all__ = ["Move", "Target", "move_offsets", "plan_moves"]
+
+#: The beginning, the end, or the first record with a Kafka timestamp of at least so many ms since 1970.
+Target = Literal["earliest", "latest"] | int
+
+
+class Move(NamedTuple):
+    """A partition's committed offset and its new one.
+
+    Attributes
+    ----------
+    committed
+        None if the group has no commit: a worker would begin at the beginning.
+    first, end
+        The offsets that the partition has now.
+    """
+
+    topic: str
+    partition: int
+    committed: int | None
+    to: int
+    first: int
+    end: int
+
+    @property
+    def lost(self) -> int:
+        """How many offsets before the commit the broker has lost, to give them to other records."""
+        return 0 if self.committed is None else max(0, self.committed - self.end)
+
+
+def plan_moves(settings: Settings, target: Target) -> list[Move]:
+    """Return the moves of the source topic's partitions; changes nothing.
+
+    Raises
+    ------
+    BrokerError
+        The group has members, the topic does not exist, or the broker cannot be reached.
+    """
+    _require_no_members(settings)
+    topic = settings.topics.transactions
+    try:
+        consumer = KafkaConsumer(
+            **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
+        )
+        try:
+            partitions = [
+                TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
+            ]
+            if not partitions:
+                raise BrokerError(f"topic {topic} does not exist")
+            firsts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+            wanted = _offsets(consumer, partitions, target, firsts, ends)
+            committed = {partition: consumer.committed(partition) for partition in partitions}
+        finally:
+            consumer.close()
+    except KafkaError as error:
+        raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
+    return [
+        Move(topic, index.partition, committed[index], wanted[index], firsts[index], ends[index])
+        for index in partitions
+    ]
+
+
+def move_offsets(settings: Settings, moves: Sequence[Move]) -> None:
+    """Commit the new offsets as a worker does, with the topic's id.
+
+    Raises
+    ------
+    BrokerError
+        The group has members, or the broker rejects a commit.
+    """
+    _require_no_members(settings)
+    ids = topic_ids(settings, {move.topic for move in moves})
+    offsets = {
+        TopicPartition(move.topic, move.partition): OffsetAndMetadata(move.to, ids[move.topic], -1)
+        for move in moves
+    }
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        results = admin.alter_group_offsets(settings.app_id, offsets)
+    refused = {index: error for index, error in results.items() if error is not NoError}
+    if refused:
+        index, error = next(iter(refused.items()))
+        raise BrokerError(
+            f"the broker rejects the offset of {index.topic} [{index.partition}] ({error.__name__}): if a "
+            "worker has started, stop it and reset again"
+        )
+
+
+def _require_no_members(settings: Settings) -> None:
+    """Raise if a worker could be at work: it would overwrite the offsets, or hold others in memory."""
+    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
+        group = admin.describe_groups([settings.app_id])[settings.app_id]
+    members = group["members"]
+    if members:
+        raise BrokerError(
+            f"group {settings.app_id} has {len(members)} members: stop all workers; members with a permanent "
+            f"name leave when their session expires ({settings.kafka.session_timeout_seconds:g} s)"
+        )
+
+
+def _offsets(
+    consumer: Any,
+    partitions: Sequence[TopicPartition],
+    target: Target,
+    firsts: dict[TopicPartition, int],
+    ends: dict[TopicPartition, int],
+) -> dict[TopicPartition, int]:
+    if target == "earliest":
+        return firsts
+    if target == "latest":
+        return ends
+    found = consumer.offsets_for_times(dict.fromkeys(partitions, target))
+    return {index: ends[index] if found.get(index) is None else found[index].offset for index in partitions}
