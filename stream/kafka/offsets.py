@@ -10,6 +10,7 @@ from kafka.errors import KafkaError, NoError
 from stream.errors import BrokerError
 from stream.kafka.admin import administration, topic_ids
 from stream.kafka.clients import client_config
+from stream.kafka.incarnations import next_incarnation, topic_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,8 @@ class Move(NamedTuple):
         None if the group has no commit: a worker would begin at the beginning.
     first, end
         The offsets that the partition has now.
+    incarnation
+        What the committed offset belongs to, see :mod:`.incarnations`.
     """
 
     topic: str
@@ -39,6 +42,7 @@ class Move(NamedTuple):
     to: int
     first: int
     end: int
+    incarnation: str = ""
 
     @property
     def lost(self) -> int:
@@ -68,19 +72,30 @@ def plan_moves(settings: Settings, target: Target) -> list[Move]:
                 raise BrokerError(f"topic {topic} does not exist")
             firsts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
             wanted = _offsets(consumer, partitions, target, firsts, ends)
-            committed = {partition: consumer.committed(partition) for partition in partitions}
+            commits = {partition: consumer.committed(partition, metadata=True) for partition in partitions}
         finally:
             consumer.close()
     except KafkaError as error:
         raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
-    return [
-        Move(topic, index.partition, committed[index], wanted[index], firsts[index], ends[index])
-        for index in partitions
-    ]
+    moves = []
+    for index, commit in commits.items():
+        committed, metadata = (None, "") if commit is None else (commit.offset, commit.metadata or "")
+        moves.append(
+            Move(topic, index.partition, committed, wanted[index], firsts[index], ends[index], metadata)
+        )
+    return moves
 
 
-def move_offsets(settings: Settings, moves: Sequence[Move]) -> None:
-    """Commit the new offsets as a worker does, with the topic's id.
+def move_offsets(settings: Settings, moves: Sequence[Move], *, reused: bool = False) -> None:
+    """Commit the new offsets as a worker does, with the incarnation that they belong to.
+
+    Partitions that have lost committed offsets get a new incarnation, so that no worker takes a record with
+    such an offset for a replay.
+
+    Parameters
+    ----------
+    reused
+        Give every partition a new incarnation: offsets were lost and are in use again.
 
     Raises
     ------
@@ -89,10 +104,13 @@ def move_offsets(settings: Settings, moves: Sequence[Move]) -> None:
     """
     _require_no_members(settings)
     ids = topic_ids(settings, {move.topic for move in moves})
-    offsets = {
-        TopicPartition(move.topic, move.partition): OffsetAndMetadata(move.to, ids[move.topic], -1)
-        for move in moves
-    }
+    offsets = {}
+    for move in moves:
+        same = topic_id_of(move.incarnation) == ids[move.topic]
+        incarnation = move.incarnation if same else ids[move.topic]
+        if incarnation and (move.lost or reused):
+            incarnation = next_incarnation(incarnation)
+        offsets[TopicPartition(move.topic, move.partition)] = OffsetAndMetadata(move.to, incarnation, -1)
     with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         results = admin.alter_group_offsets(settings.app_id, offsets)
     refused = {index: error for index, error in results.items() if error is not NoError}

@@ -223,8 +223,8 @@ class Watchdog:
             if ends[partition] < start and self._probe.ends_are_exact:
                 raise TopicMismatchError(
                     f"{self._topic} [{partition}] ends at {ends[partition]}, before offset {start} that "
-                    "the worker has already read: the topic was recreated, or the broker lost its end; "
-                    "restart the worker: it finds the offset to continue from"
+                    "the worker has already read: the broker has lost records, or the topic was recreated; "
+                    "restart the worker, which finds the offset to continue from or says what to do"
                 )
             waiting = self.lag[partition] = max(0, readable[partition] - start)
             self._probe.on_lag(partition, waiting, max(0, ends[partition] - readable[partition]))

@@ -352,6 +352,7 @@ class Runtime(WorkerHooks):
     async def _consume(self, stream: Any) -> None:
         """Hand fetched batches to the processor."""
         app, consumer, scoring = self.app, self.app.consumer, self.scoring
+        source = self.settings.topics.transactions
         async for event in stream.events():
             if scoring is not None:
                 for tp, records in event.value.items():
@@ -366,6 +367,7 @@ class Runtime(WorkerHooks):
                     tp.topic,
                     tp.partition,
                     records,
+                    consumer.incarnation(tp) if tp.topic == source else self.processor.topic_id,
                     still_ours,
                     partial(consumer.done, tp, generation=generation),
                 )

@@ -24,6 +24,8 @@ class Fetched:
 
     Attributes
     ----------
+    incarnation
+        What the partition's offsets belong to; empty on a broker without topic ids.
     still_ours
         Returns whether the partition is assigned as it was when the batch was fetched.
     done
@@ -36,6 +38,7 @@ class Fetched:
     topic: str
     partition: int
     records: Sequence[ConsumerRecord]
+    incarnation: str
     still_ours: Callable[[], bool]
     done: Callable[[int], None]
     size: int = field(init=False)

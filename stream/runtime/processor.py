@@ -288,10 +288,10 @@ class Processor:
 
     def _batches(self, fetched: list[Fetched]) -> list[Batch]:
         """Join the fetched batches of each partition, in order."""
-        records: dict[tuple[str, int], list[ConsumerRecord]] = {}
+        records: dict[tuple[str, int, str], list[ConsumerRecord]] = {}
         for batch in fetched:
-            records.setdefault((batch.topic, batch.partition), []).extend(batch.records)
+            records.setdefault((batch.topic, batch.partition, batch.incarnation), []).extend(batch.records)
         return [
-            Batch(topic, partition, hash_id(f"{topic}:{self.topic_id}:{partition}"), part)
-            for (topic, partition), part in records.items()
+            Batch(topic, partition, hash_id(f"{topic}:{incarnation}:{partition}"), part)
+            for (topic, partition, incarnation), part in records.items()
         ]

@@ -9,17 +9,18 @@ import pytest
 from click.testing import CliRunner
 
 from stream.cli.commands.offsets import offsets
-from stream.errors import BrokerError, TopicMismatchError
-from stream.kafka.offsets import Move, move_offsets, plan_moves
+from stream.errors import BrokerError
+from stream.kafka.local.apache import KafkaBroker
+from stream.kafka.offsets import plan_moves
 from support.oracle import Event
-from support.streams import until
+from support.streams import Stream, readable_line, until
 from support.traffic import START, sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from stream.settings import Settings
-    from support.streams import Stream
 
 pytestmark = pytest.mark.kafka
 
@@ -83,25 +84,65 @@ def test_a_group_at_rest_is_moved_and_workers_recognise_what_comes_again(
     assert committed(settings) == [move.end for move in plan_moves(settings, 0)]
 
 
-def test_lost_offsets_are_not_passed_over_in_silence(make_stream: Callable[..., Stream]) -> None:
-    """As after an unclean election: the group has committed more than the partition has."""
-    stream = make_stream(topics={"partitions": 1})
-    settings = stream.settings
-    stream.produce(sent("user", Event(f"t-{at}", START + at, 100, None)) for at in range(10))
-    topic = settings.topics.transactions
-    assert committed(settings) == [None]
-    with contextlib.closing(stream):
-        move_offsets(settings, [Move(topic, 0, None, 25, 0, 10)])
-    for arguments in (("--to", "latest"), ("--to", "earliest")):
-        lines, error = run(settings, *arguments)
-        assert isinstance(error, TopicMismatchError)
-        assert "copy the transactions to a new topic" in str(error)
-        assert lines[0].endswith("; offsets 10 to 24 were committed and are lost")
-        assert committed(settings) == [25]
-    lines, error = run(settings, "--to", "latest", "--allow-reused")
-    assert (lines[-1], error) == ("Moved 1 of 1 partitions.", None)
-    assert lines[0].startswith(f"{topic} [0]: 25 -> 10, no change")
-    assert committed(settings) == [10]
+def lose_log(data: Path, topic: str) -> None:
+    """Remove a partition's records, as a restored backup of an empty disk does; the topic keeps its id."""
+    [folder] = {path.parent for path in data.rglob(f"{topic}-0/*.log")}
+    for path in folder.iterdir():
+        if path.name != "partition.metadata":
+            path.unlink()
+
+
+@pytest.mark.parametrize("fewer", [True, False])
+def test_offsets_that_went_back_are_resolved_and_new_records_are_no_replays(
+    kafka_tools: None, bundle_folder: Path, tmp_path: Path, fewer: bool
+) -> None:
+    """The broker loses ten records. Those that follow have their offsets, and are decided all the same."""
+    with KafkaBroker(data_dir=tmp_path / "broker") as broker:
+        stream = Stream(broker, tmp_path, bundle_folder, topics={"partitions": 1})
+        settings, topic = stream.settings, stream.settings.topics.transactions
+        with contextlib.closing(stream):
+            worker = stream.start()
+            stream.produce(sent("user", Event(f"old-{at}", START + at, 100, None)) for at in range(10))
+            stream.wait_answered()
+            assert worker.stop() == 0
+            broker.stop()
+            lose_log(tmp_path / "broker", topic)
+            broker.start()
+            stream.sent.clear()
+            new = [sent("user", Event(f"new-{at}", START + 100 + at, 100, None)) for at in range(5)]
+            again = [sent("user", Event("old-3", START + 3, 100, None))]
+            more = [sent("user", Event(f"more-{at}", START + 200 + at, 100, None)) for at in range(9)]
+            stream.produce([*new, *again, *([] if fewer else more)])
+            arguments: tuple[str, ...] = ("--reused",)
+            if fewer:
+                arguments = ()
+                for _ in range(2):  # a restart does not help
+                    ended = stream.start(ready=False)
+                    assert ended.wait_end() == 4
+                    line = readable_line(ended)
+                    assert f"offsets of {topic} [0] went back from 10 to 0" in line
+                    assert "'riskstream offsets reset --to earliest'" in line
+            lines, error = run(settings, "--to", "earliest", *arguments)
+            assert error is None
+            assert ("; offsets 6 to 9 were committed and are lost: offsets begin anew" in lines[0]) == fewer
+            stream.start()
+
+            def outcomes() -> dict[str, str]:
+                return {
+                    body.json["transaction_id"]: body.json["outcome"] for body in stream.read("decisions")
+                }
+
+            wanted = [f"new-{at}" for at in range(5)]
+            wanted += [] if fewer else [f"more-{at}" for at in range(9)]
+            until(lambda: outcomes().keys() >= set(wanted), f"not decided: {wanted}")
+            until(lambda: outcomes()["old-3"] == "duplicate", "the old transaction is no duplicate")
+            assert {outcomes()[name] for name in wanted} == {"scored"}
+            # A worker that starts later continues in the same incarnation.
+            assert stream.workers[-1].stop() == 0
+            last = stream.start()
+            stream.produce([sent("user", Event("last", START + 300, 100, None))])
+            until(lambda: outcomes().get("last") == "scored", "the last one is not decided")
+            assert last.metric("riskstream_other_source_users_total") == 0
 
 
 def test_a_target_that_is_none_is_refused() -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from stream.cli.options import EVENT_TIME
-from stream.errors import TopicMismatchError
 from stream.settings import load_settings
 
 if TYPE_CHECKING:
@@ -42,19 +41,20 @@ def offsets() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Show the new offsets and change nothing.")
 @click.option(
-    "--allow-reused",
+    "--reused",
     is_flag=True,
-    help="Continue although new records have, or will have, offsets of lost ones; see below.",
+    help="The broker has lost records, and new ones have their offsets already; see below.",
 )
-def reset(target: Target, *, dry_run: bool, allow_reused: bool) -> None:
+def reset(target: Target, *, dry_run: bool, reused: bool) -> None:
     """Move the committed offsets of the transactions, while no worker runs.
 
     Records that workers read again are recognised by their offsets, or as duplicates by their ids. Records
     that the move skips are never scored.
 
-    If the broker has lost records that were committed, it gives their offsets to other records. Workers take
-    a record for a replay if its user's history contains a later offset, so they would skip some of these
-    records. Without --allow-reused, the command refuses to move such a partition.
+    If the broker has lost records that were committed, it gives their offsets to other records. For such a
+    partition the offsets begin anew: workers compare none of them with the offsets in the state, and
+    recognise transactions that the state contains by their ids. If so many new records have arrived that the
+    loss cannot be seen any more, say so with --reused.
     """
     from stream.kafka.offsets import move_offsets, plan_moves
 
@@ -62,17 +62,10 @@ def reset(target: Target, *, dry_run: bool, allow_reused: bool) -> None:
     moves = plan_moves(settings, target)
     for move in moves:
         print(_line(move))
-    lost = [move for move in moves if move.lost]
-    if lost and not (allow_reused or dry_run):
-        raise TopicMismatchError(
-            f"the broker has lost offsets of {len(lost)} partitions that were committed, and workers would "
-            "take new records with these offsets for replays: copy the transactions to a new topic, or "
-            "accept skipped records with --allow-reused"
-        )
     if dry_run:
         print("Nothing was changed.")
         return
-    move_offsets(settings, moves)
+    move_offsets(settings, moves, reused=reused)
     print(f"Moved {sum(move.to != move.committed for move in moves)} of {len(moves)} partitions.")
 
 
@@ -86,6 +79,7 @@ def _line(move: Move) -> str:
         effect = f"{move.to - max(begin, move.first)} records skipped"
     lost = ""
     if move.lost:
-        lost = f"; offsets {move.end} to {move.end + move.lost - 1} were committed and are lost"
+        last = move.end + move.lost - 1
+        lost = f"; offsets {move.end} to {last} were committed and are lost: offsets begin anew"
     shown = "nothing" if move.committed is None else str(move.committed)
     return f"{move.topic} [{move.partition}]: {shown} -> {move.to}, {effect}{lost}"

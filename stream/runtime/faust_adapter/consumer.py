@@ -14,6 +14,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
 
 from stream.errors import BrokerError, TopicMismatchError
+from stream.kafka.incarnations import topic_id_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -70,9 +71,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Commit with the source's id; a rejected commit ends the worker with a one-line error."""
         assigned = self.assignment()
         marked = {
-            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(
-                offset, self.app.hooks.topic_ids.get(tp.topic, "")
-            )
+            TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(offset, self.consumer.incarnation(tp))
             for tp, offset in offsets.items()
             if tp in assigned
         }
@@ -92,9 +91,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
-        #: By partition: the committed offset, that or the first offset when the last seek was made, the next
-        #: offset to deliver, and the offset before which a fetch left a gap; and the partitions whose fetched
-        #: records were not delivered.
+        #: By partition: its incarnation, the committed offset, that or the first offset when the last seek
+        #: was made, the next offset to deliver, and the offset before which a fetch left a gap; and the
+        #: partitions whose fetched records were not delivered.
+        self._incarnations: dict[Any, str] = {}
         self._floor: dict[Any, int] = {}
         self._start: dict[Any, int] = {}
         self._next: dict[Any, int] = {}
@@ -156,6 +156,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             f"buffered {sorted(self._buffered_partitions)}, read {sorted(self._read_offset.items())}"
         )
 
+    def incarnation(self, tp: Any) -> str:
+        """Return what a partition's offsets belong to, see :mod:`stream.kafka.incarnations`."""
+        return self._incarnations.get(tp) or self.app.hooks.topic_ids.get(tp.topic, "")
+
     def position_of(self, tp: Any) -> int | None:
         """Return the offset up to which a partition's records are done, None where that is not known yet."""
         done = self._done.get(tp)
@@ -171,11 +175,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
         committed = await self._thread.committed(mine)
         ids = self.app.hooks.topic_ids
-        self._floor = {
-            tp: offset
+        current = {
+            tp: (offset, found)
             for tp, (offset, found) in committed.items()
-            if not found or not ids.get(tp.topic) or found == ids[tp.topic]
+            if not found or not ids.get(tp.topic) or topic_id_of(found) == ids[tp.topic]
         }
+        self._floor = {tp: offset for tp, (offset, _) in current.items()}
+        self._incarnations = {tp: found for tp, (_, found) in current.items() if found}
         following = dict(self._floor)
         self._start = dict(self._floor)
         for tp, first in (await self.earliest_offsets(*mine)).items() if mine else ():
@@ -272,9 +278,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         floor = self._floor.get(tp)
         if floor is not None and first < floor:
             raise TopicMismatchError(
-                f"offsets of {tp.topic} [{tp.partition}] went back from {floor} to {first}: the topic "
-                "was recreated, or the broker lost its end; restart the worker: it recognises "
-                "transactions it has already applied by their ids"
+                f"offsets of {tp.topic} [{tp.partition}] went back from {floor} to {first}: the broker has "
+                "lost records that were committed, or the topic was recreated; stop all workers and run "
+                "'riskstream offsets reset --to earliest', which lets them continue with what there is"
             )
 
     async def _fetch_again(self) -> None:
