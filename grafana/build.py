@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # the script's own folder
 
-from panels import MODEL, OVERVIEW, STREAM, Panel
+from panels import MODEL, OVERVIEW, STREAM
+
+if TYPE_CHECKING:
+    from queries import Panel
 
 FOLDER = Path(__file__).parent / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "riskstream-prometheus"}
