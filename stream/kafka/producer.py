@@ -22,12 +22,13 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka import errors
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.protocol.produce import ProduceRequest
-from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.protocol.transaction import AddPartitionsToTxnRequest, EndTxnRequest, InitProducerIdRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 
@@ -64,6 +65,8 @@ _SEQUENCES: Final = 1 << 31
 _ALL_REPLICAS: Final = -1
 _MAGIC: Final = 2
 
+_ERROR_CODE: Final = attrgetter("error_code")
+
 #: Errors of a coordinator that is starting, moving, or still busy with the id's former holder.
 _COORDINATOR_MOVES: Final = (
     errors.CoordinatorNotAvailableError,
@@ -78,11 +81,12 @@ _COORDINATOR_MOVES: Final = (
 
 @dataclass(slots=True)
 class _Producer:
-    """A producer id, its epoch, and the next sequence number of one partition."""
+    """A producer id, its epoch, the next sequence number, and the transactional id of a fenced partition."""
 
     producer_id: int = _NO_PRODUCER
     epoch: int = -1
     sequence: int = 0
+    transactional_id: str = ""
 
     def take(self, records: int) -> int:
         """Return the first of so many sequence numbers."""
@@ -213,6 +217,33 @@ class BatchProducer:
                 self._producers[TopicPartition(topic, partition)] = producer
         offsets = await self.deliver((topic, partition, [owner]) for partition, (_, owner) in owners.items())
         return {partition: offset for (_, partition), offset in offsets.items()}
+
+    async def renew(self) -> None:
+        """Remind the brokers of the fenced producer ids, by an empty transaction on each partition.
+
+        A partition forgets the epoch of a producer that has not written for ``producer.id.expiration.ms``,
+        and the coordinator forgets a transactional id after ``transactional.id.expiration.ms``, whatever is
+        written without transactions meanwhile. A former owner would then be fenced no more.
+
+        Raises
+        ------
+        FencedError
+            Another worker has taken a partition over.
+        BrokerError
+            The broker does not answer in time.
+        """
+        for tp, producer in list(self._producers.items()):
+            if not producer.transactional_id:
+                continue
+            head = (producer.transactional_id, producer.producer_id, producer.epoch)
+            begin = AddPartitionsToTxnRequest(*head, [(tp.topic, [tp.partition])])
+            try:
+                await self._ask(producer.transactional_id, begin, _partition_error)
+                end = EndTxnRequest(*head, transaction_result=True)
+                await self._ask(producer.transactional_id, end)
+            except errors.KafkaError as error:
+                _raise_final(tp, error)
+                raise BrokerError(f"the ownership of {tp} cannot be renewed: {error!r}") from error
 
     def epoch(self, topic: str, partition: int) -> int:
         """Return the epoch under which a partition is written, -1 where the broker has none."""
@@ -385,11 +416,18 @@ class BatchProducer:
 
     async def _init_producer(self, transactional_id: str | None) -> _Producer:
         """Return a producer id; a transactional id always has the same one, with a raised epoch."""
-        client = self.client
-        deadline = time.monotonic() + self._timeout_seconds
         request = InitProducerIdRequest(
             transactional_id=transactional_id, transaction_timeout_ms=_TRANSACTION_TIMEOUT_MS
         )
+        response = await self._ask(transactional_id, request)
+        return _Producer(response.producer_id, response.producer_epoch, 0, transactional_id or "")
+
+    async def _ask(
+        self, transactional_id: str | None, request: Any, code_of: Callable[[Any], int] = _ERROR_CODE
+    ) -> Any:
+        """Return the response of a transactional id's coordinator, asked again while it moves."""
+        client = self.client
+        deadline = time.monotonic() + self._timeout_seconds
         while True:
             try:
                 if transactional_id is None:
@@ -397,9 +435,9 @@ class BatchProducer:
                 else:
                     node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
                 response = await client.send(node, request)
-                error_type = errors.for_code(response.error_code)
+                error_type = errors.for_code(code_of(response))
                 if error_type is errors.NoError:
-                    return _Producer(response.producer_id, response.producer_epoch)
+                    return response
                 raise error_type()
             except _COORDINATOR_MOVES:
                 if time.monotonic() >= deadline:
@@ -425,6 +463,12 @@ def _ends(messages: Sequence[RecordTuple], group: Callable[[RecordTuple], bytes]
         filled += size
         of_group += size
     return ends
+
+
+def _partition_error(response: Any) -> int:
+    """Return the error of the one partition in the response to a new transaction."""
+    [(_, [(_, code)])] = response.errors
+    return int(code)
 
 
 def _raise_final(tp: TopicPartition, error: BaseException) -> None:

@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 #: entity.
 _MAX_PENDING: Final = 20_000
 
+#: How often a worker renews its ownership of changelog partitions. Brokers forget after a day by default.
+_RENEW_SECONDS: Final = 4 * 3600.0
+
 #: How long a stop waits for pending transactions; the next start decides the rest.
 _LAST_RESPONSES_SECONDS: Final = 1.5
 
@@ -223,7 +226,11 @@ class Runtime(WorkerHooks):
         topics = self.settings.topics
         outputs = (topics.alerts, topics.decisions, topics.dead_letters)
         await self.producer.start([*self.pipeline.consumed_topics, *outputs, changelog_topic(self.settings)])
-        for work in (self.processor.run(), self.watchdog.run(self.processor.topic_id)):
+        for work in (
+            self.processor.run(),
+            self.watchdog.run(self.processor.topic_id),
+            self._renew_fences(),
+        ):
             self._tasks.append(asyncio.ensure_future(self._guard(work)))
         if self.settings.metrics.enabled:
             await self.endpoint.start()
@@ -231,6 +238,12 @@ class Runtime(WorkerHooks):
             await self.scoring.start()
             # Before the consumer joins its group: the group's metadata carries the address.
             self.app.conf.canonical_url = self.scoring.address
+
+    async def _renew_fences(self) -> None:
+        """Keep the brokers from forgetting who owns the changelog partitions."""
+        while self.producer.idempotent:
+            await asyncio.sleep(_RENEW_SECONDS)
+            await self.producer.renew()
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the processor or the watchdog; an error in it ends the worker and skips no batch."""

@@ -212,6 +212,44 @@ def test_a_new_owner_fences_nobody_when_the_coordinator_has_forgotten_the_id(
         client.close()
 
 
+def test_an_owner_that_renews_its_ids_is_fenced_however_long_it_was_the_owner(
+    cluster: list[KafkaBroker],
+) -> None:
+    """Ids that are renewed outlive both expirations, and writes go on in between."""
+    settings = settings_on(cluster)
+    admin.create_topics(settings)
+    topic, own_id = changelog_topic(settings), transactional_id(settings, 0)
+    client = KafkaAdminClient(bootstrap_servers=cluster[0].bootstrap_servers)
+
+    async def work(old: BatchProducer, new: BatchProducer) -> None:
+        bystander = transactional_id(settings, 1)
+        await old.fence(topic, {1: (bystander, RECORD)})
+        old._producers.clear()
+        await old.fence(topic, {0: (own_id, RECORD)})
+        first = old.epoch(topic, 0)
+
+        def known() -> set[str]:
+            listed = client.list_transactions().values()
+            return {found.transactional_id for broker in listed for found in broker}
+
+        assert bystander in await asyncio.to_thread(known)
+        while bystander in await asyncio.to_thread(known):  # the coordinator forgets what is not renewed
+            await old.renew()
+            await old.deliver([(topic, 0, [RECORD])])
+        assert old.epoch(topic, 0) == first
+        await new.fence(topic, {0: (own_id, RECORD)})
+        assert new.epoch(topic, 0) == first + 1
+        with pytest.raises(FencedError):
+            await old.deliver([(topic, 0, [RECORD])])
+        with pytest.raises(FencedError):
+            await old.renew()
+
+    try:
+        with_owners(settings, work)
+    finally:
+        client.close()
+
+
 # --- a broker fails; the last test, for it ends two of them -----------------------------------------------
 
 
