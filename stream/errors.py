@@ -15,6 +15,7 @@ __all__ = [
     "FencedError",
     "InternalError",
     "InvalidRecordError",
+    "NewerFormatError",
     "RiskStreamError",
     "StalledError",
     "StateError",
@@ -78,12 +79,16 @@ class DataError(RiskStreamError):
 
 
 class StateError(RiskStreamError):
-    """A user's stored state cannot be used: corrupt, or written by a newer version.
+    """A user's stored state cannot be used: it is corrupt.
 
     The record that met it goes to the dead-letter topic and the state is left as it is.
     """
 
     exit_code = 6
+
+
+class NewerFormatError(StateError):
+    """State or a message between stages was written by a newer version: this worker must be upgraded."""
 
 
 class InternalError(RiskStreamError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from stream.errors import StateError
+from stream.errors import NewerFormatError, StateError
 from stream.jit import Ints, jit
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ OTHER_VERSION: Final = 2
 
 #: The oldest version that is still read.
 OLDEST_VERSION: Final = 1
+
+#: Versions to come; a larger number is damage.
+_FORESEEN: Final = 16
 
 
 def first_word(kind: int) -> int:
@@ -115,7 +118,9 @@ def read_words(record: bytes, kind: int, key: bytes, migrations: Migrations) -> 
     Raises
     ------
     StateError
-        The record is damaged, or of a version that this program does not know.
+        The record is damaged, or too old.
+    NewerFormatError
+        A newer version of this program has written it.
     """
     if len(record) < 16 or len(record) % 8:
         raise StateError(f"{describe_record(key)} is corrupt: {len(record)} bytes")
@@ -125,15 +130,17 @@ def read_words(record: bytes, kind: int, key: bytes, migrations: Migrations) -> 
     if first >> 16 != _MAGIC >> 16 or (first >> 8) & 0xFF != kind:
         raise StateError(f"{describe_record(key)} is corrupt: it has the wrong header")
     version = first & 0xFF
+    if int(words[1]) != checksum(words, 2, len(words)):
+        raise StateError(f"{describe_record(key)} is corrupt: its checksum does not match")
+    if version > FORMAT_VERSION + _FORESEEN:
+        raise StateError(f"{describe_record(key)} is corrupt: it has the version {version}")
     if version > FORMAT_VERSION:
-        raise StateError(
-            f"{describe_record(key)} has format {version}, newer than the {FORMAT_VERSION} of this program; "
-            "upgrade it"
+        raise NewerFormatError(
+            f"{describe_record(key)} has format {version}, newer than the {FORMAT_VERSION} of this program: "
+            "upgrade this worker"
         )
     if version < OLDEST_VERSION:
         raise StateError(f"{describe_record(key)} has format {version}, which this program no longer reads")
-    if int(words[1]) != checksum(words, 2, len(words)):
-        raise StateError(f"{describe_record(key)} is corrupt: its checksum does not match")
     for older in range(version, FORMAT_VERSION):
         change = migrations.get((older, kind))
         if change is not None:

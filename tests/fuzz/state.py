@@ -11,7 +11,7 @@ from stream.features.windows.arrays import DUPLICATE, LATE, OUT_SIZE, REPLAYED, 
 from stream.features.windows.cache import HistoryCache
 from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
-from stream.state.format import checksum, user_of_key
+from stream.state.format import FORMAT_VERSION, checksum, user_of_key
 from support.histories import HOUR, Engine, Event, Memory
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def hostile(rng: random.Random) -> Records:
         elif kind == 1:
             records[key] = rng.choice(list(rng.choice(_histories()).values()))
         elif kind == 2:
-            records[key] = _bytes_changed(records[key], rng)
+            records[key] = _not_newer(_bytes_changed(records[key], rng))
         else:
             records[key] = _words_changed(records[key], rng)
     return records
@@ -87,6 +87,12 @@ def _bytes_changed(record: bytes, rng: random.Random) -> bytes:
     if kind == 3:
         return record[:at] + bytes([rng.randrange(256)]) + record[at + 1 :]
     return bytes([rng.randrange(256)]) + record[1:]  # another version
+
+
+def _not_newer(record: bytes) -> bytes:
+    """Return the record, of no version that is to come: that ends the worker, as it must."""
+    newer = range(FORMAT_VERSION + 1, FORMAT_VERSION + 17)
+    return b"\xff" + record[1:] if record and record[0] in newer else record
 
 
 def _words_changed(record: bytes, rng: random.Random) -> bytes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stream.errors import StateError
+from stream.errors import NewerFormatError, StateError
 from stream.features.profiles.log import (
     _HEADER,
     _MAX_CHUNKS,
@@ -97,6 +97,8 @@ class EntityLogs:
                 continue
             try:
                 words = _head_words(record, key, self._width)
+            except NewerFormatError:
+                raise  # not this record's fault, but this program's
             except StateError as error:
                 log.error = error
                 continue
@@ -109,6 +111,8 @@ class EntityLogs:
         for log, words in heads:
             try:
                 self._load(log, words, stored)
+            except NewerFormatError:
+                raise  # not this record's fault, but this program's
             except StateError as error:
                 log.error = error
 

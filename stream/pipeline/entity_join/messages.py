@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from stream.errors import InvalidRecordError
+from stream.errors import InvalidRecordError, NewerFormatError
 from stream.events.records import ConsumerRecord, ProducerRecord, trace_context
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ __all__ = [
 CODES: Final = {"user": 1, "merchant": 2, "card": 3, "device": 4, "ip": 5}
 
 _VERSION: Final = 1
-_PENDING, _RESPONSE, _ALREADY_APPLIED, _REQUEST, _UPDATE, _OWNER = (ord(letter) for letter in "CARQNO")
+_PENDING, _RESPONSE, _ALREADY_APPLIED, _REQUEST, _UPDATE, _OWNER = _KINDS = tuple(map(ord, "CARQNO"))
+
+#: A second byte up to this is a version to come; a larger one is no message at all.
+_FORESEEN: Final = 16
 
 #: Kind, version, requested entities (a bit for each code), bytes of the source's key (-1: none), features,
 #: the owner's epoch, the spec's hash, pending id, source offset and timestamp; then the features, the key,
@@ -195,7 +198,20 @@ def partition_of(name: int, partitions: int) -> int:
     return name % partitions
 
 
-def _malformed(kind: str) -> InvalidRecordError:
+def _malformed(kind: str, value: bytes | None) -> InvalidRecordError:
+    """Return the error of a value of another form.
+
+    Raises
+    ------
+    NewerFormatError
+        A newer version of this program has written it. As a dead letter it would leave a transaction
+        undecided.
+    """
+    if value is not None and len(value) > 1 and value[0] in _KINDS and _VERSION < value[1] <= _FORESEEN:
+        raise NewerFormatError(
+            f"a message between stages has version {value[1]}, newer than the {_VERSION} of this program: "
+            "upgrade this worker"
+        )
     return InvalidRecordError("$", f"is not {kind} of version {_VERSION}")
 
 
@@ -205,7 +221,9 @@ def decode_request(value: bytes | None) -> EntityRequest | LabelUpdate:
     Raises
     ------
     InvalidRecordError
-        The value is neither, or has another version.
+        The value is neither, or has an older version.
+    NewerFormatError
+        A newer version of this program has written it.
     """
     kind = b"" if value is None else value[:2]
     if value is not None and kind == bytes((_REQUEST, _VERSION)) and len(value) == _REQUEST_FORM.size:
@@ -217,7 +235,7 @@ def decode_request(value: bytes | None) -> EntityRequest | LabelUpdate:
     if value is not None and kind == bytes((_UPDATE, _VERSION)) and len(value) == _UPDATE_FORM.size:
         _, _, entity, is_fraud, name, id_hash, when_ms, offset = _UPDATE_FORM.unpack(value)
         return LabelUpdate(entity, name, id_hash, is_fraud, when_ms, offset)
-    raise _malformed("an entity request")
+    raise _malformed("an entity request", value)
 
 
 def decode_requests(value: bytes) -> list[EntityRequest]:
@@ -231,7 +249,7 @@ def decode_requests(value: bytes) -> list[EntityRequest]:
     parts = [value[start : start + _REQUEST_FORM.size] for start in range(0, len(value), _REQUEST_FORM.size)]
     requests = [request for request in map(decode_request, parts) if isinstance(request, EntityRequest)]
     if not 0 < len(requests) == len(parts):
-        raise _malformed("an entity request")
+        raise _malformed("an entity request", value)
     return requests
 
 
@@ -246,7 +264,9 @@ def decode_join_record(record: ConsumerRecord) -> PendingTransaction | EntityRes
     Raises
     ------
     InvalidRecordError
-        The record is neither, or has another version.
+        The record is neither, or has an older version.
+    NewerFormatError
+        A newer version of this program has written it.
     """
     value = record.value or b""
     kind = value[0] if len(value) > 1 and value[1] == _VERSION else 0
@@ -268,4 +288,4 @@ def decode_join_record(record: ConsumerRecord) -> PendingTransaction | EntityRes
             return PendingTransaction(pending_id, source, spec.hex(), requested, features, epoch)
     if kind == _OWNER:
         return None
-    raise _malformed("a pending transaction or a response")
+    raise _malformed("a pending transaction or a response", value)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream.errors import NewerFormatError
 from stream.features.windows import records as layout
 from stream.features.windows.arrays import (
     CHUNK,
@@ -250,7 +251,7 @@ def test_a_record_cut_short_or_too_long_is_noticed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", ["damaged", "empty", "another kind's", "newer"])
+@pytest.mark.parametrize("what", ["damaged", "empty", "another kind's"])
 def test_damage_is_one_user_s_error(kind: str, what: str) -> None:
     engine = filled(victim=200)
     keys = keys_of(engine, "victim")
@@ -259,14 +260,23 @@ def test_damage_is_one_user_s_error(kind: str, what: str) -> None:
         "damaged": record[:40] + bytes([record[40] ^ 1]) + record[41:],
         "empty": b"",
         "another kind's": engine.memory[keys["C" if kind == "H" else "H"]],
-        "newer": with_version(record, NEWER),
     }[what]
     text = str(meets(engine, "victim"))
     assert NAMES[kind] in text
-    if what == "newer":
-        assert f"format {NEWER}, newer than the {FORMAT_VERSION} of this program; upgrade it" in text
-    else:
-        assert "corrupt" in text
+    assert "corrupt" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_of_a_newer_version_refuses_no_customer(kind: str) -> None:
+    """It ends the worker: every user that a newer worker has served would be refused otherwise."""
+    engine = filled(victim=200)
+    key = keys_of(engine, "victim")[kind]
+    engine.memory[key] = with_version(engine.memory[key], NEWER)
+    before = dict(engine.memory)
+    text = f"format {NEWER}, newer than the {FORMAT_VERSION} of this program: upgrade this worker"
+    with pytest.raises(NewerFormatError, match=text):
+        engine.decide([("victim", Event("late", START + HOUR // 2, 5, "m2"))], engine.next_offset)
+    assert dict(engine.memory) == before
 
 
 @pytest.mark.parametrize("kind", ["C", "S", "L"])
