@@ -78,7 +78,8 @@ async def _run(runtime: Runtime) -> int:
     logger.info("stopping")
     if status == 0:
         await runtime.decide_pending()
-    with contextlib.suppress(Exception):
+    # A crashed part of Faust may cancel this task, too.
+    with contextlib.suppress(Exception, asyncio.CancelledError):
         await app.stop()
     logger.info("stopped")
     _leave(status)
@@ -96,7 +97,8 @@ async def _watch(runtime: Runtime, stop: asyncio.Event) -> None:
             logger.info(text, extra={"records": runtime.recovered})
             announced = True
         if runtime.app.crashed:
-            runtime.fatal = runtime.app.crash_reason or RuntimeError("the Faust app crashed")
+            if runtime.fatal is None:
+                runtime.fatal = runtime.app.crash_reason or RuntimeError("the Faust app crashed")
             stop.set()
         await asyncio.sleep(0.05)
 

@@ -128,10 +128,12 @@ class _Lines:
             raise self.error(f"has a value of {name} out of range")
         return values
 
-    def numbers(self, name: str, count: int, *, optional: bool = False) -> list[float]:
-        found = self._values(name, count, r"-?\d{1,330}(\.\d{1,330})?([eE][+-]?\d{1,3})?", optional=optional)
-        values = [float(part) for part in found]
-        if not all(map(math.isfinite, values)):
+    def numbers(
+        self, name: str, count: int, *, optional: bool = False, infinite: bool = False
+    ) -> list[float]:
+        number = r"-?(inf|\d{1,330}(\.\d{1,330})?([eE][+-]?\d{1,3})?)"
+        values = [float(part) for part in self._values(name, count, number, optional=optional)]
+        if not infinite and not all(map(math.isfinite, values)):
             raise self.error(f"has a value of {name} that is not finite")
         return values
 
@@ -163,7 +165,7 @@ def _check_tree(block: str, number: int, features: int) -> None:
     [categories] = lines.integers("num_cat", 1, lambda value: 0 <= value <= nodes)
     lines.integers("split_feature", nodes, lambda value: 0 <= value < features)
     lines.numbers("split_gain", nodes)
-    thresholds = lines.numbers("threshold", nodes)
+    thresholds = lines.numbers("threshold", nodes, infinite=True)
     decisions = lines.integers("decision_type", nodes, lambda value: 0 <= value <= _MAX_DECISION)
     in_range = range(-leaves, nodes)
     left = lines.integers("left_child", nodes, in_range.__contains__)

@@ -45,6 +45,7 @@ def test_all_is_well(good: Settings, broker: Broker) -> None:
     assert states(good) == {
         "settings": "ok",
         "model": "ok",
+        "signature": "note",
         "state": "ok",
         "broker": "ok",
         "topic": "ok",

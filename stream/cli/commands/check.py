@@ -128,9 +128,9 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
     )
     seal = bundle.seal
     if seal is not None and seal.signed_by:
-        yield Finding("model", "ok", f"signed by key {seal.signed_by}, sha256:{seal.digest}")
+        yield Finding("signature", "ok", f"signed by key {seal.signed_by}, sha256:{seal.digest}")
     else:
-        yield Finding("model", "note", "no signature is required: see RISKSTREAM_BUNDLE_PUBLIC_KEY")
+        yield Finding("signature", "note", "none is required: see RISKSTREAM_BUNDLE_PUBLIC_KEY")
     lateness = settings.history.allowed_lateness_days
     if bundle.allowed_lateness_ms not in {None, int(lateness * _DAY_SECONDS * 1000)}:
         yield Finding(

@@ -91,6 +91,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._done: dict[Any, int] = {}
+        #: How many seeks have begun and ended: a fetch from before one says nothing about positions after it.
+        self._seeks = 0
         #: By partition: its incarnation, the committed offset, that or the first offset when the last seek
         #: was made, the next offset to deliver, and the offset before which a fetch left a gap; and the
         #: partitions whose fetched records were not delivered.
@@ -171,6 +173,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         A partition without a commit begins at its beginning. Upstream leaves its position unchanged, which
         may be behind records that were fetched during the rebalance and not delivered.
         """
+        self._seeks += 1
         await super().perform_seek()
         mine = [tp for tp in self.assignment() if not self._is_changelog_tp(tp)]
         committed = await self._thread.committed(mine)
@@ -207,6 +210,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             following[tp] = first
             self._start.setdefault(tp, first)
         self._next = following
+        self._seeks += 1
         self._awaited.clear()
         self._skipped.clear()
 
@@ -316,6 +320,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         if self._unread and not self.app.rebalancing:
             await self._fetch_again()
         wait = min(timeout, _REBALANCE_POLL_SECONDS) if self._unread else timeout
+        seeks = self._seeks
         records, active = await self._wait_next_records(wait)
         positions = self._thread.positions
         generation = self.app.consumer_generation_id
@@ -334,7 +339,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
                 yield tp, self._message_of(tp, whole[-1].offset, whole, generation)
         source = self._source(records, wanted)
-        if self.flow_active and not self.app.rebalancing and self.app.consumer_generation_id == generation:
+        if self.flow_active and not self.app.rebalancing and self._seeks == seeks:
             self._follow(positions)
         if self._gaps:
             await self._report_gaps()

@@ -46,7 +46,11 @@ def test_the_bundle_comes_back_and_scores_the_same(tmp_path, table, result):
 
 def test_the_bundle_has_nothing_pickled(tmp_path, result):
     result.bundle.save(tmp_path / "bundle")
-    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == ["bundle.json", "model.txt"]
+    assert sorted(path.name for path in (tmp_path / "bundle").iterdir()) == [
+        "bundle.json",
+        "manifest.json",
+        "model.txt",
+    ]
     for path in (tmp_path / "bundle").iterdir():
         path.read_text(encoding="utf-8")
 

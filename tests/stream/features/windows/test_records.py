@@ -226,7 +226,8 @@ def test_a_byte_changed_anywhere_is_noticed(kind: str) -> None:
     probe = [("victim", Event("late", START + HOUR // 2, 5, "m2"))]
     for place in range(len(whole)):
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << (place % 8)
+        # The first byte is the version: with a small change it is a version to come, and ends the worker.
+        damaged[place] ^= 128 if place == 0 else 1 << (place % 8)
         engine.memory[key] = bytes(damaged)
         result, _ = engine.decide(probe, engine.next_offset)
         assert result.outcome.tolist() == [FAILED], f"byte {place} of {len(whole)}"

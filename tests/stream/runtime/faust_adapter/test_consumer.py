@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import faust
@@ -225,6 +226,42 @@ def test_ours_fetches_again_what_was_handed_to_nobody(run: Any, tmp_path: Path) 
         fetched[TPS[0]] = [record(0, at) for at in range(4, 8)]
         assert await offsets() == [6, 7]
         assert sought == [(TPS[0], 1), (TPS[0], 6)]
+
+    run(main())
+
+
+def test_ours_follows_the_positions_of_fetches_after_the_last_seek_only(run: Any, tmp_path: Path) -> None:
+    """A fetch that a rebalance overtook has the positions of before: to follow them would skip records."""
+
+    async def main() -> None:
+        tp = TPS[0]
+        fetched: dict[TP, list[ConsumerRecord]] = {}
+        consumer = make_consumer(make_app(tmp_path, StreamApp), BatchTransport, fetched)
+        consumer._thread = SimpleNamespace(positions={tp: 9})
+        consumer._next, consumer._start = {tp: 5}, {tp: 5}
+        original = consumer._wait_next_records
+
+        async def overtaken(timeout: float) -> Any:  # noqa: ASYNC109
+            consumer._seeks += 2
+            return await original(timeout)
+
+        consumer._wait_next_records = overtaken
+        assert await messages(consumer) == []
+        assert (consumer._next, consumer._done) == ({tp: 5}, {})
+        consumer._wait_next_records = original
+        assert await messages(consumer) == []
+        assert (consumer._next, consumer._done) == ({tp: 9}, {tp: 9})
+        # What was delivered counts when it is done.
+        fetched[tp] = [record(0, at) for at in range(9, 12)]
+        consumer._thread.positions = {tp: 13}
+        [(_, message)] = await messages(consumer)
+        assert [item.offset for item in message.value[tp]] == [9, 10, 11]
+        fetched.clear()
+        await messages(consumer)
+        assert consumer._done == {tp: 9}
+        consumer._done[tp] = 12
+        await messages(consumer)
+        assert consumer._done == {tp: 13}
 
     run(main())
 
