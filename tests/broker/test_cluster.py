@@ -216,7 +216,7 @@ def test_an_owner_that_renews_its_ids_is_fenced_however_long_it_was_the_owner(
     cluster: list[KafkaBroker],
 ) -> None:
     """Ids that are renewed outlive both expirations, and writes go on in between."""
-    settings = settings_on(cluster)
+    settings = settings_on(cluster, partitions=2)
     admin.create_topics(settings)
     topic, own_id = changelog_topic(settings), transactional_id(settings, 0)
     client = KafkaAdminClient(bootstrap_servers=cluster[0].bootstrap_servers)
