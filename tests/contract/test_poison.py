@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -44,7 +45,9 @@ def value_of(name: str, user: str = "user-1", **changes: Any) -> bytes:
 
 
 def record(name: str, value: bytes | None = None, headers: Any = ()) -> ConsumerRecord:
-    return ConsumerRecord(0, START_MS, b"user-1", value_of(name) if value is None else value, headers)
+    # Of now: the topic's retention deletes records with an old timestamp, as soon as the broker looks.
+    now_ms = time.time_ns() // 1_000_000
+    return ConsumerRecord(0, now_ms, b"user-1", value_of(name) if value is None else value, headers)
 
 
 @pytest.fixture
