@@ -218,8 +218,8 @@ class BatchProducer:
         offsets = await self.deliver((topic, partition, [owner]) for partition, (_, owner) in owners.items())
         return {partition: offset for (_, partition), offset in offsets.items()}
 
-    async def renew(self) -> None:
-        """Remind the brokers of the fenced producer ids, by an empty transaction on each partition.
+    async def renew(self, topic: str, partition: int) -> None:
+        """Remind the brokers of a fenced partition's producer id, by an empty transaction.
 
         A partition forgets the epoch of a producer that has not written for ``producer.id.expiration.ms``,
         and the coordinator forgets a transactional id after ``transactional.id.expiration.ms``, whatever is
@@ -228,22 +228,23 @@ class BatchProducer:
         Raises
         ------
         FencedError
-            Another worker has taken a partition over.
+            Another worker has taken the partition over.
         BrokerError
             The broker does not answer in time.
         """
-        for tp, producer in list(self._producers.items()):
-            if not producer.transactional_id:
-                continue
-            head = (producer.transactional_id, producer.producer_id, producer.epoch)
-            begin = AddPartitionsToTxnRequest(*head, [(tp.topic, [tp.partition])])
-            try:
-                await self._ask(producer.transactional_id, begin, _partition_error)
-                end = EndTxnRequest(*head, transaction_result=True)
-                await self._ask(producer.transactional_id, end)
-            except errors.KafkaError as error:
-                _raise_final(tp, error)
-                raise BrokerError(f"the ownership of {tp} cannot be renewed: {error!r}") from error
+        tp = TopicPartition(topic, partition)
+        producer = self._producers.get(tp)
+        if producer is None or not producer.transactional_id:
+            return
+        head = (producer.transactional_id, producer.producer_id, producer.epoch)
+        begin = AddPartitionsToTxnRequest(*head, [(topic, [partition])])
+        end = EndTxnRequest(*head, transaction_result=True)
+        try:
+            await self._ask(producer.transactional_id, begin, _partition_error)
+            await self._ask(producer.transactional_id, end)
+        except errors.KafkaError as error:
+            _raise_final(tp, error)
+            raise BrokerError(f"the ownership of {tp} cannot be renewed: {error!r}") from error
 
     def epoch(self, topic: str, partition: int) -> int:
         """Return the epoch under which a partition is written, -1 where the broker has none."""

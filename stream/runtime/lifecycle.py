@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from stream.control.skips import offsets_by_partition
-from stream.errors import TopicMismatchError
+from stream.errors import FencedError, TopicMismatchError
 from stream.kafka.admin import create_topics, records_behind, require_topics, topic_ids
 from stream.kafka.fencing import PartitionFencing
 from stream.kafka.topics import HISTORY_TABLE, changelog_topic, responses_topic
@@ -241,9 +241,15 @@ class Runtime(WorkerHooks):
 
     async def _renew_fences(self) -> None:
         """Keep the brokers from forgetting who owns the changelog partitions."""
+        changelog = changelog_topic(self.settings)
         while self.producer.idempotent:
             await asyncio.sleep(_RENEW_SECONDS)
-            await self.producer.renew()
+            for partition in self.assigned():
+                try:
+                    await self.producer.renew(changelog, partition)
+                except FencedError:
+                    if partition in self.assigned():
+                        raise  # otherwise a rebalance has given it to another worker meanwhile
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         """Run the processor or the watchdog; an error in it ends the worker and skips no batch."""

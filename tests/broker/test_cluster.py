@@ -223,9 +223,7 @@ def test_an_owner_that_renews_its_ids_is_fenced_however_long_it_was_the_owner(
 
     async def work(old: BatchProducer, new: BatchProducer) -> None:
         bystander = transactional_id(settings, 1)
-        await old.fence(topic, {1: (bystander, RECORD)})
-        old._producers.clear()
-        await old.fence(topic, {0: (own_id, RECORD)})
+        await old.fence(topic, {0: (own_id, RECORD), 1: (bystander, RECORD)})
         first = old.epoch(topic, 0)
 
         def known() -> set[str]:
@@ -234,7 +232,7 @@ def test_an_owner_that_renews_its_ids_is_fenced_however_long_it_was_the_owner(
 
         assert bystander in await asyncio.to_thread(known)
         while bystander in await asyncio.to_thread(known):  # the coordinator forgets what is not renewed
-            await old.renew()
+            await old.renew(topic, 0)
             await old.deliver([(topic, 0, [RECORD])])
         assert old.epoch(topic, 0) == first
         await new.fence(topic, {0: (own_id, RECORD)})
@@ -242,12 +240,33 @@ def test_an_owner_that_renews_its_ids_is_fenced_however_long_it_was_the_owner(
         with pytest.raises(FencedError):
             await old.deliver([(topic, 0, [RECORD])])
         with pytest.raises(FencedError):
-            await old.renew()
+            await old.renew(topic, 0)
 
     try:
         with_owners(settings, work)
     finally:
         client.close()
+
+
+def test_a_partition_that_was_lost_does_not_keep_others_from_being_renewed(
+    cluster: list[KafkaBroker],
+) -> None:
+    """As after a rebalance: the producer still knows its former partition, which has another owner."""
+    settings = settings_on(cluster, partitions=2)
+    admin.create_topics(settings)
+    topic = changelog_topic(settings)
+    ids = [transactional_id(settings, number) for number in range(2)]
+
+    async def work(old: BatchProducer, new: BatchProducer) -> None:
+        await old.fence(topic, {number: (own_id, RECORD) for number, own_id in enumerate(ids)})
+        await new.fence(topic, {1: (ids[1], RECORD)})
+        await old.renew(topic, 0)
+        await old.deliver([(topic, 0, [RECORD])])
+        await new.renew(topic, 1)
+        await new.renew(topic, 0)  # never its own: nothing to renew
+        await new.deliver([(topic, 1, [RECORD])])
+
+    with_owners(settings, work)
 
 
 # --- a broker fails; the last test, for it ends two of them -----------------------------------------------
