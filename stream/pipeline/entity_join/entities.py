@@ -55,9 +55,7 @@ class EntityStage:
             features, applied = self._read(log, message, effects)
             if applied:
                 changed[prefix] = message.entity
-            response = EntityResponse(message.entity, message.pending_id, self._spec_hash, features)
-            target = (self._topics.responses, message.partition)
-            effects.outputs.setdefault(target, []).append(response.encode())
+            self._send_response(message, features, effects)
         for prefix, code in changed.items():
             effects.writes += logs[prefix].writes(self._plan.horizons[code])
         self._logs.keep(batch.partition, logs.values())
@@ -70,10 +68,15 @@ class EntityStage:
             except InvalidRecordError:
                 continue
             if isinstance(message, EntityRequest):
-                features = self._plan.unknown(message.entity)
-                response = EntityResponse(message.entity, message.pending_id, self._spec_hash, features)
-                target = (self._topics.responses, message.partition)
-                effects.outputs.setdefault(target, []).append(response.encode())
+                self._send_response(message, self._plan.unknown(message.entity), effects)
+
+    def _send_response(
+        self, request: EntityRequest, features: npt.NDArray[np.float64] | None, effects: BatchEffects
+    ) -> None:
+        """Send features to the partition that asked; None if the log has applied the request already."""
+        response = EntityResponse(request.entity, request.pending_id, self._spec_hash, features)
+        target = (self._topics.responses, request.partition)
+        effects.outputs.setdefault(target, []).append(response.encode())
 
     def _read(
         self, log: EntityLog, request: EntityRequest, effects: BatchEffects
