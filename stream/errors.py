@@ -87,8 +87,13 @@ class StateError(RiskStreamError):
     exit_code = 6
 
 
-class NewerFormatError(StateError):
-    """State or a message between stages was written by a newer version: this worker must be upgraded."""
+class NewerFormatError(RiskStreamError):
+    """State or a message between stages was written by a newer version: this worker must be upgraded.
+
+    No :class:`StateError`: neither the record nor its user is at fault, so nothing is rejected.
+    """
+
+    exit_code = 6
 
 
 class InternalError(RiskStreamError):

@@ -31,7 +31,7 @@ import numpy as np
 import orjson
 from aiohttp import web
 
-from stream.errors import InvalidRecordError, StateError
+from stream.errors import InvalidRecordError, NewerFormatError, StateError
 from stream.kafka.partitioner import partition_of
 from stream.pipeline.effects import gather
 from stream.pipeline.entity_join.messages import CODES
@@ -210,7 +210,7 @@ class PredictForwarder:
             raise _on_its_way(partition, index, description)
         try:
             yield reader
-        except StateError as error:
+        except (StateError, NewerFormatError) as error:
             # The stream will meet the same, and end the worker with it.
             logger.warning("%s cannot be read: %s", description, error)
             raise Unavailable(index, f"the {description} of partition {partition} cannot be read") from error

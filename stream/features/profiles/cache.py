@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stream.errors import NewerFormatError, StateError
+from stream.errors import StateError
 from stream.features.profiles.log import (
     _HEADER,
     _MAX_CHUNKS,
@@ -97,8 +97,6 @@ class EntityLogs:
                 continue
             try:
                 words = _head_words(record, key, self._width)
-            except NewerFormatError:
-                raise  # not this record's fault, but this program's
             except StateError as error:
                 log.error = error
                 continue
@@ -111,8 +109,6 @@ class EntityLogs:
         for log, words in heads:
             try:
                 self._load(log, words, stored)
-            except NewerFormatError:
-                raise  # not this record's fault, but this program's
             except StateError as error:
                 log.error = error
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stream.errors import NewerFormatError, StateError
+from stream.errors import StateError
 from stream.features.windows import records as layout
 from stream.features.windows.arrays import CHUNK, DEFERRED, H_SOURCE, HDR_SIZE, HEAD, LATE, new_header
 from stream.features.windows.cache import HistoryCache
@@ -143,8 +143,6 @@ def _usable(keys: list[bytes], stored: Sequence[bytes | None], errors: dict[int,
         if record is not None and (record[:8] != current or len(record) % 8):
             try:
                 usable = layout.migrate(record, keys[index])
-            except NewerFormatError:
-                raise  # not this record's fault, but this program's
             except StateError as error:
                 errors[index] = error
                 usable = b""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from stream.errors import NewerFormatError, StateError
+from stream.errors import StateError
 from stream.features.windows import kernel as k
 from stream.features.windows import records as layout
 from stream.features.windows.arrays import (
@@ -251,8 +251,6 @@ class LongHistories:
                     raise StateError(f"{describe_record(key)} is missing")
                 if record[:8] != start or len(record) % 8:
                     usable = migrate(record, key)
-            except NewerFormatError:
-                raise  # not this record's fault, but this program's
             except StateError as error:
                 self._fail(index, error)
                 usable = b""
