@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import (
     AuthorizationError,
@@ -37,18 +37,16 @@ if TYPE_CHECKING:
     from stream.settings import KafkaSettings, Settings
 
 __all__ = [
+    "TopicState",
     "administration",
     "broker_configs",
-    "check_each_topic",
     "check_topics",
     "compression_types",
     "create_topics",
     "probe",
-    "records_behind",
     "require_topics",
     "topic_ids",
-    "topic_specs_on",
-    "weak_topics",
+    "topic_states",
 ]
 
 logger = logging.getLogger(__name__)
@@ -123,11 +121,27 @@ def create_topics(settings: Settings) -> list[str]:
         return sorted(created)
 
 
-def check_each_topic(settings: Settings) -> dict[str, list[str]]:
-    """Return for each topic, by name, how it differs from the settings.
+class TopicState(NamedTuple):
+    """A topic compared with the settings.
 
-    A configuration value that the broker does not report is no difference: the embedded broker reports only
-    the values that a topic was created with.
+    Attributes
+    ----------
+    spec
+        The shape that it should have on this cluster.
+    problems
+        How it differs from the settings. A configuration value that the broker does not report is no
+        difference: the embedded broker reports only the values that a topic was created with.
+    weaknesses
+        Through what an existing topic would lose acknowledged records.
+    """
+
+    spec: TopicSpec
+    problems: list[str]
+    weaknesses: list[str]
+
+
+def topic_states(settings: Settings) -> dict[str, TopicState]:
+    """Return each topic that this deployment needs, by name, compared with the settings.
 
     Raises
     ------
@@ -138,41 +152,14 @@ def check_each_topic(settings: Settings) -> dict[str, list[str]]:
         specs = _specs(admin, settings)
         found = _describe(admin, specs)
         configs = _configs(admin, found)
-    required = settings.topics.replication_factor
-    return {
-        name: _differences(spec, required, found[name], configs.get(name, {})) for name, spec in specs.items()
-    }
-
-
-def weak_topics(settings: Settings) -> dict[str, list[str]]:
-    """Return for each existing topic that would lose acknowledged records, by name, through what.
-
-    Raises
-    ------
-    BrokerError
-        The broker cannot be reached.
-    """
-    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
-        specs = _specs(admin, settings)
-        found = _describe(admin, specs)
-        configs = _configs(admin, found)
-    weak = {
-        name: weaknesses(settings.topics, specs[name], _replicas(found[name]), _values(values))
-        for name, values in configs.items()
-    }
-    return {name: texts for name, texts in weak.items() if texts}
-
-
-def topic_specs_on(settings: Settings) -> tuple[TopicSpec, ...]:
-    """Return every topic that this deployment needs on the cluster of the settings.
-
-    Raises
-    ------
-    BrokerError
-        The broker cannot be reached.
-    """
-    with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
-        return tuple(_specs(admin, settings).values())
+    topics = settings.topics
+    states = {}
+    for name, spec in specs.items():
+        values = configs.get(name)
+        problems = _differences(spec, topics.replication_factor, found[name], values or {})
+        weak = [] if values is None else weaknesses(topics, spec, _replicas(found[name]), _values(values))
+        states[name] = TopicState(spec, problems, weak)
+    return states
 
 
 def broker_configs(settings: Settings, name: str) -> dict[int, str]:
@@ -220,11 +207,11 @@ def check_topics(settings: Settings) -> list[str]:
     BrokerError
         The broker cannot be reached.
     """
-    return [
-        f"topic {name} {problem}"
-        for name, problems in check_each_topic(settings).items()
-        for problem in problems
-    ]
+    return _problem_lines(topic_states(settings))
+
+
+def _problem_lines(states: Mapping[str, TopicState]) -> list[str]:
+    return [f"topic {name} {problem}" for name, state in states.items() for problem in state.problems]
 
 
 def require_topics(settings: Settings) -> None:
@@ -237,7 +224,8 @@ def require_topics(settings: Settings) -> None:
     BrokerError
         The broker cannot be reached.
     """
-    problems = check_topics(settings)
+    states = topic_states(settings)
+    problems = _problem_lines(states)
     if problems:
         shown = "; ".join(problems[:_MAX_SHOWN])
         if len(problems) > _MAX_SHOWN:
@@ -246,11 +234,10 @@ def require_topics(settings: Settings) -> None:
             f"{shown}. Create missing topics with 'riskstream topics create'; for the others, "
             "change the topic, or RISKSTREAM_TOPICS__*, so that both agree"
         )
-    weak = weak_topics(settings)
+    weak = sorted(name for name, state in states.items() if state.weaknesses)
     if weak:
         logger.warning(
-            "topics may lose acknowledged records: %s; 'riskstream check' lists the reasons",
-            ", ".join(sorted(weak)),
+            "topics may lose acknowledged records: %s; 'riskstream check' lists the reasons", ", ".join(weak)
         )
 
 
@@ -267,31 +254,6 @@ def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
     with administration(settings.kafka, settings.kafka.request_timeout_seconds) as admin:
         found = _describe(admin, names)
     return {name: str(topic["topic_id"] or "") for name, topic in found.items()}
-
-
-def records_behind(settings: Settings, topic: str) -> int:
-    """Return how many records of a topic are not committed by the group; 0 without any commit.
-
-    Raises
-    ------
-    BrokerError
-        The broker cannot be reached.
-    """
-    try:
-        consumer = KafkaConsumer(
-            **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
-        )
-        try:
-            indexes = [
-                TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
-            ends = {index: end for index, end in consumer.end_offsets(indexes).items() if end}
-            committed = {index: consumer.committed(index) for index in ends}
-        finally:
-            consumer.close()
-    except KafkaError as error:
-        raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
-    return sum(ends[index] - offset for index, offset in committed.items() if offset is not None)
 
 
 def _describe(admin: KafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, Any]]:

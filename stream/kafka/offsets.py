@@ -1,7 +1,8 @@
-"""The committed offsets of a group without members: where a worker would continue, and how to move that."""
+"""The group's committed offsets: what lies behind them, and how to move them while no worker runs."""
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -13,11 +14,11 @@ from stream.kafka.clients import client_config
 from stream.kafka.incarnations import next_incarnation, topic_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from stream.settings import Settings
 
-__all__ = ["Move", "Target", "move_offsets", "plan_moves"]
+__all__ = ["Move", "Target", "move_offsets", "plan_moves", "records_behind"]
 
 #: The beginning, the end, or the first record with a Kafka timestamp of at least so many ms since 1970.
 Target = Literal["earliest", "latest"] | int
@@ -60,23 +61,12 @@ def plan_moves(settings: Settings, target: Target) -> list[Move]:
     """
     _require_no_members(settings)
     topic = settings.topics.transactions
-    try:
-        consumer = KafkaConsumer(
-            **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
-        )
-        try:
-            partitions = [
-                TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
-            if not partitions:
-                raise BrokerError(f"topic {topic} does not exist")
-            firsts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
-            wanted = _offsets(consumer, partitions, target, firsts, ends)
-            commits = {partition: consumer.committed(partition, metadata=True) for partition in partitions}
-        finally:
-            consumer.close()
-    except KafkaError as error:
-        raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
+    with _group(settings, topic) as (consumer, partitions):
+        if not partitions:
+            raise BrokerError(f"topic {topic} does not exist")
+        firsts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        wanted = _offsets(consumer, partitions, target, firsts, ends)
+        commits = {partition: consumer.committed(partition, metadata=True) for partition in partitions}
     moves = []
     for index, commit in commits.items():
         committed, metadata = (None, "") if commit is None else (commit.offset, commit.metadata or "")
@@ -120,6 +110,40 @@ def move_offsets(settings: Settings, moves: Sequence[Move], *, reused: bool = Fa
             f"the broker rejects the offset of {index.topic} [{index.partition}] ({error.__name__}): if a "
             "worker has started, stop it and reset again"
         )
+
+
+def records_behind(settings: Settings, topic: str) -> int:
+    """Return how many records of a topic are not committed by the group; 0 without any commit.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    with _group(settings, topic) as (consumer, partitions):
+        ends = {index: end for index, end in consumer.end_offsets(partitions).items() if end}
+        committed = {index: consumer.committed(index) for index in ends}
+    return sum(ends[index] - offset for index, offset in committed.items() if offset is not None)
+
+
+@contextmanager
+def _group(settings: Settings, topic: str) -> Iterator[tuple[Any, list[TopicPartition]]]:
+    """Provide a consumer that sees the group's commits without joining it, and the topic's partitions.
+
+    Raises
+    ------
+    BrokerError
+        The broker cannot be reached.
+    """
+    try:
+        consumer = KafkaConsumer(
+            **client_config(settings.kafka), group_id=settings.app_id, enable_auto_commit=False
+        )
+        with closing(consumer):
+            numbers = sorted(consumer.partitions_for_topic(topic) or ())
+            yield consumer, [TopicPartition(topic, number) for number in numbers]
+    except KafkaError as error:
+        raise BrokerError(f"offsets of {topic} cannot be read: {error}") from error
 
 
 def _require_no_members(settings: Settings) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stream.control.skips import offsets_by_partition
 from stream.errors import FencedError, TopicMismatchError
-from stream.kafka.admin import create_topics, records_behind, require_topics, topic_ids
+from stream.kafka.admin import create_topics, require_topics, topic_ids
 from stream.kafka.fencing import PartitionFencing
+from stream.kafka.offsets import records_behind
 from stream.kafka.topics import HISTORY_TABLE, changelog_topic, responses_topic
 from stream.monitoring import store_metrics
 from stream.monitoring.watchdog import Watchdog

@@ -53,6 +53,19 @@ def looked(settings: Settings, name: str) -> list[Finding]:
     return [found for found in findings(settings) if found.name == name and found.state != "ok"]
 
 
+def weak_topics(settings: Settings) -> dict[str, list[str]]:
+    """Return the weaknesses of the topics that have any."""
+    states = admin.topic_states(settings)
+    return {name: state.weaknesses for name, state in states.items() if state.weaknesses}
+
+
+def changelog_on(cluster: list[KafkaBroker], partitions: int = 1) -> tuple[Settings, str, str]:
+    """Create topics; returns their settings, the changelog, and the transactional id of its partition 0."""
+    settings = settings_on(cluster, partitions=partitions)
+    admin.create_topics(settings)
+    return settings, changelog_topic(settings), transactional_id(settings, 0)
+
+
 def raw_create(cluster: list[KafkaBroker], topic: str, replicas: int, configs: dict[str, str]) -> None:
     client = KafkaAdminClient(bootstrap_servers=cluster[0].bootstrap_servers)
     try:
@@ -69,8 +82,8 @@ def test_topics_are_durable_unless_the_settings_say_otherwise(cluster: list[Kafk
     settings = settings_on(cluster)
     assert admin.create_topics(settings) == sorted(spec.name for spec in topic_specs(settings))
     admin.require_topics(settings)
-    assert admin.weak_topics(settings) == {}
-    for spec in admin.topic_specs_on(settings):
+    assert weak_topics(settings) == {}
+    for spec, _, _ in admin.topic_states(settings).values():
         assert spec.replication_factor == 3
         assert spec.durability == {
             "min.insync.replicas": "2",
@@ -79,7 +92,7 @@ def test_topics_are_durable_unless_the_settings_say_otherwise(cluster: list[Kafk
     # Three replicas are required where the settings say so, and noted where the cluster suggests it.
     single = settings_on(cluster, replication_factor=1)
     admin.create_topics(single)
-    assert (admin.check_topics(single), admin.weak_topics(single)) == ([], {})
+    assert (admin.check_topics(single), weak_topics(single)) == ([], {})
     topics = single.topics
     by_default = single.model_copy(update={"topics": topics.model_copy(update={"replication_factor": None})})
     assert admin.check_topics(by_default) == []
@@ -103,7 +116,7 @@ def test_an_existing_topic_that_loses_records_is_noted_and_used(
     admin.create_topics(settings)
     admin.require_topics(settings)
     assert f"{', '.join(sorted([topics.alerts, topics.decisions, topics.transactions]))};" in caplog.text
-    weak = admin.weak_topics(settings)
+    weak = weak_topics(settings)
     assert {name: [text.split(":")[0] for text in texts] for name, texts in weak.items()} == {
         topics.transactions: [
             "has min.insync.replicas=1, not 2",
@@ -118,7 +131,7 @@ def test_an_existing_topic_that_loses_records_is_noted_and_used(
         topics.decisions,
     ]
     own = topics.model_copy(update={"min_insync_replicas": 3})
-    assert topics.alerts not in admin.weak_topics(settings.model_copy(update={"topics": own}))
+    assert topics.alerts not in weak_topics(settings.model_copy(update={"topics": own}))
 
 
 def test_a_topic_that_acknowledges_nothing_is_refused(cluster: list[KafkaBroker]) -> None:
@@ -163,9 +176,7 @@ def test_a_former_owner_writes_again_when_the_partition_has_forgotten_the_new_on
     cluster: list[KafkaBroker],
 ) -> None:
     """As the guarantees say: after ``producer.id.expiration.ms`` without a write of the new owner."""
-    settings = settings_on(cluster)
-    admin.create_topics(settings)
-    topic, own_id = changelog_topic(settings), transactional_id(settings, 0)
+    settings, topic, own_id = changelog_on(cluster)
 
     async def work(old: BatchProducer, new: BatchProducer) -> None:
         await old.fence(topic, {0: (own_id, RECORD)})
@@ -188,9 +199,7 @@ def test_a_new_owner_fences_nobody_when_the_coordinator_has_forgotten_the_id(
     cluster: list[KafkaBroker],
 ) -> None:
     """As the guarantees say: after ``transactional.id.expiration.ms`` without a change of owners."""
-    settings = settings_on(cluster)
-    admin.create_topics(settings)
-    topic, own_id = changelog_topic(settings), transactional_id(settings, 0)
+    settings, topic, own_id = changelog_on(cluster)
     client = KafkaAdminClient(bootstrap_servers=cluster[0].bootstrap_servers)
 
     async def work(old: BatchProducer, new: BatchProducer) -> None:
@@ -216,9 +225,7 @@ def test_an_owner_that_renews_its_ids_is_fenced_however_long_it_was_the_owner(
     cluster: list[KafkaBroker],
 ) -> None:
     """Ids that are renewed outlive both expirations, and writes go on in between."""
-    settings = settings_on(cluster, partitions=2)
-    admin.create_topics(settings)
-    topic, own_id = changelog_topic(settings), transactional_id(settings, 0)
+    settings, topic, own_id = changelog_on(cluster, 2)
     client = KafkaAdminClient(bootstrap_servers=cluster[0].bootstrap_servers)
 
     async def work(old: BatchProducer, new: BatchProducer) -> None:
@@ -252,9 +259,7 @@ def test_a_partition_that_was_lost_does_not_keep_others_from_being_renewed(
     cluster: list[KafkaBroker],
 ) -> None:
     """As after a rebalance: the producer still knows its former partition, which has another owner."""
-    settings = settings_on(cluster, partitions=2)
-    admin.create_topics(settings)
-    topic = changelog_topic(settings)
+    settings, topic, _ = changelog_on(cluster, 2)
     ids = [transactional_id(settings, number) for number in range(2)]
 
     async def work(old: BatchProducer, new: BatchProducer) -> None:

@@ -55,7 +55,7 @@ def test_topics_are_created_once_and_then_right(broker: Broker) -> None:
     assert admin.create_topics(settings) == names
     assert admin.create_topics(settings) == []
     assert admin.check_topics(settings) == []
-    assert set(admin.check_each_topic(settings)) == set(names)
+    assert set(admin.topic_states(settings)) == set(names)
     admin.require_topics(settings)
 
 

@@ -184,13 +184,12 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:
-    from stream.kafka.admin import check_each_topic, weak_topics
+    from stream.kafka.admin import topic_states
 
-    weak = weak_topics(settings)
-    for name, problems in check_each_topic(settings).items():
+    for name, (_, problems, weaknesses) in topic_states(settings).items():
         missing = problems == ["does not exist"]
-        if not problems and name in weak:
-            yield Finding("topic", "note", f"{name} {'; '.join(weak[name])}")
+        if not problems and weaknesses:
+            yield Finding("topic", "note", f"{name} {'; '.join(weaknesses)}")
         elif not problems:
             yield Finding("topic", "ok", name)
         elif missing and settings.topics.create:

@@ -41,14 +41,13 @@ def check() -> None:
 
 def _report(settings: Settings, created: set[str]) -> None:
     """Print a line for each topic, and raise if one differs from the settings."""
-    from stream.kafka.admin import check_each_topic, topic_specs_on, weak_topics
+    from stream.kafka.admin import topic_states
 
-    found, weak = check_each_topic(settings), weak_topics(settings)
-    wrong = [name for name, problems in found.items() if problems]
-    for spec in topic_specs_on(settings):
-        problems, notes = found[spec.name], weak.get(spec.name, [])
-        state = "FAIL" if problems else "created" if spec.name in created else "note" if notes else "ok"
-        print(f"{state:<5} {spec.name}: {'; '.join([*problems, *notes]) or _shape(spec)}")
+    found = topic_states(settings)
+    wrong = [name for name, (_, problems, _) in found.items() if problems]
+    for name, (spec, problems, notes) in found.items():
+        state = "FAIL" if problems else "created" if name in created else "note" if notes else "ok"
+        print(f"{state:<5} {name}: {'; '.join([*problems, *notes]) or _shape(spec)}")
     if wrong:
         raise TopicMismatchError(
             f"{len(wrong)} of {len(found)} topics differ from the settings: create missing topics "
