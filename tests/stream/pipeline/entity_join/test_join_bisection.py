@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -45,15 +45,20 @@ def failing(rng: random.Random, poison: tuple[str, int] | None = None) -> type[E
     return Failing
 
 
+def bus_of(rows: Sequence[dict[str, Any]]) -> Bus:
+    """Return topics with these transactions."""
+    bus = Bus(1)
+    for row in rows:
+        bus.produce(TOPICS.transactions, row["user_id"], row)
+    return bus
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("crashes", [0, 10])
 def test_a_failed_attempt_leaves_no_trace(seed: int, crashes: int) -> None:
     rng = random.Random(seed)
     rows = transactions(rng, 60)
-    bundle = made_bundle(entities=PROFILES)
-    bus = Bus(1)
-    for row in rows:
-        bus.produce(TOPICS.transactions, row["user_id"], row)
+    bundle, bus = made_bundle(entities=PROFILES), bus_of(rows)
     run(bus, bundle, CONFIG, NOW_MS, rng=rng, crashes=crashes, kind=failing(rng))
     expected = build_features(table_of(rows), bundle.spec, allowed_lateness_ms=CONFIG.lateness_ms)
     found = {}
@@ -75,10 +80,7 @@ def test_a_record_that_always_fails_is_a_dead_letter_and_keeps_nothing_pending(
 ) -> None:
     rng = random.Random(offset)
     rows = transactions(rng, 60)
-    bundle = made_bundle(entities=PROFILES)
-    bus = Bus(1)
-    for row in rows:
-        bus.produce(TOPICS.transactions, row["user_id"], row)
+    bundle, bus = made_bundle(entities=PROFILES), bus_of(rows)
     for label in labels_of(rng, rows):
         bus.produce(TOPICS.labels, label["user_id"], label)
     run(bus, bundle, CONFIG, NOW_MS, rng=rng, kind=failing(rng, (topic, offset)))
