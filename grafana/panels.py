@@ -239,6 +239,29 @@ STREAM = [
         runbook="riskstreamusersplit",
     ),
     Panel(
+        "Truncated histories",
+        "Transactions whose features lack older events: their user's history has no room for more than "
+        "2,097,152 events within its horizon. Log: entities that dropped transactions for the same reason.",
+        "cps",
+        [
+            (f"sum by (instance) ({rate('riskstream_truncated_transactions_total')})", "{{instance}}"),
+            (
+                "sum(" + rate("riskstream_entity_join_events_total", 'kind="log", outcome="truncated"') + ")",
+                "entity logs",
+            ),
+        ],
+        width=8,
+        runbook="riskstreamhistorytruncated",
+    ),
+    Panel(
+        "State deleted",
+        "Users and entities deleted because they had not come for longer than their time to live.",
+        "cps",
+        [(f"sum by (kind) ({rate('riskstream_forgotten_total')})", "{{kind}}")],
+        width=8,
+        stacked=True,
+    ),
+    Panel(
         "Records skipped, expired or failed",
         "Internal error: an unforeseen exception, the record is in the dead letters. Skipped: on request of "
         "an operator. Expired: deleted by retention before a worker read them.",

@@ -96,6 +96,7 @@ def build_features(
     spec: FeatureSpec,
     *,
     allowed_lateness_ms: int,
+    user_ttl_ms: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> FeatureTable:
     """Return every row's features, as a worker would have computed them on arrival.
@@ -106,6 +107,8 @@ def build_features(
         Rows in the order in which they arrived.
     allowed_lateness_ms
         As the worker's ``history.allowed_lateness_days``; of profiles too.
+    user_ttl_ms
+        As the worker's ``history.user_ttl_days``; 0 for no limit.
     progress
         Called with the number of events done since its last call.
     """
@@ -122,14 +125,14 @@ def build_features(
         known = dict(zip(distinct, hash_ids(distinct).tolist(), strict=True))
         merchant = np.fromiter(map(known.__getitem__, names), np.int64, count)
     id_hash = hash_ids(table.transaction_id.tolist())
-    config = HistoryConfig(allowed_lateness_ms)
+    config = HistoryConfig(allowed_lateness_ms, user_ttl_ms)
     history = builder.history(matrix)
     for begin, end in _blocks(starts):
         part = starts[begin : end + 1]
         segments = int(np.diff(part).max()) // (CHUNK * SEGMENT) + 1
         run_users(
             part, order, table.event_time_ms, table.amount_minor, merchant, id_hash, table.minor_units,
-            config.horizon_ms, config.lateness_ms, outcome, history,
+            config.horizon_ms, config.lateness_ms, config.ttl_ms, config.max_chunks, outcome, history,
             new_sealed(segments * SEGMENT, segments * SEGMENT),
         )  # fmt: skip
         if progress is not None:

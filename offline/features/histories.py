@@ -29,6 +29,7 @@ def load_histories(
     table: TransactionTable,
     *,
     lateness_ms: int,
+    user_ttl_ms: int = 0,
     outcome: npt.NDArray[np.uint8] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MemoryStore:
@@ -40,7 +41,7 @@ def load_histories(
         Is written to: the outcome of each valid row, as in :class:`offline.features.build.FeatureTable`.
     """
     store = MemoryStore()
-    config = HistoryConfig(lateness_ms)
+    config = HistoryConfig(lateness_ms, user_ttl_ms)
     rows = np.flatnonzero(table.valid)
     for begin in range(0, len(rows), _BATCH):
         part = rows[begin : begin + _BATCH]

@@ -33,6 +33,7 @@ from offline.training.split import split_by_time
 from stream._version import __version__
 from stream.errors import ConfigError
 from stream.events.fields import MS_PER_DAY, format_event_time
+from stream.features.windows.events import HistoryConfig
 from stream.scoring.bundle import Bundle, Thresholds
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class TrainingOptions:
     ----------
     train_until_ms:
         Begin of the test part; None: by ``test_fraction``.
+    user_ttl_ms:
+        A user's history begins anew after this long without a transaction; 0 for never.
     trees:
         Most trees; early stopping may end with fewer.
     precision_target:
@@ -76,6 +79,7 @@ class TrainingOptions:
     validation_fraction: float = 0.15
     label_delay_ms: int = 7 * MS_PER_DAY
     allowed_lateness_ms: int = 3 * MS_PER_DAY
+    user_ttl_ms: int = 0
     trees: int = 500
     leaves: int = 31
     learning_rate: float = 0.05
@@ -99,6 +103,8 @@ class TrainingOptions:
             raise ConfigError("trees and threads must be at least 1, leaves at least 2")
         if self.label_delay_ms < 0 or self.allowed_lateness_ms < 0:
             raise ConfigError("label delay and allowed lateness must not be negative")
+        if 0 < self.user_ttl_ms < HistoryConfig(self.allowed_lateness_ms).horizon_ms:
+            raise ConfigError("the time to live of users must be 30 days and the allowed lateness at least")
 
 
 #: Options that tuning chooses, with the range that each may have.
@@ -176,7 +182,13 @@ def prepare(
         label_delay_ms=options.label_delay_ms,
     )
     spec = fit_spec(table, split.train, present(table, options.entities))
-    features = build_features(table, spec, allowed_lateness_ms=options.allowed_lateness_ms, progress=progress)
+    features = build_features(
+        table,
+        spec,
+        allowed_lateness_ms=options.allowed_lateness_ms,
+        user_ttl_ms=options.user_ttl_ms,
+        progress=progress,
+    )
     labels = np.asarray(table.is_fraud)
     # Late and duplicate rows get no score in the stream, so they teach and judge nothing here.
     return split.restricted_to(features.outcome == SCORED, labels), spec, features, labels
@@ -226,6 +238,7 @@ def train(
         spec=spec,
         thresholds=Thresholds(prediction=threshold),
         allowed_lateness_ms=options.allowed_lateness_ms,
+        user_ttl_ms=options.user_ttl_ms,
         # Not of the training part: a model is more certain about its training data, and the windows of the
         # first rows were not full yet. Both would look like drift from the first transaction on.
         reference=reference_statistics(

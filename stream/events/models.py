@@ -218,6 +218,10 @@ class Decision(_Event):
     event_time: EventTimeOut
     scored_at: EventTimeOut = Field(description=_SCORED_AT)
     outcome: Outcome
+    truncated: bool = Field(
+        default=False,
+        description="Whether the windows lack older transactions, for which the user's history has no room",
+    )
     risk_score: float | None = Field(default=None, ge=0, le=1)
     risk_level: RiskLevel | None = None
     prediction: int | None = Field(default=None, ge=0, le=1)

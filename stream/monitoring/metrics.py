@@ -18,6 +18,7 @@ from prometheus_client.utils import floatToGoString
 from stream._version import __version__
 from stream.events.models import Outcome, RiskLevel
 from stream.pipeline.counters import JOIN_EVENTS
+from stream.pipeline.idle_state import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -263,6 +264,14 @@ class Metrics:
             "other_source_users",
             "Users with state from another incarnation of the source topic.",
         )
+        self.truncated = catalog.counter(
+            "truncated_transactions",
+            "Transactions whose features lack older events, for which their user's history has no room.",
+        )
+        forgotten = catalog.counter(
+            "forgotten", "Users and entities deleted after their time to live, by kind.", ["kind"]
+        )
+        self.forgotten = {kind: forgotten.labels(kind) for kind in (*KINDS.values(), "other")}
         self.misplaced = catalog.counter(
             "misplaced_records",
             "Transactions on another partition than the declared partitioner chooses for their key.",

@@ -31,9 +31,13 @@ UPDATE_ALREADY_APPLIED: Final = ("label_update", "already_applied")
 UPDATE_UNKNOWN: Final = ("label_update", "unknown")
 UPDATE_EXPIRED: Final = ("label_update", "expired")
 
+#: A log dropped a chunk for which it has no room, although a later transaction could have seen it.
+LOG_TRUNCATED: Final = ("log", "truncated")
+
 JOIN_EVENTS: Final[tuple[JoinEvent, ...]] = (
     TRANSACTION_PENDING, TRANSACTION_OF_OTHER_MODEL,
     REQUEST_ANSWERED, REQUEST_ALREADY_APPLIED, REQUEST_LATE, REQUEST_UNUSABLE,
     LABEL_ANNOUNCED, LABEL_WAITING, LABEL_EXPIRED,
     UPDATE_SENT, UPDATE_APPLIED, UPDATE_ALREADY_APPLIED, UPDATE_UNKNOWN, UPDATE_EXPIRED,
+    LOG_TRUNCATED,
 )  # fmt: skip

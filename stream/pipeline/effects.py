@@ -79,6 +79,8 @@ class PipelineConfig:
         Whether to produce decisions, and whether they contain the features' values.
     cache_bytes:
         Memory for long histories that stay unpacked between micro-batches.
+    user_ttl_ms:
+        A user's history begins anew after this long without a transaction; 0 for never.
     partitioner, partitions:
         How producers choose the partition of a transaction, and of how many.
     """
@@ -93,6 +95,7 @@ class PipelineConfig:
     decisions: bool = True
     decision_features: bool = False
     cache_bytes: int = 128 << 20
+    user_ttl_ms: int = 0
     partitioner: Partitioner = "any"
     partitions: int = 1
 
@@ -145,6 +148,10 @@ class BatchEffects:
         The unforeseen exceptions among the dead letters' causes, with their source offsets.
     misplaced:
         Valid transactions whose key belongs on another partition by the declared partitioner.
+    truncated:
+        Transactions whose features lack older events, which the user's history had no room for.
+    newest_ms:
+        The latest event time of the valid transactions; None without any.
     """
 
     alerts: list[ProducerRecord] = field(default_factory=list)
@@ -159,6 +166,8 @@ class BatchEffects:
     unknown_fields: int = 0
     other_source: int = 0
     misplaced: int = 0
+    truncated: int = 0
+    newest_ms: int | None = None
     rejected: list[tuple[str, int]] = field(default_factory=list)
     outputs: Sends = field(default_factory=dict)
     requests: Sends = field(default_factory=dict)
@@ -207,7 +216,10 @@ class DecodedRecord(NamedTuple):
 
 @dataclass(slots=True)
 class PartitionBatch:
-    """A partition's batch in progress: its valid transactions, and their rows in the common matrix."""
+    """A partition's batch in progress: its valid transactions, and their rows in the common matrix.
+
+    ``truncated`` has the indexes of transactions whose history had no room for all of its events.
+    """
 
     batch: Batch
     decoded: list[DecodedRecord]
@@ -215,4 +227,5 @@ class PartitionBatch:
     now_ms: int
     rows: slice = field(default_factory=lambda: slice(0, 0))
     outcome: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    truncated: frozenset[int] = frozenset()
     errors: dict[str, StateError] = field(default_factory=dict)

@@ -49,9 +49,13 @@ class Encoder:
         outcome: Outcome,
         verdict: Verdict | None = None,
         features: dict[str, float] | None = None,
+        *,
+        truncated: bool = False,
     ) -> ProducerRecord:
         """Return the decision on a transaction; a NaN in ``features`` becomes null."""
         body = self._head(record, row) + _OUTCOMES[outcome]
+        if truncated:
+            body += b',"truncated":true'
         if verdict is not None:
             body += b"," + verdict.members
             if verdict.alert:

@@ -58,11 +58,12 @@ class Preview:
         times: EventTimeLimits = DEFAULT_LIMITS,
         max_reasons: int,
         language: Language = "en",
+        user_ttl_ms: int = 0,
     ) -> None:
         self._bundle = bundle
         self.profiles = ProfilePreview(bundle.spec, lateness_ms) if bundle.spec.entities else None
         self._times = times
-        self._history = HistoryConfig(lateness_ms)
+        self._history = HistoryConfig(lateness_ms, user_ttl_ms)
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
         self._policy = Policy(bundle.thresholds)
@@ -112,6 +113,8 @@ class Preview:
                 answer |= {"outcome": "failed", "error": str(result.errors[users[row.user_id]])}
             else:
                 answer["outcome"] = OUTCOMES[code].value
+            if result.truncated[index]:
+                answer["truncated"] = True
             if index in scores:
                 verdict = self._policy.judge(scores[index])
                 answer |= {

@@ -39,7 +39,7 @@ from stream.scoring.predictor import Predictor
 from stream.state.store import PartitionedReader, StateReader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -55,7 +55,7 @@ class TransactionPipeline:
     def __init__(self, bundle: Bundle, config: PipelineConfig) -> None:
         self.bundle = bundle
         self.config = config
-        self._history = HistoryConfig(config.lateness_ms)
+        self._history = HistoryConfig(config.lateness_ms, config.user_ttl_ms)
         self._cache = HistoryCache(config.cache_bytes)
         self._clock = ClockGuard()
         self._builder = VectorBuilder(bundle.spec)
@@ -128,6 +128,13 @@ class TransactionPipeline:
             self._decide(part, verdicts, matrix)
         self._alert(parts, verdicts, matrix)
 
+    def horizon_ms(self, entity: str) -> int:
+        """Return how far a feature may reach behind the newest transaction of an entity of this kind."""
+        return self._history.horizon_ms if entity == "user" else 0
+
+    def drop_state(self, partition: int, prefixes: Iterable[bytes]) -> None:
+        """Drop what memory holds of users and entities whose records are being deleted."""
+
     def forget(self) -> None:
         """Forget the long histories that are kept unpacked; they are read anew when they are needed."""
         self._cache.forget()
@@ -157,6 +164,12 @@ class TransactionPipeline:
         result = advance(events, self._history, reader, features, cache=self._cache)
         for part in parts:
             part.outcome = result.outcome[part.rows]
+            if part.decoded:
+                part.effects.newest_ms = int(events.time_ms[part.rows].max())
+        if result.truncated.any():
+            for part in parts:
+                part.truncated = frozenset(np.flatnonzero(result.truncated[part.rows]).tolist())
+                part.effects.truncated = len(part.truncated)
         for index, error in result.errors.items():
             [at] = reader.part_of(np.array([index])).tolist()
             parts[at].errors[events.users[index].decode()] = error
@@ -228,7 +241,16 @@ class TransactionPipeline:
                     verdict, features = verdicts.get(index), None
                     if names and verdict is not None:
                         features = dict(zip(names, matrix[index].tolist(), strict=True))
-                    effects.decisions.append(decide(record, row, OUTCOMES[code], verdict, features))
+                    effects.decisions.append(
+                        decide(
+                            record,
+                            row,
+                            OUTCOMES[code],
+                            verdict,
+                            features,
+                            truncated=index - part.rows.start in part.truncated,
+                        )
+                    )
             elif code == FAILED:
                 error = part.errors[row.user_id]
                 _reject(part, record, error, "$", f"{error}, at offset {record.offset}")

@@ -17,6 +17,7 @@ from stream.kafka.topics import HISTORY_TABLE, changelog_topic, responses_topic
 from stream.monitoring import store_metrics
 from stream.monitoring.watchdog import Watchdog
 from stream.pipeline.entity_join.messages import ownership_marker
+from stream.pipeline.idle_state import IdleState
 from stream.pipeline.preview import Preview
 from stream.runtime.commit import Commit
 from stream.runtime.control import read_skips
@@ -83,6 +84,7 @@ class Runtime(WorkerHooks):
         metrics: Metrics,
         tracer: Tracer | None = None,
         step: Callable[[str], None] = no_fault,
+        idle: IdleState | None = None,
     ) -> None:
         self.settings = settings
         self.pipeline = pipeline
@@ -102,7 +104,11 @@ class Runtime(WorkerHooks):
         self.fencing = PartitionFencing(settings, producer, self._store)
         uncommitted = UncommittedState()
         self.commit = Commit(producer.deliver, self._store, uncommitted, settings, metrics, step, tracer)
-        self.processor = Processor(pipeline, self.commit, self._store, uncommitted, settings, metrics, step)
+        self._idle_state = idle or IdleState({}, 0)
+        self.processor = Processor(
+            pipeline, self.commit, self._store, uncommitted, settings, metrics, self._idle_state,
+            self._committed, step,
+        )  # fmt: skip
         self.watchdog = Watchdog(
             settings.watchdog,
             settings.topics.transactions,
@@ -112,6 +118,12 @@ class Runtime(WorkerHooks):
         self.endpoint = Endpoint(settings.metrics, metrics.render, lambda: self.healthy, lambda: self.ready)
         self.scoring = self._forwarder() if settings.scoring.enabled else None
         metrics.measure_with(self._store_metrics)
+
+    def _committed(self, partition: int) -> int | None:
+        """Return the committed offset of a partition of the transactions, None if it is not known."""
+        topic = self.settings.topics.transactions
+        offset: int | None = self.app.consumer.committed_offset(topic, partition)
+        return offset
 
     def _store(self) -> RocksDBStore:
         """Return the table's store; Faust makes it on first use."""
@@ -126,6 +138,7 @@ class Runtime(WorkerHooks):
             times=config.times,
             max_reasons=config.max_reasons,
             language=config.language,
+            user_ttl_ms=config.user_ttl_ms,
         )
         topics = self.settings.topics
         return PredictForwarder(
@@ -341,6 +354,7 @@ class Runtime(WorkerHooks):
         self.metrics.open_transactions.clear()
         logger.info("partitions assigned", extra={"topic": topic, "partitions": partitions})
         self.pipeline.on_rebalanced()
+        self._idle_state.on_rebalanced()
         self.processor.resume()
 
     def paused_topic(self) -> str | None:

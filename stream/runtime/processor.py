@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from stream.pipeline.bisection import decide
 from stream.pipeline.effects import Batch, gather
+from stream.pipeline.idle_state import SLICE_RECORDS
 from stream.runtime.fault_injection import no_fault
 from stream.runtime.micro_batch import INLINE_RECORDS, Fetched, MicroBatch
 from stream.runtime.uncommitted import UncommittedReader
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from stream.events.records import ConsumerRecord
     from stream.monitoring.metrics import Metrics
+    from stream.pipeline.effects import BatchEffects
+    from stream.pipeline.idle_state import IdleState
     from stream.pipeline.transactions import TransactionPipeline
     from stream.runtime.commit import Commit
     from stream.runtime.uncommitted import Store, UncommittedState
@@ -71,6 +74,8 @@ class Processor:
         uncommitted: UncommittedState,
         settings: Settings,
         metrics: Metrics,
+        idle: IdleState,
+        committed: Callable[[int], int | None],
         step: Callable[[str], None] = no_fault,
     ) -> None:
         self.pipeline = pipeline
@@ -79,6 +84,8 @@ class Processor:
         self._uncommitted = uncommitted
         self._max_records = settings.kafka.max_poll_records
         self._metrics = metrics
+        self._idle_state = idle
+        self._committed = committed
         self._step = step
         #: Kafka's id of the source topic; empty on a broker without topic ids.
         self.topic_id = ""
@@ -282,9 +289,35 @@ class Processor:
         self._step("decided")
         self._numbers += 1
         writes = gather((batch.partition, effects.writes) for batch, effects in decided)
+        self._forget_idle(decided, writes)
         for partition, changed in writes.items():
             self._uncommitted.add(self._numbers, partition, changed)
         return MicroBatch(self._numbers, fetched, decided, writes, records, taken_ns, time.time_ns())
+
+    def _forget_idle(
+        self,
+        decided: list[tuple[Batch, BatchEffects]],
+        writes: dict[int, list[tuple[bytes, bytes | None]]],
+    ) -> None:
+        """Add the deletion of idle users and entities to the micro-batch's writes."""
+        idle, now = self._idle_state, time.monotonic()
+        for batch, effects in decided:
+            if effects.newest_ms is not None:
+                idle.see(batch.partition, batch.source, effects.newest_ms)
+        for partition in dict.fromkeys(batch.partition for batch, _ in decided):
+            start = idle.start(partition, now)
+            if start is None:
+                continue
+            store = self._store()
+            busy = {key[:-6] for key, _ in writes.get(partition, ())}
+            reader = UncommittedReader(store, partition, self._uncommitted)
+            records = store.scan(partition, start, SLICE_RECORDS)
+            forgotten = idle.forget(partition, records, reader, busy, self._committed(partition))
+            if forgotten.writes:
+                writes.setdefault(partition, []).extend(forgotten.writes)
+                self.pipeline.drop_state(partition, forgotten.prefixes)
+            for kind, count in forgotten.kinds.items():
+                self._metrics.forgotten[kind].inc(count)
 
     def _batches(self, fetched: list[Fetched]) -> list[Batch]:
         """Join the fetched batches of each partition, in order."""

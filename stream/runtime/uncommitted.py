@@ -16,6 +16,9 @@ class Store(Protocol):
     def read(self, partition: int, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Return the value of each key, None for a missing key."""
 
+    def scan(self, partition: int, start: bytes, count: int) -> list[tuple[bytes, bytes]]:
+        """Return stored records in the order of their keys: at most ``count``, from key ``start`` on."""
+
     def write(
         self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int
     ) -> None:

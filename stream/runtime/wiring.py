@@ -14,14 +14,15 @@ from stream.kafka.topics import requests_topic, responses_topic
 from stream.monitoring.metrics import Metrics
 from stream.monitoring.tracing import build_tracer
 from stream.pipeline.effects import PipelineConfig
-from stream.pipeline.entity_join.messages import EntityJoinTopics
+from stream.pipeline.entity_join.messages import CODES, EntityJoinTopics
 from stream.pipeline.entity_join.topology import EntityJoinPipeline
+from stream.pipeline.idle_state import IdleState
 from stream.pipeline.times import EventTimeLimits
 from stream.pipeline.transactions import TransactionPipeline
 from stream.runtime.cpu_affinity import pin_to_core
 from stream.runtime.fault_injection import fault_from_environment
 from stream.runtime.lifecycle import Runtime
-from stream.scoring.bundle import Bundle
+from stream.scoring.bundle import Bundle, describe_ttl
 
 if TYPE_CHECKING:
     from stream.monitoring.drift import Drift
@@ -45,6 +46,14 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
             trained_ms / MS_PER_DAY,
             settings.history.allowed_lateness_days,
         )
+    user_ttl_ms = _ttl_ms(settings.history.user_ttl_days)
+    if user_ttl_ms != bundle.user_ttl_ms:
+        logger.warning(
+            "the model was trained with a time to live of users of %s, this worker uses %s: their lifetime "
+            "features differ",
+            describe_ttl(bundle.user_ttl_ms),
+            describe_ttl(user_ttl_ms),
+        )
     return PipelineConfig(
         source_topic=settings.topics.transactions,
         lateness_ms=lateness_ms,
@@ -59,8 +68,33 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         decisions=settings.decisions.enabled,
         decision_features=settings.decisions.features,
         cache_bytes=settings.history.cache_mib << 20,
+        user_ttl_ms=user_ttl_ms,
         partitioner=settings.topics.partitioner,
         partitions=settings.topics.partitions,
+    )
+
+
+def _ttl_ms(days: float | None) -> int:
+    return 0 if days is None else round(days * MS_PER_DAY)
+
+
+def build_idle_state(settings: Settings, pipeline: TransactionPipeline) -> IdleState:
+    """Return what finds the users and entities whose time to live has passed."""
+    history = settings.history
+    days = {
+        "user": history.user_ttl_days,
+        "merchant": history.merchant_ttl_days,
+        "card": history.card_ttl_days,
+        "device": history.device_ttl_days,
+        "ip": history.ip_ttl_days,
+    }
+    return IdleState(
+        {
+            CODES[kind]: max(_ttl_ms(ttl), pipeline.horizon_ms(kind))
+            for kind, ttl in days.items()
+            if ttl is not None
+        },
+        pipeline.config.lateness_ms,
     )
 
 
@@ -102,7 +136,8 @@ def build_runtime(settings: Settings) -> Runtime:
         aiokafka_config(kafka), kafka.request_timeout_seconds, kafka.delivery_timeout_seconds
     )
     pipeline = build_pipeline(settings, bundle)
-    return Runtime(settings, pipeline, producer, metrics, build_tracer(settings), step)
+    idle = build_idle_state(settings, pipeline)
+    return Runtime(settings, pipeline, producer, metrics, build_tracer(settings), step, idle)
 
 
 def build_app(settings: Settings) -> StreamApp:

@@ -17,15 +17,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from stream.errors import BundleError
+from stream.events.fields import MS_PER_DAY
 from stream.features.spec import FeatureSpec
 from stream.scoring.manifest import MANIFEST_FILE, SIGNATURE_FILE, Seal, make_manifest, read_members
 
-__all__ = ["BUNDLE_FORMAT", "Bundle", "Thresholds", "write_atomically"]
+__all__ = ["BUNDLE_FORMAT", "Bundle", "Thresholds", "describe_ttl", "write_atomically"]
 
 BUNDLE_FORMAT: Final = 2
 _MODEL_FILE: Final = "model.txt"
 _META_FILE: Final = "bundle.json"
 _MEMBERS: Final = (_MODEL_FILE, _META_FILE)
+
+
+def describe_ttl(ttl_ms: int) -> str:
+    """Return a time to live for a person."""
+    return f"{ttl_ms / MS_PER_DAY:.3g} days" if ttl_ms else "no limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,9 @@ class Bundle:
         The booster in LightGBM's text format.
     model_version:
         A readable, sortable name: training time and the start of the model's SHA-256.
+    user_ttl_ms:
+        The time to live of users in training: how long without a transaction before a history began anew; 0
+        for none.
     reference:
         Statistics of the training data per feature and of the score, for drift: see
         :func:`offline.training.drift_reference.reference_statistics`.
@@ -69,6 +78,7 @@ class Bundle:
     spec: FeatureSpec
     thresholds: Thresholds = field(default_factory=Thresholds)
     allowed_lateness_ms: int | None = None
+    user_ttl_ms: int = 0
     reference: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +107,7 @@ class Bundle:
                 "prediction": self.thresholds.prediction,
             },
             "allowed_lateness_ms": self.allowed_lateness_ms,
+            "user_ttl_ms": self.user_ttl_ms,
             "reference": self.reference,
             "metrics": self.metrics,
             "training": self.training,
@@ -171,15 +182,18 @@ class Bundle:
                     f"model bundle {folder} is damaged: its feature spec does not match its hash"
                 )
             lateness_ms = meta["allowed_lateness_ms"]
-            if lateness_ms is not None and (type(lateness_ms) is not int or lateness_ms < 0):
-                msg = f"allowed_lateness_ms must be a whole number of milliseconds, not {lateness_ms!r}"
-                raise ValueError(msg)
+            user_ttl_ms = meta.get("user_ttl_ms", 0)  # bundles of before had none
+            for name, value in (("allowed_lateness_ms", lateness_ms), ("user_ttl_ms", user_ttl_ms)):
+                if value is not None and (type(value) is not int or value < 0):
+                    msg = f"{name} must be a whole number of milliseconds, not {value!r}"
+                    raise ValueError(msg)
             return cls(
                 model_text=members[_MODEL_FILE].decode(),
                 model_version=str(meta["model_version"]),
                 spec=spec,
                 thresholds=Thresholds(**meta["thresholds"]),
                 allowed_lateness_ms=lateness_ms,
+                user_ttl_ms=user_ttl_ms or 0,
                 reference=meta["reference"],
                 metrics=meta["metrics"],
                 training=meta["training"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stream.settings.section import Section
 
@@ -46,8 +47,17 @@ class DriftSettings(Section):
     )
 
 
+#: Days of the longest window.
+WINDOW_DAYS: Final = 30
+
+_ENTITY_TTL: Final = (
+    "After this long without a transaction a {}'s state is deleted, at the earliest when no feature reaches "
+    "it any more; by default {}"
+)
+
+
 class HistorySettings(Section):
-    """Event times that a worker accepts, and memory for long histories."""
+    """Event times that a worker accepts, how long it keeps state, and memory for long histories."""
 
     allowed_lateness_days: float = Field(
         default=3, ge=0, le=365, description="Features are exact for events up to this late"
@@ -59,7 +69,35 @@ class HistorySettings(Section):
         default=date(2000, 1, 1),
         description="Events before this day become dead letters, such as epoch seconds read as milliseconds",
     )
+    user_ttl_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36_500,
+        description="After this long without a transaction a user's state is deleted, and its lifetime "
+        "features begin anew; more than 30 days and the allowed lateness; by default never. Set it as in "
+        "training (riskstream train --user-ttl)",
+    )
+    merchant_ttl_days: float | None = Field(
+        default=None, gt=0, le=36_500, description=_ENTITY_TTL.format("merchant", "never")
+    )
+    card_ttl_days: float | None = Field(
+        default=None, gt=0, le=36_500, description=_ENTITY_TTL.format("card", "never")
+    )
+    device_ttl_days: float | None = Field(
+        default=90, gt=0, le=36_500, description=_ENTITY_TTL.format("device", "90 days")
+    )
+    ip_ttl_days: float | None = Field(
+        default=90, gt=0, le=36_500, description=_ENTITY_TTL.format("IP address", "90 days")
+    )
     cache_mib: int = Field(default=512, ge=1, description="Memory of a worker for unpacked long histories")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        kept_days = WINDOW_DAYS + self.allowed_lateness_days
+        if self.user_ttl_days is not None and self.user_ttl_days < kept_days:
+            msg = f"user_ttl_days: must be at least the {kept_days:.3g} days that are kept"
+            raise ValueError(msg)
+        return self
 
 
 class WatchdogSettings(Section):

@@ -46,6 +46,7 @@ FORMAT_VERSION: Final = 2
 
 _MAGIC: Final = 0x5253 << 16  # "RS", then kind and version, a byte each
 _SUFFIX: Final = struct.Struct(">BBI")
+_LARGEST_NUMBER: Final = 0xFFFFFFFF
 _ENTITY: Final = b"\xff"
 
 #: Results of unpacking a head record.
@@ -67,8 +68,12 @@ def first_word(kind: int) -> int:
 
 
 def record_key(prefix: bytes, kind: int, number: int = 0) -> bytes:
-    """Return the key of any kind of record."""
-    return prefix + _SUFFIX.pack(0, kind, number)
+    """Return the key of any kind of record.
+
+    Numbers grow with all that was ever stored, so keys repeat after 2**32 of them: long after the former
+    record was deleted, since far fewer records are kept.
+    """
+    return prefix + _SUFFIX.pack(0, kind, number & _LARGEST_NUMBER)
 
 
 def entity_prefix(code: int, name: int) -> bytes:

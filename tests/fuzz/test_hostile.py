@@ -135,7 +135,7 @@ def test_any_words_with_a_right_checksum_are_read_or_refused(values: list[int], 
     if status == OK:
         assert 0 <= hdr[H_FIRST_CHUNK] <= hdr[H_NEXT_CHUNK] < 2**32
         assert 32 * (hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK]) <= hdr[H_COUNT]
-        assert hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK] <= layout.MAX_CHUNKS
+        assert hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK] <= layout._DAMAGED_CHUNKS
     for unpack in (unpacked.unpack_chunk, unpacked.unpack_segment, unpacked.unpack_live):
         try:
             unpack(words.tobytes(), layout.chunk_key(b"u", 1))

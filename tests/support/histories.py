@@ -9,7 +9,7 @@ import numpy as np
 
 from stream.features.spec import HISTORY_FEATURES
 from stream.features.windows.arrays import DUPLICATE, LATE, OUT_SIZE, REPLAYED, SCORED
-from stream.features.windows.events import HistoryConfig, HistoryEvents, HistoryResult
+from stream.features.windows.events import MAX_CHUNKS, HistoryConfig, HistoryEvents, HistoryResult
 from stream.features.windows.history import advance
 from stream.state.format import user_of_key
 from stream.state.hashing import hash_ids
@@ -50,7 +50,15 @@ Taken = tuple[str, Event]
 
 
 class Memory(MemoryStore):
-    """A record store that is a dictionary."""
+    """A record store that is a dictionary, and knows which keys were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_keys: list[bytes] = []
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self.read_keys += keys
+        return super().read(keys)
 
     def numbers(self, user: str, kind: str) -> list[int]:
         """Return the numbers of a user's records of one kind."""
@@ -67,6 +75,8 @@ class Engine:
     memory: Memory = field(default_factory=Memory)
     cache: HistoryCache | None = None
     next_offset: int = 0
+    ttl: int = 0
+    max_chunks: int = MAX_CHUNKS
 
     def events(self, taken: Sequence[Taken], offset: int) -> HistoryEvents:
         users = list(dict.fromkeys(user for user, _ in taken))
@@ -93,7 +103,7 @@ class Engine:
         features = np.full((len(taken), OUT_SIZE), -99.0)
         result = advance(
             self.events(taken, offset),
-            HistoryConfig(self.lateness),
+            HistoryConfig(self.lateness, self.ttl, self.max_chunks),
             self.memory,
             features,
             learn=learn,

@@ -20,10 +20,16 @@ class Event:
 
 @dataclass
 class User:
-    """One user's events already applied, in arrival order, all of them for ever."""
+    """One user's events already applied, in arrival order, all of them for ever.
+
+    ``ttl`` is the time without an event after which the user's history begins anew, 0 for never. The first
+    ``dropped`` events are no longer kept, although windows would reach them.
+    """
 
     lateness: int = 3 * DAY
     applied: list[Event] = field(default_factory=list)
+    ttl: int = 0
+    dropped: int = 0
 
     def take(self, event: Event) -> tuple[str, dict[str, float] | None]:
         horizon = 30 * DAY + self.lateness
@@ -32,6 +38,9 @@ class User:
             e.transaction_id == event.transaction_id and e.time > newest - horizon for e in self.applied
         ):
             return "duplicate", None
+        if newest is not None and self.ttl and event.time - newest > self.ttl:
+            self.applied.clear()
+            newest = None
         outcome = "late" if newest is not None and event.time < newest - self.lateness else "scored"
         features = self._features(event, horizon)
         self.applied.append(event)
@@ -42,7 +51,7 @@ class User:
         t, units = event.time, event.units
         newest = max([e.time for e in self.applied] + [t])
         gone = newest - horizon
-        kept = [e for e in self.applied if e.time > gone]
+        kept = [e for e in self.applied[self.dropped :] if e.time > gone]
         out: dict[str, float] = {}
         for name, width in WINDOWS.items():
             before = [e for e in kept if t - width < e.time <= t]

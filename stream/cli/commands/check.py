@@ -115,7 +115,7 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
     """Load the bundle as a worker does, down to the compiled trees."""
     from stream.pipeline.effects import PipelineConfig
     from stream.pipeline.transactions import TransactionPipeline
-    from stream.scoring.bundle import Bundle
+    from stream.scoring.bundle import Bundle, describe_ttl
 
     bundle = Bundle.load(settings.bundle, settings.bundle_public_key)
     TransactionPipeline(bundle, PipelineConfig())
@@ -138,6 +138,14 @@ def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:
             "note",
             f"it was trained with an allowed lateness of {bundle.allowed_lateness_ms / MS_PER_DAY:.3g} days, "
             f"RISKSTREAM_HISTORY__ALLOWED_LATENESS_DAYS is {lateness:.3g}",
+        )
+    user_ttl_ms = round((settings.history.user_ttl_days or 0) * MS_PER_DAY)
+    if bundle.user_ttl_ms != user_ttl_ms:
+        yield Finding(
+            "model",
+            "note",
+            f"it was trained with a time to live of users of {describe_ttl(bundle.user_ttl_ms)}, with "
+            f"RISKSTREAM_HISTORY__USER_TTL_DAYS it is {describe_ttl(user_ttl_ms)}",
         )
     if trained is not None and now_ms / 1000 < trained:
         yield Finding(

@@ -15,7 +15,7 @@ from stream.events.fields import MS_PER_DAY
 if TYPE_CHECKING:
     from offline.data.table import TransactionTable
     from stream.decisions.sentences import Language
-    from stream.features.spec import FeatureSpec
+    from stream.scoring.bundle import Bundle
     from stream.serving.predict import PredictRequest, ScoringService
     from stream.state.store import MemoryStore
 
@@ -95,13 +95,14 @@ def serve(
         lateness_ms=lateness_ms,
         max_reasons=_MAX_REASONS,
         language=language,
+        user_ttl_ms=loaded.user_ttl_ms,
     )
     from stream.state.store import MemoryStore
 
     store = MemoryStore()
     if data is not None:
         table = read_table(data, dataset, mapping)
-        store = _state(table, labels_path, loaded.spec, lateness_ms)
+        store = _state(table, labels_path, loaded, lateness_ms)
 
     async def score(predict_request: PredictRequest) -> list[dict[str, Any]]:
         profiles = preview.profiles
@@ -114,7 +115,7 @@ def serve(
 
 
 def _state(
-    table: TransactionTable, labels_path: Path | None, spec: FeatureSpec, lateness_ms: int
+    table: TransactionTable, labels_path: Path | None, bundle: Bundle, lateness_ms: int
 ) -> MemoryStore:
     """Return the state that a worker would have after a file and its labels."""
     import numpy as np
@@ -131,9 +132,15 @@ def _state(
         table = table.with_labels(labels)
     outcome = np.full(len(table), REJECTED, np.uint8)
     with progress_bar("Histories", len(table)) as advance:
-        store = load_histories(table, lateness_ms=lateness_ms, outcome=outcome, progress=advance)
-    if spec.entities:
-        store |= load_logs(table, spec, outcome == SCORED, lateness_ms=lateness_ms)
+        store = load_histories(
+            table,
+            lateness_ms=lateness_ms,
+            user_ttl_ms=bundle.user_ttl_ms,
+            outcome=outcome,
+            progress=advance,
+        )
+    if bundle.spec.entities:
+        store |= load_logs(table, bundle.spec, outcome == SCORED, lateness_ms=lateness_ms)
     if unknown:
         click.echo(f"{unknown:,} labels refer to unknown transactions.", err=True)
     return store

@@ -80,6 +80,13 @@ _PARTS: Final = ("train", "validation", "test")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--allowed-lateness", type=DURATION, default="3d", show_default=True)
 @click.option(
+    "--user-ttl",
+    type=DURATION,
+    default="0s",
+    help="A user's history begins anew after this long without a transaction, as the worker's "
+    "RISKSTREAM_HISTORY__USER_TTL_DAYS; by default never.",
+)
+@click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML report about the run."
 )
 @click.option(
@@ -107,6 +114,7 @@ def train(
     seed: int,
     threads: int,
     allowed_lateness: int,
+    user_ttl: int,
     report: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -131,6 +139,7 @@ def train(
         validation_fraction=validation_fraction,
         label_delay_ms=label_delay,
         allowed_lateness_ms=allowed_lateness,
+        user_ttl_ms=user_ttl,
         trees=trees,
         leaves=leaves,
         precision_target=precision,

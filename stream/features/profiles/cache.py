@@ -8,8 +8,8 @@ import numpy as np
 
 from stream.errors import StateError
 from stream.features.profiles.log import (
+    _DAMAGED_CHUNKS,
     _HEADER,
-    _MAX_CHUNKS,
     _MAX_NUMBER,
     _MIGRATIONS,
     _WAITING_SIZE,
@@ -23,7 +23,7 @@ from stream.features.profiles.log import (
     _Rows,
 )
 from stream.features.profiles.online import E_SIZE, L_IDENT, L_OFFSET, L_SIZE, L_UNTIL, L_WHEN, NEVER
-from stream.state.format import describe_record, read_words, record_key
+from stream.state.format import describe_record, read_words, record_key, user_of_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stream.jit import Ints
     from stream.state.store import StateReader
 
-__all__ = ["EntityLogs"]
+__all__ = ["EntityLogs", "stored_log"]
 
 
 class EntityLogs:
@@ -53,6 +53,12 @@ class EntityLogs:
         """Forget everything; it is read anew when it is needed."""
         self._logs.clear()
         self._bytes = 0
+
+    def drop(self, partition: int, prefix: bytes) -> None:
+        """Forget a log, if it is in memory."""
+        log = self._logs.pop((partition, prefix), None)
+        if log is not None:
+            self._bytes -= log.nbytes
 
     def of(self, partition: int, prefixes: Iterable[bytes], reader: StateReader) -> dict[bytes, EntityLog]:
         """Return a partition's logs; logs that are not in memory are read.
@@ -136,20 +142,46 @@ class EntityLogs:
         _link(log.labels)
 
 
+def stored_log(record: bytes, key: bytes) -> tuple[int, list[bytes]]:
+    """Return the time of a log's newest content, in ms, and the keys of its records but the head's.
+
+    Raises
+    ------
+    StateError
+        The head is damaged or too old.
+    NewerFormatError
+        A newer version of this program has written it.
+    """
+    words = read_words(record, HEAD_KIND, key, _MIGRATIONS)
+    if not _is_possible(words):
+        raise StateError(f"{describe_record(key)} is corrupt: its numbers do not go together")
+    waiting = int(words[8]) * _WAITING_SIZE
+    whens = words[len(words) - waiting :].reshape(-1, _WAITING_SIZE)[:, 2]
+    newest = max([int(words[0]), *whens.tolist()])
+    prefix = user_of_key(key)[0]
+    chunks = ((EVENTS_KIND, words[2:4].tolist()), (LABELS_KIND, words[4:6].tolist()))
+    return newest, [record_key(prefix, kind, number) for kind, ends in chunks for number in range(*ends)]
+
+
+def _is_possible(words: Ints) -> bool:
+    """Return whether the numbers in a head's fixed words go together."""
+    if len(words) < _HEADER:
+        return False
+    counts = words[6:9].tolist()
+    return all(
+        0 <= first <= end < _MAX_NUMBER and end - first <= _DAMAGED_CHUNKS
+        for first, end in (words[2:4].tolist(), words[4:6].tolist())
+    ) and (
+        all(0 <= count <= MAX_WAITING for count in counts)
+        and len(words) >= _HEADER + counts[1] * L_SIZE + counts[2] * _WAITING_SIZE
+    )
+
+
 def _head_words(record: bytes, key: bytes, width: int) -> Ints:
     words = read_words(record, HEAD_KIND, key, _MIGRATIONS)
-    ok = len(words) >= _HEADER
-    if ok:
-        counts = [int(count) for count in words[6:9]]
-        ok = (
-            all(
-                0 <= first <= end < _MAX_NUMBER and end - first <= _MAX_CHUNKS
-                for first, end in ((int(words[2]), int(words[3])), (int(words[4]), int(words[5])))
-            )
-            and all(0 <= count <= MAX_WAITING for count in counts)
-            and len(words) == _HEADER + counts[0] * width + counts[1] * L_SIZE + counts[2] * _WAITING_SIZE
-        )
-    if not ok:
+    events, labels, waiting = words[6:9].tolist() if _is_possible(words) else (0, 0, 0)
+    size = _HEADER + events * width + labels * L_SIZE + waiting * _WAITING_SIZE
+    if not _is_possible(words) or len(words) != size:
         raise StateError(f"{describe_record(key)} is corrupt, or belongs to a model with other columns")
     return words
 

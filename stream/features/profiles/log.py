@@ -51,6 +51,7 @@ __all__ = [
     "EVENTS_KIND",
     "HEAD_KIND",
     "LABELS_KIND",
+    "MAX_CHUNKS",
     "MAX_WAITING",
     "EntityLog",
     "Horizon",
@@ -77,10 +78,14 @@ _HEADER: Final = 9
 
 _NOTHING: Final = -(2**62)
 
-#: Most chunks that a head may name; a larger number is damage, since room is made before the chunks are read.
-_MAX_CHUNKS: Final = 1 << 20
+#: The newest chunks that a log keeps of its transactions, and of its labels.
+MAX_CHUNKS: Final = 1 << 20
 
-_MAX_NUMBER: Final = 1 << 31
+#: A head that names more chunks is damaged: room is made for them before they are read.
+_DAMAGED_CHUNKS: Final = 1 << 21
+
+#: Beyond every number of a chunk, which grows with all rows that the log ever had.
+_MAX_NUMBER: Final = 1 << 58
 
 #: Most labels of a user that wait for transactions; the oldest ones are dropped.
 MAX_WAITING: Final = 256
@@ -145,9 +150,19 @@ class _Rows:
             and self.array[rows, self.first : self.first + CHUNK].max() <= until
         ):
             gone.append(self.first_chunk)
-            self.first_chunk += 1
-            self.first += CHUNK
+            self._drop_chunk()
         return gone
+
+    def drop_excess(self) -> list[int]:
+        """Drop leading chunks beyond the newest MAX_CHUNKS; returns their numbers."""
+        gone = list(range(self.first_chunk, self.next_chunk - MAX_CHUNKS))
+        for _ in gone:
+            self._drop_chunk()
+        return gone
+
+    def _drop_chunk(self) -> None:
+        self.first_chunk += 1
+        self.first += CHUNK
 
     def seal(self) -> list[tuple[int, Ints]]:
         """Return the chunks that are full by now, each with its number."""
@@ -178,9 +193,11 @@ class EntityLog:
         Number of transactions that it ever had.
     error:
         Why the stored log cannot be used; then nothing is written.
+    dropped:
+        Chunks that the last :meth:`writes` dropped although a later transaction could have seen them.
     """
 
-    __slots__ = ("error", "events", "labels", "newest", "prefix", "total", "waiting")
+    __slots__ = ("dropped", "error", "events", "labels", "newest", "prefix", "total", "waiting")
 
     def __init__(self, prefix: bytes, width: int) -> None:
         self.prefix = prefix
@@ -190,6 +207,7 @@ class EntityLog:
         self.newest = _NOTHING
         self.total = 0
         self.error: StateError | None = None
+        self.dropped = 0
 
     @property
     def nbytes(self) -> int:
@@ -242,6 +260,7 @@ class EntityLog:
         """Return the records to store after a change, None to delete; the head comes last."""
         prefix, events, labels = self.prefix, self.events, self.labels
         writes: list[tuple[bytes, bytes | None]] = []
+        self.dropped = 0
         for kind, rows, times, until in (
             (EVENTS_KIND, events, [E_TIME], self.newest - horizon.events_ms),
             (LABELS_KIND, labels, [L_WHEN, L_TIME], self.newest - horizon.labels_ms),
@@ -250,7 +269,10 @@ class EntityLog:
                 (record_key(prefix, kind, number), make_record(kind, np.ascontiguousarray(chunk)))
                 for number, chunk in rows.seal()
             ]
-            writes += [(record_key(prefix, kind, number), None) for number in rows.forget(times, until)]
+            gone = rows.forget(times, until)
+            excess = rows.drop_excess()
+            writes += [(record_key(prefix, kind, number), None) for number in gone + excess]
+            self.dropped += len(excess)
         waiting = _NONE_WAITING
         if self.waiting:
             words_of = [(item.id_hash, item.is_fraud, item.when_ms, item.offset) for item in self.waiting]

@@ -16,6 +16,9 @@ __all__ = [
     "DUPLICATE",
     "F_END",
     "F_LOADED",
+    "F_RECENT",
+    "F_RECENT_FIRST",
+    "F_SINCE",
     "F_STRADDLING",
     "HDR_SIZE",
     "HEAD",
@@ -39,9 +42,17 @@ __all__ = [
     "ID",
     "LATE",
     "MERCHANT",
+    "NEAR_MS",
     "NO_TIME",
     "OUT_SIZE",
+    "RECENT",
     "REPLAYED",
+    "R_AMOUNT",
+    "R_MERCHANT",
+    "R_PREVIOUS",
+    "R_SEALED",
+    "R_SIZE",
+    "R_TIME",
     "SCORED",
     "SEGMENT",
     "TABLE",
@@ -51,6 +62,7 @@ __all__ = [
     "clear_header",
     "clear_sealed",
     "is_full",
+    "is_recent",
     "new_header",
     "new_sealed",
     "set_edges",
@@ -107,10 +119,29 @@ F_END: Final = 0  # index behind the last chunk that the frame accounts for; -1 
 
 F_LOADED: Final = 1  # how many of the user's chunks are loaded; not part of the frame
 F_STRADDLING: Final = 2  # how many chunks straddle an edge: not in the sums, but in ``straddling``
-_F_LOW: Final = 3  # the edges it was made for, and those from which on it no longer holds
-_F_UNTIL: Final = _F_LOW + _WINDOWS
-_F_BUCKETS: Final = _F_UNTIL + _WINDOWS
-WINDOW_CACHE_SIZE: Final = 48
+_F_LOW: Final = 3  # the lowest and highest edges it was made for, and those from which on it does not hold
+_F_HIGH: Final = _F_LOW + _WINDOWS
+_F_UNTIL: Final = _F_HIGH + _WINDOWS
+F_RECENT: Final = _F_UNTIL + _WINDOWS  # how many recent events there are, -1 for none; not of the frame
+F_RECENT_FIRST: Final = F_RECENT + 1  # which row of the user's ``recent`` has the earliest one
+F_SINCE: Final = F_RECENT + 2  # they contain all events later than this
+_F_BUCKETS: Final = F_RECENT + 3
+WINDOW_CACHE_SIZE: Final = 56
+
+#: Recent events per segment of a history.
+RECENT: Final = 32
+
+# Columns of a recent event.
+R_TIME: Final = 0
+
+R_AMOUNT: Final = 1
+R_MERCHANT: Final = 2
+R_PREVIOUS: Final = 3  # time of the same merchant's previous event, unless that is sealed
+R_SEALED: Final = 4  # number of the previous event among all ever sealed, -1 if it is not sealed
+R_SIZE: Final = 5
+
+#: Events up to this late are cheap: the window cache holds for edges that much earlier.
+NEAR_MS: Final = 5 * 60_000
 
 
 class Sealed(NamedTuple):
@@ -144,6 +175,8 @@ class Sealed(NamedTuple):
         Index in ``store`` of a chunk's events, below 0 if they are not loaded.
     store : int64[slots, 4, CHUNK]
         Loaded chunks.
+    recent : int64[segments * RECENT, R_SIZE]
+        Recent events, in a ring from the user's first row on; see :mod:`stream.features.windows.late`.
     """
 
     times: Ints
@@ -158,6 +191,7 @@ class Sealed(NamedTuple):
     straddling: Slots
     slot: Slots
     store: Ints
+    recent: Ints
 
 
 def new_sealed(chunks: int, slots: int) -> Sealed:
@@ -176,6 +210,7 @@ def new_sealed(chunks: int, slots: int) -> Sealed:
         straddling=np.zeros(chunks, np.int32),
         slot=np.zeros(chunks, np.int32),
         store=np.zeros((slots, 4, CHUNK), np.int64),
+        recent=np.zeros((segments * RECENT, R_SIZE), np.int64),
     )
 
 
@@ -188,6 +223,7 @@ def clear_sealed(sealed: Sealed, page: int, pages: int) -> None:
     sealed.merchant_table[page * TABLE : (page + pages) * TABLE] = 0
     sealed.window_cache[page, F_END] = -1
     sealed.window_cache[page, F_LOADED] = 0
+    sealed.window_cache[page, F_RECENT] = -1
 
 
 def new_header() -> np.ndarray:
@@ -234,6 +270,14 @@ def set_edges(hdr: Ints, t: int, horizon_ms: int, low: Ints) -> int:
     low[2] = max(t - _W2, gone)
     low[3] = max(t - _W3, gone)
     return int(gone)
+
+
+@jit
+def is_recent(hdr: Ints, sealed: Sealed, t: int) -> bool:
+    """Return whether the recent events contain all events of a user with sealed chunks later than ``t``."""
+    window_cache = sealed.window_cache[hdr[H_PAGE]]
+    recent: bool = window_cache[F_RECENT] >= 0 and t >= max(window_cache[F_SINCE], hdr[H_NEWEST] - NEAR_MS)
+    return recent
 
 
 @jit

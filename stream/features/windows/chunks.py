@@ -8,26 +8,35 @@ import numpy as np
 
 from stream.features.windows.arrays import (
     _F_BUCKETS,
+    _F_HIGH,
     _F_LOW,
     _F_UNTIL,
     _MARK,
+    _W0,
+    _W1,
+    _W2,
+    _W3,
     _WINDOWS,
     AMOUNT,
     CHUNK,
     F_END,
     F_LOADED,
+    F_RECENT,
+    F_SINCE,
     F_STRADDLING,
     H_BASE,
     H_FIRST_CHUNK,
     H_HEAD,
     H_LIVE,
     H_NEWEST,
+    H_NEWEST_EXPIRED,
     H_NEXT_CHUNK,
     H_PAGE,
     H_PAGES,
     H_PENDING,
     ID,
     MERCHANT,
+    NEAR_MS,
     NO_TIME,
     SEGMENT,
     TABLE,
@@ -35,12 +44,13 @@ from stream.features.windows.arrays import (
     WINDOW_CACHE_SIZE,
     Sealed,
     _bucket,
+    is_recent,
     set_edges,
 )
 from stream.features.windows.sums import _DISTINCT, ACC_SIZE, _add_amount, _add_sums, _popcount, _write_sums
-from stream.jit import Ints, Slots, jit, jit_alloc, prefetch
+from stream.jit import Flags, Ints, Slots, jit, jit_alloc, prefetch
 
-__all__ = ["index_chunk", "plan", "prefetch_chunks", "prefetch_table_slots", "prefetch_window_cache", "seal"]
+__all__ = ["index_stored", "plan", "prefetch_chunks", "prefetch_table_slots", "prefetch_window_cache", "seal"]
 
 #: A frame is made anew when so many chunks have been sealed since.
 _MAX_BEHIND: Final = 8
@@ -114,8 +124,36 @@ def _hold_until(window_cache: Ints, row: int, earliest: int) -> None:
 
 
 @jit
-def _window_cache(hdr: Ints, sealed: Sealed, low: Ints) -> None:
-    """Compute the window cache for these edges, unless the existing one is valid for them."""
+def _bucket_of_all(window_cache: Ints, earliest: int, latest: int) -> int:
+    """Return the shortest window that holds all events between two times, for all edges of the window cache.
+
+    It is -1 if no window holds any of them, and -2 if the edges separate them.
+    """
+    row = _bucket(window_cache[_F_LOW : _F_LOW + _WINDOWS], latest)
+    if row < 0 or row == _bucket(window_cache[_F_HIGH : _F_HIGH + _WINDOWS], earliest):
+        return row
+    return -2
+
+
+@jit
+def _set_cached_edges(hdr: Ints, window_cache: Ints, t: int) -> None:
+    """Set the edges of the window cache: those of the newest event, down to those of a recent one."""
+    newest = max(hdr[H_NEWEST], t)
+    margin = 0
+    if window_cache[F_RECENT] >= 0:
+        margin = min(NEAR_MS, max(0, newest - window_cache[F_SINCE]))
+    window_cache[_F_HIGH] = newest - _W0
+    window_cache[_F_HIGH + 1] = newest - _W1
+    window_cache[_F_HIGH + 2] = newest - _W2
+    window_cache[_F_HIGH + 3] = newest - _W3
+    for row in range(_WINDOWS):
+        window_cache[_F_LOW + row] = window_cache[_F_HIGH + row] - margin
+        window_cache[_F_UNTIL + row] = -NO_TIME
+
+
+@jit
+def _window_cache(hdr: Ints, sealed: Sealed, t: int, low: Ints) -> None:
+    """Compute the window cache for the edges of an event at ``t``, unless it is valid for them."""
     window_cache = sealed.window_cache[hdr[H_PAGE]]
     first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
     end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
@@ -124,9 +162,7 @@ def _window_cache(hdr: Ints, sealed: Sealed, low: Ints) -> None:
         holds = holds and window_cache[_F_LOW + row] <= low[row] < window_cache[_F_UNTIL + row]
     if holds:
         return
-    for row in range(_WINDOWS):
-        window_cache[_F_LOW + row] = low[row]
-        window_cache[_F_UNTIL + row] = -NO_TIME
+    _set_cached_edges(hdr, window_cache, t)
     window_cache[_F_BUCKETS:] = 0
     rings = window_cache[_F_BUCKETS : _F_BUCKETS + _WINDOWS * ACC_SIZE].reshape((_WINDOWS, ACC_SIZE))
     straddling = hdr[H_PAGE] * SEGMENT
@@ -135,10 +171,10 @@ def _window_cache(hdr: Ints, sealed: Sealed, low: Ints) -> None:
         stop = begin + SEGMENT
         if begin >= first and stop <= end:
             earliest = sealed.segment_sums[segment, 0]
-            row = _bucket(low, sealed.segment_sums[segment, 1])
-            if row < 0:
+            row = _bucket_of_all(window_cache, earliest, sealed.segment_sums[segment, 1])
+            if row == -1:
                 continue
-            if _bucket(low, earliest) == row:
+            if row >= 0:
                 _add_sums(
                     rings,
                     row,
@@ -150,10 +186,10 @@ def _window_cache(hdr: Ints, sealed: Sealed, low: Ints) -> None:
                 continue
         for chunk in range(max(first, begin), min(end, stop)):
             earliest = sealed.times[chunk, 0]
-            row = _bucket(low, sealed.times[chunk, 1])
-            if row < 0:
+            row = _bucket_of_all(window_cache, earliest, sealed.times[chunk, 1])
+            if row == -1:
                 continue
-            if _bucket(low, earliest) == row:
+            if row >= 0:
                 _add_sums(rings, row, CHUNK, sealed.sums[chunk], _popcount(int(sealed.live[chunk])))
                 _hold_until(window_cache, row, earliest)
             else:
@@ -228,14 +264,15 @@ def plan(
     if first >= end:
         return count
     slot = sealed.slot
-    if t < hdr[H_NEWEST]:
+    late = t < hdr[H_NEWEST]
+    if late and not is_recent(hdr, sealed, t):
         for chunk in range(first, end):
             if slot[chunk] < 0:
                 wanted[count] = chunk
                 count += 1
         return count
     set_edges(hdr, t, horizon_ms, low)
-    _window_cache(hdr, sealed, low)
+    _window_cache(hdr, sealed, t, low)
     page = hdr[H_PAGE]
     window_cache = sealed.window_cache[page]
     start = page * SEGMENT
@@ -248,6 +285,8 @@ def plan(
         if slot[chunk] < 0 and _bucket(low, sealed.times[chunk, 0]) != _bucket(low, sealed.times[chunk, 1]):
             wanted[count] = chunk
             count += 1
+    if late:
+        count = _plan_later(hdr, sealed, t, wanted, count)
     gone = hdr[H_NEWEST] - horizon_ms
     size = hdr[H_PAGES] * TABLE
     bits = _place_bits(hdr[H_PAGES])
@@ -272,20 +311,37 @@ def plan(
 
 
 @jit
+def _plan_later(hdr: Ints, sealed: Sealed, t: int, wanted: Ints, count: int) -> int:
+    """Add the chunks with events later than ``t`` to those that :func:`plan` lists."""
+    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
+    end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
+    for segment in range(first // SEGMENT, (end + SEGMENT - 1) // SEGMENT):
+        if sealed.segment_sums[segment, 1] <= t:
+            continue
+        for chunk in range(max(first, segment * SEGMENT), min(end, (segment + 1) * SEGMENT)):
+            need = sealed.slot[chunk] < 0 and sealed.times[chunk, 1] > t
+            for index in range(count):
+                need = need and wanted[index] != chunk
+            if need:
+                wanted[count] = chunk
+                count += 1
+    return count
+
+
+@jit
 def _clear_live_bit(hdr: Ints, sealed: Sealed, chunk: int, bit: int) -> None:
     """Clear the live bit of a sealed event."""
     sealed.live[chunk] = np.uint32(np.int64(sealed.live[chunk]) & ~(1 << bit))
     sealed.segment_sums[chunk // SEGMENT, 6] -= 1
     window_cache = sealed.window_cache[hdr[H_PAGE]]
     if chunk < window_cache[F_END]:
-        low = window_cache[_F_LOW : _F_LOW + _WINDOWS]
-        row = _bucket(low, sealed.times[chunk, 1])
-        if row >= 0 and row == _bucket(low, sealed.times[chunk, 0]):
+        row = _bucket_of_all(window_cache, sealed.times[chunk, 0], sealed.times[chunk, 1])
+        if row >= 0:
             window_cache[_F_BUCKETS + ACC_SIZE * row + _DISTINCT] -= 1
 
 
 @jit_alloc
-def index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
+def _index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
     """Add a sealed chunk to its segment's sums and, unless it is gone, to the user's tables."""
     segment = chunk // SEGMENT
     segment_sums = sealed.segment_sums[segment]
@@ -305,11 +361,41 @@ def index_chunk(hdr: Ints, sealed: Sealed, chunk: int) -> None:
         _add_to_tables(hdr, sealed, chunk)
 
 
+@jit
+def index_stored(
+    skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints, sealed: Sealed
+) -> None:
+    """Clear the live bits lost since the last seal, and build the segments' sums and the tables."""
+    for user in range(len(chosen)):
+        if skipped[user]:
+            continue
+        hdr = hdrs[chosen[user]]
+        shift = hdr[H_BASE]
+        for index in range(hdr[H_PENDING]):
+            chunk, bit = divmod(pendings[chosen[user], index], CHUNK)
+            if hdr[H_FIRST_CHUNK] <= chunk < hdr[H_NEXT_CHUNK]:
+                sealed.live[chunk - shift] = np.uint32(np.int64(sealed.live[chunk - shift]) & ~(1 << bit))
+        for chunk in range(base[user], hdr[H_NEXT_CHUNK]):
+            _index_chunk(hdr, sealed, chunk - shift)
+
+
+@jit
+def _drop_oldest(hdr: Ints, sealed: Sealed) -> None:
+    """Drop the oldest chunk although windows reach it; H_NEWEST_EXPIRED then lies within the horizon."""
+    latest = sealed.times[hdr[H_FIRST_CHUNK] - hdr[H_BASE], 1]
+    hdr[H_NEWEST_EXPIRED] = max(hdr[H_NEWEST_EXPIRED], latest)
+    hdr[H_FIRST_CHUNK] += 1
+    window_cache = sealed.window_cache[hdr[H_PAGE]]
+    window_cache[F_END] = -1
+    if window_cache[F_RECENT] >= 0 and latest > window_cache[F_SINCE]:
+        window_cache[F_RECENT] = -1
+
+
 @jit_alloc
-def seal(hdr: Ints, head: Ints, sealed: Sealed, spare: Slots, used: int) -> int:
+def seal(hdr: Ints, head: Ints, sealed: Sealed, spare: Slots, used: int, max_chunks: int) -> int:
     """Make sealed chunks of a full head, their events in ``store[spare[used:]]``; empties the head.
 
-    Returns how many slots are used then.
+    Returns how many slots are used then. A history keeps its newest ``max_chunks`` chunks.
     """
     for begin in range(0, hdr[H_HEAD], CHUNK):
         target = spare[used]
@@ -333,8 +419,10 @@ def seal(hdr: Ints, head: Ints, sealed: Sealed, spare: Slots, used: int) -> int:
         sealed.live[chunk] = np.uint32((hdr[H_LIVE] >> begin) & _MARK)
         sealed.slot[chunk] = target
         sealed.window_cache[hdr[H_PAGE], F_LOADED] += 1
-        index_chunk(hdr, sealed, chunk)
+        _index_chunk(hdr, sealed, chunk)
         hdr[H_NEXT_CHUNK] += 1
+        while hdr[H_NEXT_CHUNK] - hdr[H_FIRST_CHUNK] > max_chunks:
+            _drop_oldest(hdr, sealed)
     hdr[H_HEAD] = 0
     hdr[H_LIVE] = 0
     hdr[H_PENDING] = 0

@@ -16,6 +16,7 @@ from stream.features.windows.arrays import (
     HDR_SIZE,
     HEAD,
     OUT_SIZE,
+    R_SIZE,
     SEGMENT,
     WINDOW_CACHE_SIZE,
     Sealed,
@@ -45,6 +46,8 @@ def run_users(
     minor_units: Ints,
     horizon_ms: int,
     lateness_ms: int,
+    ttl_ms: int,
+    max_chunks: int,
     outcome: Codes,
     features: Floats,
     sealed: Sealed,
@@ -91,12 +94,12 @@ def run_users(
             outcome[row] = step(
                 hdr, head, sealed, pending,
                 index, 1, t[row], amount[row], merchant[row], id_hash[row], minor_units[row],
-                horizon_ms, lateness_ms, True, low, acc, features[row],
+                horizon_ms, lateness_ms, ttl_ms, True, low, acc, features[row],
             )  # fmt: skip
             if hdr[H_PENDING] == CHUNK:
                 hdr[H_PENDING] = 0
             if is_full(hdr):
-                seal(hdr, head, sealed, slots, hdr[H_NEXT_CHUNK])
+                seal(hdr, head, sealed, slots, hdr[H_NEXT_CHUNK], max_chunks)
 
 
 @jit_alloc
@@ -114,6 +117,7 @@ def run_heads(
     minor_units: Ints,
     horizon_ms: int,
     lateness_ms: int,
+    ttl_ms: int,
     learn: bool,
     outcome: Codes,
     features: Floats,
@@ -136,6 +140,7 @@ def run_heads(
         np.zeros(0, np.int32),
         np.zeros(0, np.int32),
         np.zeros((0, 4, CHUNK), np.int64),
+        np.zeros((0, R_SIZE), np.int64),
     )
     pending = np.zeros(CHUNK, np.int64)
     low = np.zeros(_WINDOWS, np.int64)
@@ -149,7 +154,7 @@ def run_heads(
             hdrs[who], heads[who], sealed, pending,
             offset[index], source[who], t[index], amount[index],
             merchant[index], id_hash[index], minor_units[index],
-            horizon_ms, lateness_ms, learn, low, acc, features[index],
+            horizon_ms, lateness_ms, ttl_ms, learn, low, acc, features[index],
         )  # fmt: skip
         if is_full(hdrs[who]):
             busy[who] = True

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from stream.errors import StateError
 
-__all__ = ["FAILED", "HistoryConfig", "HistoryEvents", "HistoryResult"]
+__all__ = ["FAILED", "MAX_CHUNKS", "HistoryConfig", "HistoryEvents", "HistoryResult"]
+
+
+#: Chunks that a history keeps at most: 2,097,152 events within the horizon. Its oldest chunks go beyond that.
+MAX_CHUNKS: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +32,20 @@ class HistoryConfig:
     lateness_ms:
         An event up to this far behind its user's newest event is scored exactly; a history keeps 30 days and
         this.
+    ttl_ms:
+        A user's history begins anew with the first event after this long without one; 0 for never.
+    max_chunks:
+        The newest chunks of 32 events that a history keeps.
     """
 
     lateness_ms: int = 3 * MS_PER_DAY
+    ttl_ms: int = 0
+    max_chunks: int = MAX_CHUNKS
+
+    def __post_init__(self) -> None:
+        if 0 < self.ttl_ms < self.horizon_ms:
+            msg = f"a time to live of {self.ttl_ms} ms is shorter than the {self.horizon_ms} ms that are kept"
+            raise ValueError(msg)
 
     @property
     def horizon_ms(self) -> int:
@@ -82,6 +97,8 @@ class HistoryResult:
         By the user's index, why its state cannot be used.
     other_source:
         bool[u]: whether a user's stored offset belongs to another incarnation of the source.
+    truncated:
+        bool[n]: whether an event's features lack older events, which the history had no room for.
     """
 
     outcome: npt.NDArray[np.uint8]
@@ -89,6 +106,7 @@ class HistoryResult:
     owners: list[int]
     errors: dict[int, StateError]
     other_source: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
 
 
 FAILED: Final = 6

@@ -71,8 +71,7 @@ def advance(
     if errors:
         failed[list(errors)] = True
         busy |= failed
-    known = sizes > 0
-    other_source = known & (hdrs[:, H_SOURCE] != events.source) & ~failed
+    other_source = (sizes > 0) & (hdrs[:, H_SOURCE] != events.source) & ~failed
 
     outcome = np.empty(count, np.uint8)
     outcome.fill(DEFERRED)
@@ -80,7 +79,7 @@ def advance(
         run_heads(
             hdrs, heads, busy, events.user, events.offset, events.source, events.time_ms,
             events.amount_minor, events.merchant, events.id_hash, events.minor_units, config.horizon_ms,
-            config.lateness_ms, learn, outcome, features,
+            config.lateness_ms, config.ttl_ms, learn, outcome, features,
         )  # fmt: skip
     writes: list[tuple[bytes, bytes | None]] = []
     owners: list[int] = []
@@ -107,7 +106,8 @@ def advance(
         owners += stored.tolist()
     if sealed is not None:
         sealed.store_checksums(checksums)
-    return HistoryResult(outcome, writes, owners, errors, other_source)
+    truncated = np.zeros(count, np.bool_) if sealed is None else sealed.truncated
+    return HistoryResult(outcome, writes, owners, errors, other_source, truncated)
 
 
 def _corrupt(key: bytes) -> StateError:

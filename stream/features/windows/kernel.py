@@ -6,7 +6,8 @@ sums, a bitmap of *live* events (an event is live until a later event of the sam
 merchants, and 32-bit fingerprints of its transaction ids. A query for the window ``(t - W, t]`` adds whole
 chunks by their sums and opens only chunks that straddle an edge. The *window cache* keeps the sums of whole
 chunks until an edge reaches another chunk, and hash tables find ids and merchants, so an event's cost hardly
-grows with the history. An event older than the user's newest event is the exception: it reads the whole log.
+grows with the history. So it is for an event a few minutes older than the user's newest event; an event older
+than that is the exception: it reads the whole log (:mod:`stream.features.windows.late`).
 
 The same functions serve the worker (a few chunks loaded) and training (all chunks in memory), and every sum
 is an exact integer until the last division, so both give the same bits.
@@ -22,15 +23,15 @@ import math
 
 import numpy as np
 
+from stream.features.windows.addition import accumulate, add_history
 from stream.features.windows.arrays import (
-    _F_BUCKETS,
     _MARK,
     _WINDOWS,
     AMOUNT,
     CHUNK,
     DUPLICATE,
     F_END,
-    F_STRADDLING,
+    F_RECENT,
     H_BASE,
     H_COUNT,
     H_FIRST,
@@ -48,6 +49,7 @@ from stream.features.windows.arrays import (
     H_SOURCE,
     H_SQUARES,
     H_SUM,
+    HDR_SIZE,
     HEAD,
     ID,
     LATE,
@@ -60,10 +62,12 @@ from stream.features.windows.arrays import (
     TIME,
     Sealed,
     _bit,
-    _bucket,
+    clear_header,
+    is_recent,
     set_edges,
 )
-from stream.features.windows.chunks import _clear_live_bit, _entry_hash, _hash, _place_bits, _window_cache
+from stream.features.windows.chunks import _clear_live_bit, _entry_hash, _hash, _place_bits
+from stream.features.windows.late import merchant_time_before, query_recent, query_whole, remember
 from stream.features.windows.sums import (
     _DISTINCT,
     _MASK,
@@ -71,26 +75,15 @@ from stream.features.windows.sums import (
     _Q0,
     _S0,
     _TOP,
-    ACC_SIZE,
     LIMB_BITS,
     _add_amount,
-    _add_sums,
     _mean,
-    _popcount,
     _std,
     sum_of,
 )
 from stream.jit import Floats, Ints, jit, jit_alloc
 
 __all__ = ["apply", "expire", "find_merchant", "is_duplicate", "query", "step"]
-
-
-@jit
-def _add_event(acc: Ints, low: Ints, events: Ints, index: int, bits: int | np.int64) -> None:
-    row = _bucket(low, events[TIME, index])
-    if row >= 0:
-        _add_amount(acc, row, events[AMOUNT, index])
-        acc[row, _DISTINCT] += (bits >> index) & 1
 
 
 @jit
@@ -167,143 +160,6 @@ def find_merchant(hdr: Ints, head: Ints, sealed: Sealed, merchant: int) -> tuple
 
 
 @jit
-def _accumulate(acc: Ints) -> None:
-    """Turn rings (each event in the shortest window that holds it) into windows."""
-    for row in range(1, _WINDOWS):
-        for column in range(ACC_SIZE):
-            if column == _TOP:
-                acc[row, column] = max(acc[row, column], acc[row - 1, column])
-            else:
-                acc[row, column] += acc[row - 1, column]
-
-
-@jit
-def _query_in_order(hdr: Ints, head: Ints, sealed: Sealed, low: Ints, acc: Ints) -> int:
-    """Add up the windows of an event that is not older than the newest; returns the newest time."""
-    first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
-    end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
-    if first < end:
-        _window_cache(hdr, sealed, low)
-        window_cache = sealed.window_cache[hdr[H_PAGE]]
-        for row in range(_WINDOWS):
-            for column in range(ACC_SIZE):
-                acc[row, column] = window_cache[_F_BUCKETS + ACC_SIZE * row + column]
-        start = hdr[H_PAGE] * SEGMENT
-        straddling = window_cache[F_STRADDLING]
-        behind = max(first, window_cache[F_END])
-        for index in range(straddling + end - behind):
-            if index < straddling:
-                chunk = np.int64(sealed.straddling[start + index])
-                if chunk < first:
-                    continue
-            else:
-                chunk = behind + index - straddling
-                row = _bucket(low, sealed.times[chunk, 1])
-                if row < 0:
-                    continue
-                if _bucket(low, sealed.times[chunk, 0]) == row:
-                    _add_sums(acc, row, CHUNK, sealed.sums[chunk], _popcount(int(sealed.live[chunk])))
-                    continue
-            if sealed.slot[chunk] < 0:
-                raise RuntimeError("a chunk that the query needs is not loaded")
-            events = sealed.store[sealed.slot[chunk]]
-            bits = np.int64(sealed.live[chunk])
-            for event in range(CHUNK):
-                _add_event(acc, low, events, event, bits)
-    for event in range(hdr[H_HEAD]):
-        _add_event(acc, low, head, event, hdr[H_LIVE])
-    _accumulate(acc)
-    return int(hdr[H_NEWEST])
-
-
-@jit_alloc
-def _query_late(
-    hdr: Ints,
-    head: Ints,
-    sealed: Sealed,
-    t: int,
-    low: Ints,
-    gone: int,
-    acc: Ints,
-) -> int:
-    """Add up the windows of an event older than the newest one, from every kept event.
-
-    Live bits describe the user's newest state and not an earlier time, so merchants are counted again: in a
-    hash set that remembers the shortest window in which each merchant was seen.
-    """
-    base = hdr[H_BASE]
-    first = hdr[H_FIRST_CHUNK] - base
-    chunks = hdr[H_NEXT_CHUNK] - base - first
-    size = 64
-    while size < 2 * (chunks * CHUNK + HEAD):
-        size *= 2
-    keys = np.zeros(size, np.int64)
-    rings = np.empty(size, np.int64)
-    previous = NO_TIME
-    lost = hdr[H_NEWEST_EXPIRED]
-    for part in range(chunks):
-        if sealed.slot[first + part] < 0:
-            raise RuntimeError("a chunk that the query needs is not loaded")
-    for part in range(chunks + 1):
-        in_head = part == chunks
-        events = head if in_head else sealed.store[sealed.slot[first + part]]
-        for index in range(hdr[H_HEAD] if in_head else CHUNK):
-            time = events[TIME, index]
-            if time <= gone:
-                lost = max(lost, time)
-                continue
-            if time > t:
-                continue
-            previous = max(previous, time)
-            row = _bucket(low, time)
-            if row < 0:
-                continue
-            _add_amount(acc, row, events[AMOUNT, index])
-            merchant = events[MERCHANT, index]
-            if merchant == 0:
-                continue
-            position = (merchant ^ (merchant >> 32)) & (size - 1)
-            while keys[position] != 0 and keys[position] != merchant:
-                position = (position + 1) & (size - 1)
-            if keys[position] == 0:
-                keys[position] = merchant
-                rings[position] = row
-            elif row < rings[position]:
-                rings[position] = row
-    for position in range(size):
-        if keys[position] != 0:
-            acc[rings[position], _DISTINCT] += 1
-    _accumulate(acc)
-    if previous == NO_TIME and lost <= t:
-        previous = lost
-    return previous
-
-
-@jit
-def _merchant_time_before(
-    hdr: Ints,
-    head: Ints,
-    sealed: Sealed,
-    merchant: int,
-    t: int,
-    gone: int,
-) -> int:
-    """Return the latest time at or before ``t`` of a kept event of this merchant."""
-    found = NO_TIME
-    base = hdr[H_BASE]
-    first = hdr[H_FIRST_CHUNK] - base
-    chunks = hdr[H_NEXT_CHUNK] - base - first
-    for part in range(chunks + 1):
-        in_head = part == chunks
-        events = head if in_head else sealed.store[sealed.slot[first + part]]
-        for index in range(hdr[H_HEAD] if in_head else CHUNK):
-            time = events[TIME, index]
-            if events[MERCHANT, index] == merchant and gone < time <= t and time > found:
-                found = time
-    return found
-
-
-@jit
 def query(
     hdr: Ints,
     head: Ints,
@@ -327,11 +183,15 @@ def query(
     gone = set_edges(hdr, t, horizon_ms, low)
     acc[:, :] = 0
     if t >= hdr[H_NEWEST]:
-        previous = _query_in_order(hdr, head, sealed, low, acc)
+        add_history(hdr, head, sealed, t, low, acc)
+        accumulate(acc)
+        previous = int(hdr[H_NEWEST])
+    elif hdr[H_FIRST_CHUNK] < hdr[H_NEXT_CHUNK] and is_recent(hdr, sealed, t):
+        previous, merchant_time = query_recent(hdr, head, sealed, t, merchant, merchant_time, low, acc)
     else:
-        previous = _query_late(hdr, head, sealed, t, low, gone, acc)
+        previous = query_whole(hdr, head, sealed, t, low, gone, acc)
         if merchant != 0:
-            merchant_time = _merchant_time_before(hdr, head, sealed, merchant, t, gone)
+            merchant_time = merchant_time_before(hdr, head, sealed, merchant, t, gone)
     units = float(minor_units)
     index = 0
     mean_7d = _mean(acc, 2)
@@ -355,7 +215,13 @@ def query(
     out[index + 1] = value / mean_7d if mean_7d > 0.0 else math.nan
     out[index + 2] = value / mean_30d if mean_30d > 0.0 else math.nan
     out[index + 3] = (value - mean_30d) / std_30d if std_30d > 0.0 else math.nan
-    # The lifetime profile, this event included, in the accumulator's first row.
+    out[index + 10] = since / 86_400_000.0
+    _write_lifetime(hdr, t, amount, units, acc, out[index + 4 : index + 10])
+
+
+@jit
+def _write_lifetime(hdr: Ints, t: int, amount: int, units: float, acc: Ints, out: Floats) -> None:
+    """Write the profile of all events that the user ever had, this one included."""
     acc[0, _N] = hdr[H_COUNT]
     acc[0, _S0] = hdr[H_SUM]
     acc[0, _S0 + 1] = hdr[H_SUM + 1]
@@ -365,15 +231,14 @@ def query(
     _add_amount(acc, 0, amount)
     mean = _mean(acc, 0)
     std = _std(acc, 0)
-    out[index + 4] = float(acc[0, _N])
-    out[index + 5] = mean / units
-    out[index + 6] = std / units
-    out[index + 7] = float(acc[0, _TOP]) / units
-    out[index + 8] = std / mean if mean > 0.0 else math.nan
+    out[0] = float(acc[0, _N])
+    out[1] = mean / units
+    out[2] = std / units
+    out[3] = float(acc[0, _TOP]) / units
+    out[4] = std / mean if mean > 0.0 else math.nan
     first = hdr[H_FIRST]
     first = t if first == NO_TIME or t < first else first
-    out[index + 9] = float(t - first) / 86_400_000.0
-    out[index + 10] = since / 86_400_000.0
+    out[5] = float(t - first) / 86_400_000.0
 
 
 @jit
@@ -393,6 +258,11 @@ def apply(
 
     The caller empties ``pending`` (by storing the live bitmaps) before it holds more than CHUNK entries.
     """
+    if hdr[H_PAGES] > 0:
+        if hdr[H_FIRST_CHUNK] < hdr[H_NEXT_CHUNK]:
+            remember(hdr, sealed, t, amount, merchant, position, merchant_time)
+        else:
+            sealed.window_cache[hdr[H_PAGE], F_RECENT] = -1
     index = hdr[H_HEAD]
     head[TIME, index] = t
     head[AMOUNT, index] = amount
@@ -453,6 +323,35 @@ def expire(hdr: Ints, head: Ints, sealed: Sealed, horizon_ms: int) -> None:
 
 
 @jit
+def _is_forgotten(hdr: Ints, t: int, ttl_ms: int) -> bool:
+    """Return whether the user's time to live has passed before an event at ``t``: its history begins anew."""
+    return bool(ttl_ms > 0 and hdr[H_NEWEST] != NO_TIME and t - hdr[H_NEWEST] > ttl_ms)
+
+
+@jit
+def _forget(hdr: Ints, sealed: Sealed) -> None:
+    """Make a history empty, but for the position in the source by which a replay is recognised."""
+    hdr[H_NEWEST] = hdr[H_FIRST] = hdr[H_NEWEST_EXPIRED] = NO_TIME
+    hdr[H_COUNT : H_MAX + 1] = 0
+    hdr[H_FIRST_CHUNK] = hdr[H_NEXT_CHUNK]
+    hdr[H_HEAD] = hdr[H_LIVE] = hdr[H_PENDING] = 0
+    if hdr[H_PAGES] > 0:
+        sealed.window_cache[hdr[H_PAGE], F_END] = -1
+        sealed.window_cache[hdr[H_PAGE], F_RECENT] = -1
+
+
+@jit_alloc
+def _query_first(
+    head: Ints, sealed: Sealed, t: int, amount: int, merchant: int, minor_units: int, horizon_ms: int,
+    low: Ints, acc: Ints, out: Floats,
+) -> None:  # fmt: skip
+    """Write the features of a user's first event."""
+    empty = np.empty(HDR_SIZE, np.int64)
+    clear_header(empty)
+    query(empty, head, sealed, t, amount, merchant, NO_TIME, minor_units, horizon_ms, low, acc, out)
+
+
+@jit
 def step(
     hdr: Ints,
     head: Ints,
@@ -467,6 +366,7 @@ def step(
     minor_units: int,
     horizon_ms: int,
     lateness_ms: int,
+    ttl_ms: int,
     learn: bool,
     low: Ints,
     acc: Ints,
@@ -474,12 +374,19 @@ def step(
 ) -> int:  # fmt: skip
     """Process an event: recognise it, write its features to ``out`` and, with ``learn``, apply it.
 
+    A history without an event for longer than ``ttl_ms`` begins anew; 0 stands for no such time.
+
     Returns SCORED, LATE, DUPLICATE, or REPLAYED for a record whose effect the state already holds.
     """
     if hdr[H_SOURCE] == source and offset <= hdr[H_OFFSET]:
         return REPLAYED
     if is_duplicate(hdr, head, sealed, id_hash, horizon_ms):
         return DUPLICATE
+    if _is_forgotten(hdr, t, ttl_ms):
+        if not learn:
+            _query_first(head, sealed, t, amount, merchant, minor_units, horizon_ms, low, acc, out)
+            return SCORED
+        _forget(hdr, sealed)
     outcome = LATE if hdr[H_NEWEST] != NO_TIME and t < hdr[H_NEWEST] - lateness_ms else SCORED
     index, merchant_time = find_merchant(hdr, head, sealed, merchant)
     query(

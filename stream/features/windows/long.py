@@ -25,6 +25,7 @@ from stream.features.windows.arrays import (
     H_BASE,
     H_FIRST_CHUNK,
     H_NEWEST,
+    H_NEWEST_EXPIRED,
     H_NEXT_CHUNK,
     H_PAGE,
     H_PAGES,
@@ -35,7 +36,7 @@ from stream.features.windows.arrays import (
 )
 from stream.features.windows.cache import BASE, CHECKSUM, PAGE, PAGES
 from stream.features.windows.chunks import (
-    index_chunk,
+    index_stored,
     plan,
     prefetch_chunks,
     prefetch_table_slots,
@@ -75,6 +76,8 @@ class LongHistories:
     ----------
     errors:
         By the user's index in the batch, why its state cannot be used.
+    truncated:
+        bool[n]: which of the batch's events lack events that their history had no room for.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class LongHistories:
         self._rows, self._known = cache.admit(self._sources, self._users, checksums[chosen], self._base, ends)
         _settle_in(chosen, self._rows, cache.table, self._hdrs, self._base, self._shift)
         self._live_changed = np.zeros(len(chosen), np.bool_)
+        self.truncated = np.zeros(len(events.user), np.bool_)
 
     @property
     def _failed(self) -> Flags:
@@ -151,12 +155,16 @@ class LongHistories:
                 left, user, self._failed, self._chosen, self._hdrs, self._heads, self._pendings, rooms.sealed,
                 spare, self._live_changed, events.offset, events.source, events.time_ms, events.amount_minor,
                 events.merchant, events.id_hash, events.minor_units, config.horizon_ms, config.lateness_ms,
-                learn, outcome, features, later, wanted, counts,
+                config.ttl_ms, config.max_chunks, learn, outcome, features, self.truncated, later, wanted,
+                counts,
             )  # fmt: skip
             left = later[: counts[_LATER]]
             self._load_chunks(wanted[: counts[_WANTED]], reader)
         if learn and _some_filled(self._chosen, self._hdrs):
-            _seal_filled(self._failed, self._chosen, self._hdrs, self._heads, rooms.sealed, spare, counts)
+            _seal_filled(
+                self._failed, self._chosen, self._hdrs, self._heads, rooms.sealed, spare, config.max_chunks,
+                counts,
+            )  # fmt: skip
         rooms.give_back(spare[counts[_USED] :])
 
     def store_checksums(self, checksums: npt.NDArray[np.int64]) -> None:
@@ -219,7 +227,9 @@ class LongHistories:
         good = _unpack(words, begins, sizes, owner, self._first, self._next, self._shift, rooms.sealed)
         for index in np.flatnonzero(~good & (sizes > 0)).tolist():
             self._fail(int(owner[index, 0]), StateError(complaint(keys[index], records[index])))
-        _index(self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed)
+        index_stored(
+            self._failed | self._known, self._hdrs, self._pendings, self._chosen, self._base, rooms.sealed
+        )
 
     def _load_chunks(self, wanted: Ints, reader: PartitionedReader) -> None:
         """Read and unpack chunks; ``wanted`` is a list of user and chunk index."""
@@ -352,22 +362,6 @@ def _settle_in(chosen: Ints, rows: Ints, table: Ints, hdrs: Ints, base: Ints, sh
 
 
 @jit
-def _index(skipped: Flags, hdrs: Ints, pendings: Ints, chosen: Ints, base: Ints, sealed: Sealed) -> None:
-    """Clear the live bits lost since the last seal, and build the segments' sums and the tables."""
-    for user in range(len(chosen)):
-        if skipped[user]:
-            continue
-        hdr = hdrs[chosen[user]]
-        shift = hdr[H_BASE]
-        for index in range(hdr[H_PENDING]):
-            chunk, bit = divmod(pendings[chosen[user], index], CHUNK)
-            if hdr[H_FIRST_CHUNK] <= chunk < hdr[H_NEXT_CHUNK]:
-                sealed.live[chunk - shift] = np.uint32(np.int64(sealed.live[chunk - shift]) & ~(1 << bit))
-        for chunk in range(base[user], hdr[H_NEXT_CHUNK]):
-            index_chunk(hdr, sealed, chunk - shift)
-
-
-@jit
 def _changed(
     chosen: Ints, hdrs: Ints, first: Ints, following: Ints, live_changed: Flags, failed: Flags, changed: Flags
 ) -> bool:
@@ -393,13 +387,14 @@ def _some_filled(chosen: Ints, hdrs: Ints) -> bool:
 
 @jit
 def _seal_filled(
-    failed: Flags, chosen: Ints, hdrs: Ints, heads: Ints, sealed: Sealed, spare: Slots, counts: Ints
-) -> None:
+    failed: Flags, chosen: Ints, hdrs: Ints, heads: Ints, sealed: Sealed, spare: Slots, max_chunks: int,
+    counts: Ints,
+) -> None:  # fmt: skip
     """Seal every full head."""
     for user in range(len(chosen)):
         index = chosen[user]
         if not failed[user] and is_full(hdrs[index]):
-            counts[_USED] = seal(hdrs[index], heads[index], sealed, spare, counts[_USED])
+            counts[_USED] = seal(hdrs[index], heads[index], sealed, spare, counts[_USED], max_chunks)
 
 
 @jit_alloc
@@ -423,9 +418,12 @@ def _take(
     minor_units: Ints,
     horizon_ms: int,
     lateness_ms: int,
+    ttl_ms: int,
+    max_chunks: int,
     learn: bool,
     outcome: Codes,
     features: Floats,
+    truncated: Flags,
     later: Ints,
     wanted: Ints,
     counts: Ints,
@@ -463,7 +461,7 @@ def _take(
         position = chosen[user]
         hdr, head, pending = hdrs[position], heads[position], pendings[position]
         if learn and is_full(hdr):
-            counts[_USED] = seal(hdr, head, sealed, spare, counts[_USED])
+            counts[_USED] = seal(hdr, head, sealed, spare, counts[_USED], max_chunks)
         # As of the events before it: an event older than a waiting one will be late, too.
         before = hdr[H_NEWEST]
         if waiting[user]:
@@ -482,10 +480,13 @@ def _take(
             later[counts[_LATER]] = event
             counts[_LATER] += 1
             continue
+        gone = max(before, time_ms[event]) - horizon_ms
+        truncated[event] = hdr[H_NEWEST_EXPIRED] > gone
         outcome[event] = k.step(
             hdr, head, sealed, pending, offset[event], source[position], time_ms[event], amount[event],
             merchant[event],
-            id_hash[event], minor_units[event], horizon_ms, lateness_ms, learn, low, acc, features[event],
+            id_hash[event], minor_units[event], horizon_ms, lateness_ms, ttl_ms, learn, low, acc,
+            features[event],
         )  # fmt: skip
         if hdr[H_PENDING] == CHUNK:
             hdr[H_PENDING] = 0

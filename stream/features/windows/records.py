@@ -17,10 +17,11 @@ with a word for its kind and format version and a word with a checksum of the re
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from stream.errors import StateError
 from stream.features.windows.arrays import (
     CHUNK,
     F_LOADED,
@@ -29,9 +30,13 @@ from stream.features.windows.arrays import (
     H_FIRST_CHUNK,
     H_HEAD,
     H_LIVE,
+    H_NEWEST,
     H_NEWEST_EXPIRED,
     H_NEXT_CHUNK,
+    H_OFFSET,
     H_PENDING,
+    H_SOURCE,
+    HDR_SIZE,
     HEAD,
     SEGMENT,
     Sealed,
@@ -39,7 +44,6 @@ from stream.features.windows.arrays import (
 from stream.jit import Codes, Flags, Ints, Slots, jit, jit_alloc
 from stream.state.format import (
     _MAGIC,
-    _SUFFIX,
     CORRUPT,
     FORMAT_VERSION,
     OK,
@@ -47,7 +51,11 @@ from stream.state.format import (
     Migrations,
     Words,
     checksum,
+    describe_record,
     migrate_record,
+    read_words,
+    record_key,
+    user_of_key,
 )
 
 __all__ = [
@@ -59,6 +67,7 @@ __all__ = [
     "pack_heads",
     "pack_parts",
     "segment_key",
+    "stored_history",
     "unpack_head",
     "unpack_heads",
 ]
@@ -71,12 +80,16 @@ _STORED: Final = H_NEWEST_EXPIRED + 1  # header words stored as they are
 _FIXED: Final = 2 + _STORED + 2  # and one that packs the numbers of head and pending, and one of live bits
 MAX_HEAD_WORDS: Final = _FIXED + 4 * HEAD + (CHUNK + 1) // 2
 
-#: Most chunks of a user: two million events within the horizon. A head with a larger number is damage, since
-#: room is made for its chunks before any of them is read.
-MAX_CHUNKS: Final = 1 << 16
+#: A head with more chunks than this is damage: room is made for them before any of them is read. Far beyond
+#: MAX_CHUNKS, which another version of this program may set otherwise.
+_DAMAGED_CHUNKS: Final = 1 << 20
 
-#: Beyond the largest number that a key can hold, with room for a batch's new chunks.
-_MAX_NUMBER: Final = 1 << 31
+#: Beyond every number of a chunk, which grows with the events that the user ever had.
+_MAX_NUMBER: Final = 1 << 58
+
+#: Lost live bits are stored by their event's number in this many bits; the events kept are far fewer.
+_LOST_BITS: Final = 32
+_LOST_MASK: Final = (1 << _LOST_BITS) - 1
 
 #: Words of a chunk in a segment record: times, sums, merchants, fingerprints.
 CHUNK_WORDS: Final = 2 + 4 + CHUNK + CHUNK // 2
@@ -95,12 +108,12 @@ def head_key(user: bytes) -> bytes:
 
 def chunk_key(user: bytes, number: int) -> bytes:
     """Return the key of a sealed chunk."""
-    return user + _SUFFIX.pack(0, CHUNK_KIND, number)
+    return record_key(user, CHUNK_KIND, number)
 
 
 def segment_key(user: bytes, number: int) -> bytes:
     """Return the key of a segment."""
-    return user + _SUFFIX.pack(0, SEGMENT_KIND, number)
+    return record_key(user, SEGMENT_KIND, number)
 
 
 def live_key(user: bytes) -> bytes:
@@ -124,8 +137,8 @@ def pack_head(hdr: Ints, head: Ints, pending: Ints, words: Ints) -> int:
             words[position] = head[row, index]
             position += 1
     for index in range(0, lost, 2):
-        second = pending[index + 1] if index + 1 < lost else 0
-        words[position] = pending[index] | (second << 32)
+        second = pending[index + 1] & _LOST_MASK if index + 1 < lost else 0
+        words[position] = (pending[index] & _LOST_MASK) | (second << _LOST_BITS)
         position += 1
     words[1] = checksum(words, 2, position)
     return position
@@ -138,7 +151,7 @@ def _can_be(hdr: Ints, count: int) -> bool:
     chunks = following - first
     return bool(
         first >= 0
-        and 0 <= chunks <= MAX_CHUNKS
+        and 0 <= chunks <= _DAMAGED_CHUNKS
         and following <= _MAX_NUMBER
         and hdr[H_COUNT] >= chunks * CHUNK + count
     )
@@ -172,7 +185,10 @@ def unpack_head(words: Ints, start: int, size: int, hdr: Ints, head: Ints, pendi
             head[row, index] = words[position]
             position += 1
     for index in range(lost):
-        pending[index] = (words[position + index // 2] >> (32 * (index & 1))) & 0xFFFFFFFF
+        stored = (words[position + index // 2] >> (_LOST_BITS * (index & 1))) & _LOST_MASK
+        # The lowest number with these bits that is not before the first chunk.
+        start = hdr[H_FIRST_CHUNK] * CHUNK
+        pending[index] = start + ((stored - start) & _LOST_MASK)
     return OK
 
 
@@ -228,6 +244,42 @@ def migrate(record: bytes, key: bytes) -> bytes:
         It is damaged, newer than this program, or too old.
     """
     return migrate_record(record, key, MIGRATIONS)
+
+
+class StoredHistory(NamedTuple):
+    """What a head record says of a history; ``keys`` are those of its other records."""
+
+    newest_ms: int
+    source: int
+    offset: int
+    keys: list[bytes]
+
+
+def stored_history(record: bytes, key: bytes) -> StoredHistory:
+    """Return what the head record under ``key`` says of a history.
+
+    Raises
+    ------
+    StateError
+        It is damaged or too old.
+    NewerFormatError
+        A newer version of this program has written it.
+    """
+    words = read_words(record, HEAD_KIND, key, MIGRATIONS)
+    if len(words) < _FIXED - 2:
+        raise StateError(f"{describe_record(key)} is corrupt: it is too short")
+    hdr = np.zeros(HDR_SIZE, np.int64)
+    hdr[:_STORED] = words[:_STORED]
+    count = int(words[_STORED]) & 0xFF
+    if not _can_be(hdr, count):
+        raise StateError(f"{describe_record(key)} is corrupt: its numbers do not go together")
+    user = user_of_key(key)[0]
+    first, following = int(hdr[H_FIRST_CHUNK]), int(hdr[H_NEXT_CHUNK])
+    keys = [chunk_key(user, number) for number in range(first, following)]
+    if keys:
+        segments = range(first // SEGMENT, (following - 1) // SEGMENT + 1)
+        keys += [live_key(user), *(segment_key(user, number) for number in segments)]
+    return StoredHistory(int(hdr[H_NEWEST]), int(hdr[H_SOURCE]), int(hdr[H_OFFSET]), keys)
 
 
 @jit_alloc

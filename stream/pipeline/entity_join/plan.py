@@ -121,6 +121,13 @@ class JoinPlan:
         self.user_horizon = Horizon(max(self._horizon(own).events_ms, waits_ms), 0)
         self.keeps_users = bool(own) or bool(self.labelled)
 
+    def horizon_ms(self, entity: str) -> int:
+        """Return how far a feature may reach behind the newest content of a log of this kind of entity."""
+        found = [horizon for code, horizon in self.horizons.items() if code == CODES[entity]]
+        if entity == "user":
+            found.append(self.user_horizon)
+        return max((max(horizon.events_ms, horizon.labels_ms) for horizon in found), default=0)
+
     def named(self, names: Mapping[str, int]) -> dict[int, int]:
         """Return the id hashes, by code, of the entities of :func:`entities_of` that have a profile."""
         return {

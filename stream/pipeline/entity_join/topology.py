@@ -33,9 +33,10 @@ from stream.pipeline.entity_join.plan import USER_WIDTH, JoinPlan
 from stream.pipeline.entity_join.responses import JoinStage
 from stream.pipeline.entity_join.users import UserStage
 from stream.pipeline.transactions import TransactionPipeline
+from stream.state.format import is_of_entity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from stream.pipeline.effects import Batch, PipelineConfig
     from stream.pipeline.entity_join.pending import PendingJoin
@@ -50,7 +51,7 @@ class EntityJoinPipeline(TransactionPipeline):
 
     def __init__(self, bundle: Bundle, config: PipelineConfig, topics: EntityJoinTopics) -> None:
         super().__init__(bundle, config)
-        plan = JoinPlan(bundle.spec, config.lateness_ms)
+        plan = self._plan = JoinPlan(bundle.spec, config.lateness_ms)
         self._topics = topics
         self._user_logs = EntityLogs(config.cache_bytes, USER_WIDTH)
         self._entity_logs = EntityLogs(config.cache_bytes)
@@ -78,6 +79,16 @@ class EntityJoinPipeline(TransactionPipeline):
     def backlog(self) -> int:
         """How many transactions are pending: they lack a response."""
         return len(self._pending)
+
+    def horizon_ms(self, entity: str) -> int:
+        """Return how far a feature may reach behind the newest transaction of an entity of this kind."""
+        return max(super().horizon_ms(entity), self._plan.horizon_ms(entity))
+
+    def drop_state(self, partition: int, prefixes: Iterable[bytes]) -> None:
+        """Drop what memory holds of users and entities whose records are being deleted."""
+        for prefix in prefixes:
+            logs = self._entity_logs if is_of_entity(prefix) else self._user_logs
+            logs.drop(partition, prefix)
 
     def forget(self) -> None:
         """Drop everything cached between batches; the next batch reads it again."""

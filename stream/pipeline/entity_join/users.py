@@ -102,6 +102,7 @@ class UserStage:
         for log in logs.values():
             if log.error is None:
                 effects.writes += log.writes(plan.user_horizon)
+                effects.join_counts[counters.LOG_TRUNCATED] += log.dropped
         self._logs.keep(batch.partition, logs.values())
 
     def apply_labels(self, batch: Batch, reader: StateReader, effects: BatchEffects, now_ms: int) -> None:
@@ -135,6 +136,7 @@ class UserStage:
                 changed[log.prefix] = log
         for log in changed.values():
             effects.writes += log.writes(self._plan.user_horizon)
+            effects.join_counts[counters.LOG_TRUNCATED] += log.dropped
         self._logs.keep(batch.partition, logs.values())
 
     def _read_own(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
-from faust.types.tuples import ConsumerMessage
+from faust.types.tuples import TP, ConsumerMessage
 
 from stream.errors import BrokerError, TopicMismatchError
 from stream.kafka.incarnations import topic_id_of
@@ -161,6 +161,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def incarnation(self, tp: Any) -> str:
         """Return what a partition's offsets belong to, see :mod:`stream.kafka.incarnations`."""
         return self._incarnations.get(tp) or self.app.hooks.topic_ids.get(tp.topic, "")
+
+    def committed_offset(self, topic: str, partition: int) -> int | None:
+        """Return the offset of this worker's last commit, None before the first."""
+        offset: int | None = self._committed_offset.get(TP(topic, partition))
+        return offset
 
     def position_of(self, tp: Any) -> int | None:
         """Return the offset up to which a partition's records are done, None where that is not known yet."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -176,6 +177,20 @@ class RocksDBStore(rocksdb.Store):  # type: ignore[misc]
         except Exception as error:
             raise self._spoilt(partition, error) from error
         return values
+
+    def scan(self, partition: int, start: bytes, count: int) -> list[tuple[bytes, bytes]]:
+        """Return stored records in the order of their keys: at most ``count``, from key ``start`` on.
+
+        Raises
+        ------
+        StateError
+            RocksDB cannot read.
+        """
+        try:
+            records = self._db_for_partition(partition).items(from_key=start or None)
+            return list(islice(records, count))
+        except Exception as error:
+            raise self._spoilt(partition, error) from error
 
     def write(
         self, partition: int, writes: Iterable[tuple[bytes, bytes | None]], changelog_offset: int

@@ -51,15 +51,15 @@ def table_of(taken: Sequence[Taken]) -> TransactionTable:
     )
 
 
-def check_offline(taken: Sequence[Taken], lateness: int, most: int) -> None:
-    engine = Engine(lateness, cache=HistoryCache())
+def check_offline(taken: Sequence[Taken], lateness: int, most: int, ttl: int = 0) -> None:
+    engine = Engine(lateness, cache=HistoryCache(), ttl=ttl)
     outcomes: list[str] = []
     rows: list[npt.NDArray[np.float64]] = []
     for batch in split(taken, len(taken), most):
         found, features = engine.take(batch)
         outcomes += found
         rows.append(features)
-    table = build_features(table_of(taken), SPEC, allowed_lateness_ms=lateness)
+    table = build_features(table_of(taken), SPEC, allowed_lateness_ms=lateness, user_ttl_ms=ttl)
     assert [("scored", "late", "duplicate", "rejected")[code] for code in table.outcome.tolist()] == outcomes
     offline = VectorBuilder.history(table.matrix)
     online = np.concatenate(rows) if rows else np.empty(offline.shape)
@@ -81,3 +81,8 @@ def test_offline_gives_the_same_bits(taken: list[Taken], lateness: int) -> None:
 def test_offline_gives_the_same_bits_for_long_histories(lateness: int) -> None:
     phases = [(1_500, 20 * 60_000), (3, 30 * DAY), (700, 5 * HOUR), (1, 200 * DAY), (300, HOUR)]
     check_offline(long_history(lateness % 97, phases, users=2), lateness, 250)
+
+
+def test_offline_gives_the_same_bits_with_a_time_to_live() -> None:
+    phases = [(200, 5 * HOUR), (2, 50 * DAY), (150, HOUR), (1, 200 * DAY), (60, 12 * HOUR)]
+    check_offline(long_history(4, phases, users=3), 3 * DAY, 60, ttl=45 * DAY)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from stream.events.models import Alert, Decision, Outcome
+from stream.features.windows.events import HistoryConfig
 from stream.pipeline.effects import Batch, BatchEffects, PipelineConfig
+from stream.pipeline.preview import Preview
 from stream.pipeline.transactions import TransactionPipeline
 from stream.scoring.bundle import Bundle, Thresholds
 from stream.state.format import user_of_key
@@ -276,3 +278,28 @@ def test_a_cut_dead_letter_keeps_its_trace() -> None:
     [letter] = effects.dead_letters
     assert letter.headers[0] == TRACE
     assert "mine" not in dict(letter.headers)
+
+
+def test_a_decision_says_that_its_history_is_truncated(bundle: Bundle) -> None:
+    pipeline = TransactionPipeline(bundle, FEATURES)
+    pipeline._history = HistoryConfig(max_chunks=3)
+    memory = Memory()
+    records = [
+        record(at, transaction(at, event_time=NOW - DAY + at * 60_000), b"u1") for at in range(200)
+    ] + [record(200, transaction(0, "u2"), b"u2")]
+    decisions, truncated = [], 0
+    for begin in range(0, len(records), 30):
+        effects = pipeline.process(Batch("transactions", 3, 99, records[begin : begin + 30]), memory, NOW)
+        memory.write(effects.writes)
+        decisions += effects.decisions
+        truncated += effects.truncated
+    check = validator("decision")
+    for message in decisions:
+        check.validate(json.loads(message.value or b""))
+    said = [Decision.model_validate_json(message.value or b"").truncated for message in decisions]
+    # 64 events are sealed as two chunks, then 32 as one: the fourth chunk leaves no room for the first.
+    assert said == [128 <= at < 200 for at in range(201)]
+    assert truncated == sum(said)
+    preview = Preview(bundle, lateness_ms=FEATURES.lateness_ms, max_reasons=3)
+    rows = [preview.row(transaction(500, user, event_time=NOW), NOW) for user in ("u1", "u2")]
+    assert [answer.get("truncated", False) for answer in preview.score(rows, memory)] == [True, False]

@@ -69,6 +69,38 @@ def test_a_log_is_read_back_as_it_was(seed: int) -> None:
     )
 
 
+def test_the_oldest_chunks_go_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream.features.profiles.log.MAX_CHUNKS", 3)
+    wide = Horizon(10_000 * DAY_MS, 10_000 * DAY_MS)
+    logs, memory = EntityLogs(1 << 20), MemoryStore()
+    dropped = 0
+    for number in range(10 * CHUNK + 5):
+        log = logs.of(0, [NAME], memory)[NAME]
+        log.add((START_MS + number, number, 7, 1000 + number, 0, 5000 + number))
+        log.label((START_MS + number, 1, number, START_MS + number, 1, 0, 1000 + number, number))
+        memory.write(log.writes(wide))
+        dropped += log.dropped
+        logs.keep(0, [log])
+    read = EntityLogs(1 << 20).of(0, [NAME], memory)[NAME]
+    assert read.error is None
+    kept = read.events.array[1, read.events.first : read.events.end].tolist()
+    assert kept == list(range(7 * CHUNK, 10 * CHUNK + 5))
+    assert dropped == 2 * 7  # of transactions, and of labels
+    assert read.total == 10 * CHUNK + 5
+    assert len(memory) == 1 + 2 * 3
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, 2**32 - 1, 2**40])
+def test_numbers_of_chunks_may_exceed_what_a_key_holds(number: int) -> None:
+    memory = MemoryStore()
+    log = EntityLogs(1 << 20).of(0, [NAME], memory)[NAME]
+    log.events.first_chunk = log.events.next_chunk = number
+    for at in range(3 * CHUNK + 2):
+        log.add((START_MS + at * DAY_MS, at, 7, 1000 + at, 0, 5000 + at))
+    memory.write(log.writes(HORIZON))
+    assert rows(EntityLogs(1 << 20).of(0, [NAME], memory)[NAME]) == rows(log)
+
+
 def test_labels_of_one_transaction_end_where_the_next_is_known() -> None:
     log = EntityLogs(1 << 20).of(0, [NAME], MemoryStore())[NAME]
     for when, offset in ((50, 4), (20, 9), (50, 2), (30, 1)):

@@ -71,23 +71,27 @@ def stored_head(record: bytes) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]
     st.integers(0, HEAD - 1),
     st.integers(0, CHUNK - 1),
     st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([0, 70, 2**27, 2**27 + 5, 2**32 - 1, 2**32 + 3, 2**50]),
     st.lists(st.integers(-(2**63), 2**63 - 1), min_size=H_NEWEST_EXPIRED + 1, max_size=H_NEWEST_EXPIRED + 1),
     words_of,
 )
-def test_a_head_comes_back(count: int, lost: int, live: int, fields: list[int], events: list[int]) -> None:
+def test_a_head_comes_back(
+    count: int, lost: int, live: int, first: int, fields: list[int], events: list[int]
+) -> None:
+    """Also one with numbers of chunks that a key, and lost live bits, hold in part only."""
     hdr = np.zeros(HDR_SIZE, np.int64)
     hdr[: H_NEWEST_EXPIRED + 1] = fields
-    hdr[H_FIRST_CHUNK] = 70
-    hdr[H_NEXT_CHUNK] = 70 + fields[H_NEXT_CHUNK] % layout.MAX_CHUNKS
-    hdr[H_COUNT] = 2**40 + fields[H_COUNT] % 2**40
+    hdr[H_FIRST_CHUNK] = first
+    hdr[H_NEXT_CHUNK] = first + fields[H_NEXT_CHUNK] % layout._DAMAGED_CHUNKS
+    hdr[H_COUNT] = 2**57 + fields[H_COUNT] % 2**40
     hdr[H_HEAD], hdr[H_PENDING], hdr[H_LIVE] = count, lost, live
     head = np.array(events, np.int64).reshape(4, HEAD)
-    pending = np.arange(CHUNK + 1, dtype=np.int64) * 97_000_003 % 2**32
+    pending = first * CHUNK + np.arange(CHUNK + 1, dtype=np.int64) * 97_000_003 % 2**32
     words = np.zeros(layout.MAX_HEAD_WORDS, np.int64)
     size = layout.pack_head(hdr, head, pending, words)
     status, hdr2, head2, pending2 = stored_head(words[:size].tobytes())
     assert status == OK
-    hdr[H_BASE] = 64
+    hdr[H_BASE] = first // SEGMENT * SEGMENT
     np.testing.assert_array_equal(hdr2, hdr)
     np.testing.assert_array_equal(head2[:, :count], head[:, :count])
     np.testing.assert_array_equal(pending2[:lost], pending[:lost])
