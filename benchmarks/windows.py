@@ -5,9 +5,10 @@
    are not in it.
 2. *Bytes written per event*, once to RocksDB and once to the changelog.
 3. *Offline rate*: the training path, events per second on one core.
-4. *Memory* (``--memory``, alone): the resident memory of a process that holds a million users.
+4. *Order*: time per event of a busy user, of whose events some are late by milliseconds or a minute.
+5. *Memory* (``--memory``, alone): the resident memory of a process that holds a million users.
 
-Each figure of 1 and 3 is the median over rounds; within a round every case runs once, one after the
+Each figure of 1, 3 and 4 is the median over rounds; within a round every case runs once, one after the
 other, so that whatever else the machine does hits all of them alike. A first round is thrown away.
 """
 
@@ -28,6 +29,7 @@ import numpy as np
 from benchmarks.environment import describe, environment
 from benchmarks.local_store import LocalStore
 from benchmarks.windows_memory import memory, memory_child, print_memory
+from benchmarks.windows_order import order_cost, print_order
 from benchmarks.windows_users import LATENESS_MS, MANY, MONTH_MS, START_MS, Timed, Users, take_events
 from offline.data.table import TransactionTable
 from offline.features.build import build_features, fit_spec
@@ -390,6 +392,8 @@ def main() -> None:
             _print_bytes(found["bytes_written"])
             found["offline_rate"] = offline_rate(options.rounds, quick=options.quick)
             _print_offline(found["offline_rate"])
+            found["order_cost"] = order_cost(options.rounds, quick=options.quick)
+            print_order(found["order_cost"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if options.json is not None:
