@@ -16,6 +16,7 @@ __all__ = [
     "DUPLICATE",
     "F_END",
     "F_LOADED",
+    "F_MARGIN",
     "F_RECENT",
     "F_RECENT_FIRST",
     "F_SINCE",
@@ -125,7 +126,8 @@ _F_UNTIL: Final = _F_HIGH + _WINDOWS
 F_RECENT: Final = _F_UNTIL + _WINDOWS  # how many recent events there are, -1 for none; not of the frame
 F_RECENT_FIRST: Final = F_RECENT + 1  # which row of the user's ``recent`` has the earliest one
 F_SINCE: Final = F_RECENT + 2  # they contain all events later than this
-_F_BUCKETS: Final = F_RECENT + 3
+F_MARGIN: Final = F_RECENT + 3  # how late the user's events have been lately, in ms
+_F_BUCKETS: Final = F_RECENT + 4
 WINDOW_CACHE_SIZE: Final = 56
 
 #: Recent events per segment of a history.
@@ -140,7 +142,7 @@ R_PREVIOUS: Final = 3  # time of the same merchant's previous event, unless that
 R_SEALED: Final = 4  # number of the previous event among all ever sealed, -1 if it is not sealed
 R_SIZE: Final = 5
 
-#: Events up to this late are cheap: the window cache holds for edges that much earlier.
+#: Events up to this late are cheap.
 NEAR_MS: Final = 5 * 60_000
 
 
@@ -224,6 +226,7 @@ def clear_sealed(sealed: Sealed, page: int, pages: int) -> None:
     sealed.window_cache[page, F_END] = -1
     sealed.window_cache[page, F_LOADED] = 0
     sealed.window_cache[page, F_RECENT] = -1
+    sealed.window_cache[page, F_MARGIN] = 0
 
 
 def new_header() -> np.ndarray:

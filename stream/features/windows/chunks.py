@@ -21,6 +21,7 @@ from stream.features.windows.arrays import (
     CHUNK,
     F_END,
     F_LOADED,
+    F_MARGIN,
     F_RECENT,
     F_SINCE,
     F_STRADDLING,
@@ -36,7 +37,6 @@ from stream.features.windows.arrays import (
     H_PENDING,
     ID,
     MERCHANT,
-    NEAR_MS,
     NO_TIME,
     SEGMENT,
     TABLE,
@@ -54,6 +54,9 @@ __all__ = ["index_stored", "plan", "prefetch_chunks", "prefetch_table_slots", "p
 
 #: A frame is made anew when so many chunks have been sealed since.
 _MAX_BEHIND: Final = 8
+
+#: The margin shrinks by so many powers of two whenever the frame is made anew.
+_MARGIN_DECAY: Final = 4
 
 #: Words of 64 bits in a line of the processor's cache.
 _LINE_WORDS: Final = 8
@@ -137,11 +140,13 @@ def _bucket_of_all(window_cache: Ints, earliest: int, latest: int) -> int:
 
 @jit
 def _set_cached_edges(hdr: Ints, window_cache: Ints, t: int) -> None:
-    """Set the edges of the window cache: those of the newest event, down to those of a recent one."""
+    """Set the edges of the window cache: those of the newest event, down to those of one as late as lately.
+
+    A user whose events come in order has no margin: it would cost more chunks that straddle an edge.
+    """
     newest = max(hdr[H_NEWEST], t)
-    margin = 0
-    if window_cache[F_RECENT] >= 0:
-        margin = min(NEAR_MS, max(0, newest - window_cache[F_SINCE]))
+    margin = window_cache[F_MARGIN]
+    window_cache[F_MARGIN] -= margin >> _MARGIN_DECAY
     window_cache[_F_HIGH] = newest - _W0
     window_cache[_F_HIGH + 1] = newest - _W1
     window_cache[_F_HIGH + 2] = newest - _W2
@@ -155,6 +160,7 @@ def _set_cached_edges(hdr: Ints, window_cache: Ints, t: int) -> None:
 def _window_cache(hdr: Ints, sealed: Sealed, t: int, low: Ints) -> None:
     """Compute the window cache for the edges of an event at ``t``, unless it is valid for them."""
     window_cache = sealed.window_cache[hdr[H_PAGE]]
+    window_cache[F_MARGIN] = max(window_cache[F_MARGIN], hdr[H_NEWEST] - t)
     first = hdr[H_FIRST_CHUNK] - hdr[H_BASE]
     end = hdr[H_NEXT_CHUNK] - hdr[H_BASE]
     holds = window_cache[F_END] >= 0 and end - window_cache[F_END] <= _MAX_BEHIND
