@@ -218,12 +218,13 @@ STREAM = [
     ),
     Panel(
         "Replays and unusual records",
-        "Replayed: skipped because the state already includes them. Another source: state of "
-        "another incarnation of the topic.",
+        "Replayed: skipped because the state already includes them. Refunds: counted apart from payments. "
+        "Another source: state of another incarnation of the topic.",
         "cps",
         [
             (f"sum({rate('riskstream_replayed_records_total')})", "replayed"),
             (f"sum({rate('riskstream_unknown_fields_total')})", "unknown fields"),
+            (f"sum({rate('riskstream_refunds_total')})", "refunds"),
             (f"sum({rate('riskstream_other_source_users_total')})", "users of another source"),
         ],
         width=8,

@@ -211,7 +211,6 @@ def read_money(
         minor[row] = amount
     if missing is None:
         problems.add_all(empty, field_name, column_name, "is required")
-        problems.add_all(minor < 0, field_name, column_name, "must not be negative")
     else:
         minor[empty] = missing
     return minor

@@ -11,6 +11,7 @@ import numpy as np
 from stream.errors import DataError
 from stream.features.profiles.offline import fill_profile
 from stream.features.profiles.spec import ENTITIES
+from stream.features.refunds import REFUND_TYPES, history_name
 from stream.features.spec import CATEGORY_COLUMNS, FeatureSpec
 from stream.features.vector import Columns, VectorBuilder
 from stream.features.windows.arrays import CHUNK, DUPLICATE, LATE, SCORED, SEGMENT, new_sealed
@@ -36,6 +37,7 @@ __all__ = [
     "fill_entity",
     "fit_spec",
     "numbered",
+    "refund_rows",
 ]
 
 
@@ -62,8 +64,22 @@ class FeatureTable:
     matrix: npt.NDArray[np.float64]
 
 
+def refund_rows(table: TransactionTable, spec: FeatureSpec) -> npt.NDArray[np.bool_]:
+    """Return which rows of a table are refunds, see :mod:`stream.features.refunds`: bool[n]."""
+    types = set(spec.refund_types)
+    found = table.amount_minor < 0
+    if types:
+        found |= np.fromiter(
+            (name in types for name in table.transaction_type.tolist()), np.bool_, len(table)
+        )
+    return found
+
+
 def fit_spec(
-    table: TransactionTable, rows: npt.NDArray[np.bool_], entities: tuple[EntityProfile, ...] = ()
+    table: TransactionTable,
+    rows: npt.NDArray[np.bool_],
+    entities: tuple[EntityProfile, ...] = (),
+    refund_types: tuple[str, ...] = REFUND_TYPES,
 ) -> FeatureSpec:
     """Return the spec for a table, with the categories of the given rows only.
 
@@ -78,6 +94,8 @@ def fit_spec(
         The training rows. A value that occurs only in other rows gets the code of unseen values.
     entities
         Entity profiles whose features the spec has too.
+    refund_types
+        Transaction types that are refunds.
     """
     chosen = np.flatnonzero(rows & table.valid)
     numeric = tuple(sorted(name for name, column in table.attributes.items() if column.dtype != np.object_))
@@ -86,7 +104,7 @@ def fit_spec(
     columns |= {name: table.attributes[name] for name in categorical}
     categories = {name: _by_frequency(column[chosen]) for name, column in columns.items()}
     try:
-        return FeatureSpec(categories, numeric, categorical, entities)
+        return FeatureSpec(categories, numeric, categorical, entities, refund_types)
     except ValueError as error:
         raise DataError(f"the columns cannot be combined into features: {error}") from error
 
@@ -117,21 +135,27 @@ def build_features(
     matrix = builder.empty(count)
     outcome = np.full(count, REJECTED, np.uint8)
     rows = np.flatnonzero(table.valid)
-    starts, order = by_entity(table.user_id, rows)
+    refunds = refund_rows(table, spec)
+    names = table.user_id
+    if refunds.any():
+        names = names.copy()
+        names[refunds] = [history_name(name, refund=True) for name in names[refunds].tolist()]
+    starts, order = by_entity(names, rows)
     merchant = np.zeros(count, np.int64)
     if table.merchant_id is not None:
-        names = table.merchant_id.tolist()
-        distinct = list(dict.fromkeys(names))
+        merchants = table.merchant_id.tolist()
+        distinct = list(dict.fromkeys(merchants))
         known = dict(zip(distinct, hash_ids(distinct).tolist(), strict=True))
-        merchant = np.fromiter(map(known.__getitem__, names), np.int64, count)
+        merchant = np.fromiter(map(known.__getitem__, merchants), np.int64, count)
     id_hash = hash_ids(table.transaction_id.tolist())
+    amounts = np.abs(table.amount_minor)
     config = HistoryConfig(allowed_lateness_ms, user_ttl_ms)
     history = builder.history(matrix)
     for begin, end in _blocks(starts):
         part = starts[begin : end + 1]
         segments = int(np.diff(part).max()) // (CHUNK * SEGMENT) + 1
         run_users(
-            part, order, table.event_time_ms, table.amount_minor, merchant, id_hash, table.minor_units,
+            part, order, table.event_time_ms, amounts, merchant, id_hash, table.minor_units,
             config.horizon_ms, config.lateness_ms, config.ttl_ms, config.max_chunks, outcome, history,
             new_sealed(segments * SEGMENT, segments * SEGMENT),
         )  # fmt: skip
@@ -141,7 +165,7 @@ def build_features(
     to_usual: npt.NDArray[np.float64] | None = None
     for index, profile in enumerate(spec.entities):
         filled = builder.entities(matrix, index)
-        fill_entity(table, profile, outcome == SCORED, allowed_lateness_ms, filled, to_usual)
+        fill_entity(table, profile, (outcome == SCORED) & ~refunds, allowed_lateness_ms, filled, to_usual)
         if profile.entity == "user" and profile.usual_days is not None:
             to_usual = filled[:, -1].copy()
     matrix[outcome >= DUPLICATE] = np.nan

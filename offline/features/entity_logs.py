@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offline.features.build import by_entity, fill_entity, numbered
+from offline.features.build import by_entity, fill_entity, numbered, refund_rows
 from stream.features.profiles.log import EntityLog
 from stream.features.profiles.online import E_AMOUNT, E_IDENT, E_TIME, E_TO_USUAL, NEVER
 from stream.features.profiles.spec import ENTITIES, EntityProfile
@@ -43,6 +43,7 @@ def load_logs(
         The rows that their users' histories have applied.
     """
     stages = JoinPlan(spec, lateness_ms)
+    scored = scored & ~refund_rows(table, spec)
     rows = np.flatnonzero(scored)
     # A row number stands for its transaction and for the pending transaction that requested.
     number = np.arange(1, len(table) + 1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from stream.features.refunds import history_key, history_name, is_refund
 from stream.features.windows.arrays import OUT_SIZE
 from stream.features.windows.events import HistoryConfig, HistoryEvents
 from stream.features.windows.history import advance
@@ -30,6 +31,7 @@ def load_histories(
     *,
     lateness_ms: int,
     user_ttl_ms: int = 0,
+    refund_types: tuple[str, ...] = (),
     outcome: npt.NDArray[np.uint8] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> MemoryStore:
@@ -45,14 +47,22 @@ def load_histories(
     rows = np.flatnonzero(table.valid)
     for begin in range(0, len(rows), _BATCH):
         part = rows[begin : begin + _BATCH]
-        names = table.user_id[part].tolist()
+        names = [
+            history_name(name, refund=is_refund(amount, kind, refund_types))
+            for name, amount, kind in zip(
+                table.user_id[part].tolist(),
+                table.amount_minor[part].tolist(),
+                table.transaction_type[part].tolist(),
+                strict=True,
+            )
+        ]
         users = list(dict.fromkeys(names))
         indexes = {name: index for index, name in enumerate(users)}
         events = HistoryEvents(
-            users=[name.encode() for name in users],
+            users=list(map(history_key, users)),
             user=np.array([indexes[name] for name in names], np.int64),
             time_ms=table.event_time_ms[part],
-            amount_minor=table.amount_minor[part],
+            amount_minor=np.abs(table.amount_minor[part]),
             merchant=hash_ids(
                 [None] * len(part) if table.merchant_id is None else table.merchant_id[part].tolist()
             ),

@@ -33,6 +33,7 @@ from offline.training.split import split_by_time
 from stream._version import __version__
 from stream.errors import ConfigError
 from stream.events.fields import MS_PER_DAY, format_event_time
+from stream.features.refunds import REFUND_TYPES
 from stream.features.windows.events import HistoryConfig
 from stream.scoring.bundle import Bundle, Thresholds
 
@@ -72,6 +73,8 @@ class TrainingOptions:
     entities:
         Entity profiles in addition to the user's own windows; profiles of entities that the file lacks are
         left out.
+    refund_types:
+        Transaction types that are refunds.
     """
 
     train_until_ms: int | None = None
@@ -93,6 +96,7 @@ class TrainingOptions:
     lambda_l2: float = 1.0
     imbalance: Imbalance = "none"
     entities: tuple[EntityProfile, ...] = ()
+    refund_types: tuple[str, ...] = REFUND_TYPES
 
     def __post_init__(self) -> None:
         if not (0 < self.test_fraction < 1 and 0 < self.validation_fraction < 1):
@@ -181,7 +185,7 @@ def prepare(
         validation_fraction=options.validation_fraction,
         label_delay_ms=options.label_delay_ms,
     )
-    spec = fit_spec(table, split.train, present(table, options.entities))
+    spec = fit_spec(table, split.train, present(table, options.entities), options.refund_types)
     features = build_features(
         table,
         spec,

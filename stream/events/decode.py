@@ -293,7 +293,7 @@ def _fast_row(parsed: dict[str, Any]) -> TransactionRow | None:
     money = _CURRENCIES[currency]
     amount = _minor(get("amount"), money)
     event_time = _time_ms(get("event_time"))
-    if amount is None or amount < 0 or event_time is None:
+    if amount is None or event_time is None:
         return None
     pre = post = None
     if (value := get("pre_balance")) is not None and (pre := _minor(value, money)) is None:

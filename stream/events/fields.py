@@ -20,7 +20,6 @@ __all__ = [
     "MAX_TIME_MS",
     "MS_PER_DAY",
     "Amount",
-    "Balance",
     "EventTime",
     "EventTimeOut",
     "Identifier",
@@ -200,19 +199,6 @@ EventTimeOut = Annotated[
 ]
 
 Amount = Annotated[
-    Decimal,
-    BeforeValidator(_parse_decimal),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "minimum": 0},
-                {"type": "string", "pattern": r"^\d{1,20}(\.\d{1,20})?$"},
-            ]
-        }
-    ),
-]
-
-Balance = Annotated[
     Decimal,
     BeforeValidator(_parse_decimal),
     WithJsonSchema(

@@ -28,7 +28,6 @@ from stream.events.fields import (
     _MAX_ATTRIBUTES,
     MAX_AMOUNT_MINOR,
     Amount,
-    Balance,
     EventTime,
     EventTimeOut,
     Identifier,
@@ -90,15 +89,16 @@ class Transaction(_Event):
     user_id: Identifier = Field(description="User to whose history the transaction belongs; the record's key")
     event_time: EventTime
     amount: Amount = Field(
-        description="At least 0, at most the currency's decimals, at most 1e15 minor units"
+        description="At most the currency's decimals, at most 1e15 minor units; negative for money that "
+        "comes back, such as a refund or a reversal"
     )
     currency: Annotated[
         str, BeforeValidator(_parse_currency), WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$"})
     ] = Field(description="ISO 4217")
     channel: Name
     transaction_type: Name
-    pre_balance: Balance | None = None
-    post_balance: Balance | None = None
+    pre_balance: Amount | None = None
+    post_balance: Amount | None = None
     merchant_id: Identifier | None = None
     card_id: Identifier | None = None
     device_id: Identifier | None = None
@@ -129,12 +129,10 @@ class Transaction(_Event):
     @model_validator(mode="after")
     def _to_minor_units(self) -> Transaction:
         amount = _to_minor(self.amount, self.currency)
-        if self.amount < 0:
-            raise _error("amount", "must not be negative")
         if amount is None:
             raise _error("amount", f"has more decimals than {self.currency} allows")
-        if amount > MAX_AMOUNT_MINOR:
-            raise _error("amount", "is above 1e15 minor units")
+        if abs(amount) > MAX_AMOUNT_MINOR:
+            raise _error("amount", "is beyond 1e15 minor units")
         self._amount_minor = amount
         for name in ("pre_balance", "post_balance"):
             balance: Decimal | None = getattr(self, name)

@@ -95,6 +95,8 @@ class FeatureSpec:
         Text members of ``attributes`` that become features; each has its values in ``categories``.
     entities:
         Entity profiles, whose features come last.
+    refund_types:
+        Transaction types that are refunds, see :mod:`stream.features.refunds`; negative amounts always are.
 
     Examples
     --------
@@ -109,6 +111,7 @@ class FeatureSpec:
     numeric_attributes: tuple[str, ...] = ()
     categorical_attributes: tuple[str, ...] = ()
     entities: tuple[EntityProfile, ...] = ()
+    refund_types: tuple[str, ...] = ()
     version: int = SPEC_VERSION
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
@@ -182,6 +185,8 @@ class FeatureSpec:
         }
         if self.entities:
             value["entities"] = [profile.to_json() for profile in self.entities]
+        if self.refund_types:  # specs of before had none, and keep their hash
+            value["refund_types"] = list(self.refund_types)
         return value
 
     @classmethod
@@ -204,6 +209,7 @@ class FeatureSpec:
             numeric_attributes=tuple(value["numeric_attributes"]),
             categorical_attributes=tuple(value["categorical_attributes"]),
             entities=tuple(EntityProfile.from_json(profile) for profile in value.get("entities", ())),
+            refund_types=tuple(value.get("refund_types", ())),
         )
         if list(spec.names) != list(value["features"]):
             msg = "the spec's features differ from the features that this program computes"

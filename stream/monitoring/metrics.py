@@ -264,6 +264,9 @@ class Metrics:
             "other_source_users",
             "Users with state from another incarnation of the source topic.",
         )
+        self.refunds = catalog.counter(
+            "refunds", "Transactions with a negative amount or the type of a refund, apart from payments."
+        )
         self.truncated = catalog.counter(
             "truncated_transactions",
             "Transactions whose features lack older events, for which their user's history has no room.",

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stream.features.refunds import history_key, history_name
 from stream.features.spec import MISSING
 from stream.features.vector import Columns
 from stream.features.windows.events import HistoryEvents
 from stream.state.hashing import hash_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy.typing as npt
 
@@ -24,9 +25,12 @@ __all__ = ["columns_of", "events_of"]
 
 
 def events_of(
-    parts: list[PartitionBatch], everything: list[DecodedRecord]
+    parts: list[PartitionBatch], everything: list[DecodedRecord], refund_types: Collection[str]
 ) -> tuple[HistoryEvents, list[int]]:
-    """Return the events of all partitions, and the index behind the last user of each."""
+    """Return the events of all partitions, and the index behind the last history of each.
+
+    The users are histories: a user with payments and refunds has two.
+    """
     users: list[bytes] = []
     user: list[int] = []
     sources: list[int] = []
@@ -34,8 +38,17 @@ def events_of(
     for part in parts:
         indexes: dict[str, int] = {}
         first = len(users)
-        user += [first + indexes.setdefault(row.user_id, len(indexes)) for _, row in part.decoded]
-        users += [name.encode() for name in indexes]
+        user += [
+            first
+            + indexes.setdefault(
+                row.user_id
+                if row.amount_minor >= 0 and row.transaction_type not in refund_types
+                else history_name(row.user_id, refund=True),
+                len(indexes),
+            )
+            for _, row in part.decoded
+        ]
+        users += map(history_key, indexes)
         sources += [part.batch.source] * len(indexes)
         ends.append(len(users))
     numbers = np.array(
@@ -47,7 +60,7 @@ def events_of(
         users=users,
         user=np.array(user, np.int64),
         time_ms=time_ms,
-        amount_minor=amount_minor,
+        amount_minor=np.abs(amount_minor),
         merchant=hash_ids([row.merchant_id for _, row in everything]),
         id_hash=hash_ids([row.transaction_id for _, row in everything]),
         minor_units=minor_units,
@@ -68,7 +81,7 @@ def columns_of(rows: Sequence[TransactionRow], events: HistoryEvents, spec: Feat
 
     return Columns(
         time_ms=events.time_ms,
-        amount_minor=events.amount_minor,
+        amount_minor=np.array([row.amount_minor for row in rows], np.int64),
         minor_units=events.minor_units,
         pre_balance_minor=balances([row.pre_balance_minor for row in rows]),
         post_balance_minor=balances([row.post_balance_minor for row in rows]),

@@ -148,6 +148,8 @@ class BatchEffects:
         The unforeseen exceptions among the dead letters' causes, with their source offsets.
     misplaced:
         Valid transactions whose key belongs on another partition by the declared partitioner.
+    refunds:
+        Valid transactions that are refunds, which have a history of their own.
     truncated:
         Transactions whose features lack older events, which the user's history had no room for.
     newest_ms:
@@ -166,6 +168,7 @@ class BatchEffects:
     unknown_fields: int = 0
     other_source: int = 0
     misplaced: int = 0
+    refunds: int = 0
     truncated: int = 0
     newest_ms: int | None = None
     rejected: list[tuple[str, int]] = field(default_factory=list)
@@ -228,4 +231,4 @@ class PartitionBatch:
     rows: slice = field(default_factory=lambda: slice(0, 0))
     outcome: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     truncated: frozenset[int] = frozenset()
-    errors: dict[str, StateError] = field(default_factory=dict)
+    errors: dict[bytes, StateError] = field(default_factory=dict)

@@ -14,6 +14,7 @@ import numpy as np
 from stream.decisions.policy import Policy
 from stream.decisions.reasons import Explainer
 from stream.events.decode import TransactionRow, row_of_object
+from stream.features.refunds import history_key, history_name, is_refund
 from stream.features.vector import VectorBuilder
 from stream.features.windows.arrays import LATE, SCORED
 from stream.features.windows.events import FAILED, HistoryConfig, HistoryEvents
@@ -101,7 +102,8 @@ class Preview:
         """
         if not rows:
             return []
-        users = {user: index for index, user in enumerate(dict.fromkeys(row.user_id for row in rows))}
+        names = [self._history_name(row) for row in rows]
+        users = {name: index for index, name in enumerate(dict.fromkeys(names))}
         matrix, result = self._vectors(rows, users, reader, profile_responses)
         scored = np.flatnonzero(result.outcome <= LATE)
         scores = dict(zip(scored.tolist(), self._predictor.scores(matrix[scored]).tolist(), strict=True))
@@ -110,7 +112,7 @@ class Preview:
         for index, (row, code) in enumerate(zip(rows, result.outcome.tolist(), strict=True)):
             answer: dict[str, Any] = {"transaction_id": row.transaction_id, "user_id": row.user_id}
             if code == FAILED:
-                answer |= {"outcome": "failed", "error": str(result.errors[users[row.user_id]])}
+                answer |= {"outcome": "failed", "error": str(result.errors[users[names[index]]])}
             else:
                 answer["outcome"] = OUTCOMES[code].value
             if result.truncated[index]:
@@ -126,6 +128,12 @@ class Preview:
             found.append(answer | {"model_version": self._bundle.model_version})
         return found
 
+    def _is_refund(self, row: TransactionRow) -> bool:
+        return is_refund(row.amount_minor, row.transaction_type, self._bundle.spec.refund_types)
+
+    def _history_name(self, row: TransactionRow) -> str:
+        return history_name(row.user_id, refund=self._is_refund(row))
+
     def _vectors(
         self,
         rows: Sequence[TransactionRow],
@@ -135,13 +143,13 @@ class Preview:
     ) -> tuple[Floats, HistoryResult]:
         """Return the vectors, float64[rows, features], and the histories' results.
 
-        ``users`` maps each user to its index in the result, in order.
+        ``users`` maps each history's name to its index in the result, in order.
         """
         events = HistoryEvents(
-            users=[user.encode() for user in users],
-            user=np.array([users[row.user_id] for row in rows], np.int64),
+            users=list(map(history_key, users)),
+            user=np.array([users[self._history_name(row)] for row in rows], np.int64),
             time_ms=np.array([row.event_time for row in rows], np.int64),
-            amount_minor=np.array([row.amount_minor for row in rows], np.int64),
+            amount_minor=np.array([abs(row.amount_minor) for row in rows], np.int64),
             merchant=hash_ids([row.merchant_id for row in rows]),
             id_hash=hash_ids([row.transaction_id for row in rows]),
             minor_units=np.array([row.minor_units for row in rows], np.int64),
@@ -152,6 +160,10 @@ class Preview:
         result = advance(events, self._history, reader, self._builder.history(matrix), learn=False)
         self._builder.fill(columns_of(rows, events, self._bundle.spec), matrix)
         if self.profiles is not None:
-            applied = np.flatnonzero(result.outcome == SCORED).tolist()
+            applied = [
+                index
+                for index in np.flatnonzero(result.outcome == SCORED).tolist()
+                if not self._is_refund(rows[index])
+            ]
             self.profiles.fill(rows, applied, profile_responses, reader, matrix)
         return matrix, result

@@ -17,6 +17,7 @@ from stream.decisions.reasons import Explainer
 from stream.errors import InvalidRecordError
 from stream.events.decode import decode_row
 from stream.events.models import Outcome
+from stream.features.refunds import history_key, history_name, is_refund
 from stream.features.vector import VectorBuilder
 from stream.features.windows.arrays import DUPLICATE, LATE, REPLAYED
 from stream.features.windows.cache import HistoryCache
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from stream.events.decode import TransactionRow
     from stream.events.records import ConsumerRecord
     from stream.scoring.bundle import Bundle
 
@@ -63,6 +65,7 @@ class TransactionPipeline:
         self._policy = Policy(bundle.thresholds, config.alert_level)
         self._explainer = Explainer(bundle.spec, config.max_reasons, config.language)
         self._spec_hash = bundle.spec.hash
+        self._refund_types = frozenset(bundle.spec.refund_types)
 
     def process(self, batch: Batch, reader: StateReader, now_ms: int) -> BatchEffects:
         """Return the effects of one partition's batch; see :meth:`process_all`."""
@@ -115,7 +118,7 @@ class TransactionPipeline:
             part.rows = slice(start, start + len(part.decoded))
             start = part.rows.stop
         if everything:
-            events, ends = events_of(parts, everything)
+            events, ends = events_of(parts, everything, self._refund_types)
             self._advance(parts, events, PartitionedReader(readers, ends), matrix[:count])
             rows = [row for _, row in everything]
             self._builder.fill(columns_of(rows, events, self.bundle.spec), matrix[:count])
@@ -172,7 +175,7 @@ class TransactionPipeline:
                 part.effects.truncated = len(part.truncated)
         for index, error in result.errors.items():
             [at] = reader.part_of(np.array([index])).tolist()
-            parts[at].errors[events.users[index].decode()] = error
+            parts[at].errors[events.users[index]] = error
         for at in reader.part_of(np.flatnonzero(result.other_source)).tolist():
             parts[at].effects.other_source += 1
         for at, write in zip(
@@ -199,6 +202,7 @@ class TransactionPipeline:
         earliest, latest = times.min_ms, now_ms + times.max_future_ms
         ahead = 0
         max_bytes = self.config.max_record_bytes
+        refund_types = self._refund_types
         for record in batch.records:
             try:
                 row, unknown = decode_row(record.value, max_bytes)
@@ -213,6 +217,8 @@ class TransactionPipeline:
                 _reject(part, record, error, error.field, error.reason)
                 continue
             part.effects.unknown_fields += unknown
+            if row.amount_minor < 0 or row.transaction_type in refund_types:
+                part.effects.refunds += 1
             part.decoded.append(DecodedRecord(record, row))
         self._clock.see(len(batch.records), ahead, now_ms)
         config = self.config
@@ -252,8 +258,13 @@ class TransactionPipeline:
                         )
                     )
             elif code == FAILED:
-                error = part.errors[row.user_id]
+                error = part.errors[self._history_of(row)]
                 _reject(part, record, error, "$", f"{error}, at offset {record.offset}")
+
+    def _history_of(self, row: TransactionRow) -> bytes:
+        """Return the prefix of the keys of the transaction's history."""
+        refund = is_refund(row.amount_minor, row.transaction_type, self._refund_types)
+        return history_key(history_name(row.user_id, refund=refund))
 
     def _alert(
         self, parts: list[PartitionBatch], verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]

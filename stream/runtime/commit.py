@@ -201,6 +201,7 @@ class Commit:
         metrics.other_source.inc(effects.other_source)
         metrics.internal_errors.inc(len(effects.internal_errors))
         metrics.misplaced.inc(effects.misplaced)
+        metrics.refunds.inc(effects.refunds)
         metrics.truncated.inc(effects.truncated)
         metrics.score.observe(effects.scores)
         metrics.see(effects.features, effects.scores)

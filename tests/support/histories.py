@@ -52,8 +52,8 @@ Taken = tuple[str, Event]
 class Memory(MemoryStore):
     """A record store that is a dictionary, and knows which keys were read."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, records: dict[bytes, bytes] | None = None) -> None:
+        super().__init__(records or {})
         self.read_keys: list[bytes] = []
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -136,6 +136,7 @@ def _state(
             table,
             lateness_ms=lateness_ms,
             user_ttl_ms=bundle.user_ttl_ms,
+            refund_types=bundle.spec.refund_types,
             outcome=outcome,
             progress=advance,
         )

@@ -80,6 +80,13 @@ _PARTS: Final = ("train", "validation", "test")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--allowed-lateness", type=DURATION, default="3d", show_default=True)
 @click.option(
+    "--refund-types",
+    default="refund,reversal",
+    show_default=True,
+    help="Transaction types that are refunds: they have a history of their own, like every transaction "
+    "with a negative amount. Empty: such types count as payments.",
+)
+@click.option(
     "--user-ttl",
     type=DURATION,
     default="0s",
@@ -114,6 +121,7 @@ def train(
     seed: int,
     threads: int,
     allowed_lateness: int,
+    refund_types: str,
     user_ttl: int,
     report: Path | None,
     json_path: Path | None,
@@ -140,6 +148,7 @@ def train(
         label_delay_ms=label_delay,
         allowed_lateness_ms=allowed_lateness,
         user_ttl_ms=user_ttl,
+        refund_types=tuple(name for text in refund_types.split(",") if (name := text.strip())),
         trees=trees,
         leaves=leaves,
         precision_target=precision,

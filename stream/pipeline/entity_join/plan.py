@@ -63,6 +63,8 @@ class JoinPlan:
 
     Attributes
     ----------
+    refund_types:
+        Types of transactions that no profile sees.
     local:
         User profiles that the user's own log answers; a user profile of labels is requested like any
         entity's.
@@ -80,6 +82,7 @@ class JoinPlan:
     """
 
     def __init__(self, spec: FeatureSpec, lateness_ms: int) -> None:
+        self.refund_types = frozenset(spec.refund_types)
         self.local: list[ProfileColumns] = []
         self.requested: dict[int, list[ProfileColumns]] = {}
         self.labelled: set[str] = set()

@@ -122,7 +122,7 @@ class JoinStage:
         """Write the vector of a transaction that another model left pending: its history, no profiles."""
         part.effects.join_counts[counters.TRANSACTION_OF_OTHER_MODEL] += 1
         alone = PartitionBatch(part.batch, [part.decoded[row - part.rows.start]], BatchEffects(), part.now_ms)
-        history, _ = events_of([alone], alone.decoded)
+        history, _ = events_of([alone], alone.decoded, self._spec.refund_types)
         vector = matrix[row : row + 1]
         self._builder.history(vector)[:] = self._builder.history(join.transaction.features[None, :])
         self._builder.fill(columns_of([alone.decoded[0].row], history, self._spec), vector)

@@ -11,6 +11,7 @@ from stream.errors import InvalidRecordError
 from stream.events.decode import decode_label
 from stream.features.profiles.log import MAX_WAITING, Waiting
 from stream.features.profiles.online import E_IDENT, E_USER
+from stream.features.refunds import is_refund
 from stream.features.windows.arrays import SCORED
 from stream.pipeline import counters
 from stream.pipeline.entity_join.messages import (
@@ -73,7 +74,11 @@ class UserStage:
         plan, batch, effects = self._plan, part.batch, part.effects
         if not plan.keeps_users and not plan.requested:
             return
-        applied = [index for index, code in enumerate(part.outcome.tolist()) if code == SCORED]
+        applied = [
+            index
+            for index, code in enumerate(part.outcome.tolist())
+            if code == SCORED and not self._is_refund(part.decoded[index].row)
+        ]
         logs: dict[bytes, EntityLog] = {}
         if plan.keeps_users:
             users = dict.fromkeys(part.decoded[index].row.user_id.encode() for index in applied)
@@ -104,6 +109,9 @@ class UserStage:
                 effects.writes += log.writes(plan.user_horizon)
                 effects.join_counts[counters.LOG_TRUNCATED] += log.dropped
         self._logs.keep(batch.partition, logs.values())
+
+    def _is_refund(self, row: TransactionRow) -> bool:
+        return is_refund(row.amount_minor, row.transaction_type, self._plan.refund_types)
 
     def apply_labels(self, batch: Batch, reader: StateReader, effects: BatchEffects, now_ms: int) -> None:
         """Forward labels to the entities of their transactions; a label without a transaction waits."""

@@ -151,7 +151,7 @@ def test_a_decision_is_valid_against_its_schema_and_comes_back(decision: Decisio
     ("name", "document"),
     [
         ("transaction.json", {**TRANSACTION, "user_id": ""}),
-        ("transaction.json", {**TRANSACTION, "amount": -1}),
+        ("transaction.json", {**TRANSACTION, "amount": "--1"}),
         ("transaction.json", {**TRANSACTION, "amount": "1e2"}),
         ("transaction.json", {**TRANSACTION, "currency": "eur"}),
         ("transaction.json", {**TRANSACTION, "event_time": "yesterday"}),
