@@ -255,6 +255,16 @@ STREAM = [
         runbook="riskstreamhistorytruncated",
     ),
     Panel(
+        "Card numbers",
+        "Records with a card number as an id. Refused: a dead letter with the number masked. Replaced: by "
+        "an HMAC.",
+        "cps",
+        [(f"sum by (action) ({rate('riskstream_card_numbers_total')})", "{{action}}")],
+        width=8,
+        stacked=True,
+        runbook="riskstreamcardnumbers",
+    ),
+    Panel(
         "State deleted",
         "Users and entities deleted because they had not come for longer than their time to live.",
         "cps",

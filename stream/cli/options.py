@@ -58,9 +58,14 @@ def read_table(path: Path, dataset: str | None, mapping: Path | None) -> Transac
     """
     if dataset is not None and mapping is not None:
         raise ConfigError("--dataset and --mapping exclude each other")
+    from offline.data.card_numbers import without_card_numbers
     from offline.data.readers import read_transactions
+    from stream.events.card_numbers import CardNumbers
+    from stream.settings import load_settings
 
-    return read_transactions(path, dataset=dataset, mapping=mapping)
+    settings = load_settings().card_numbers
+    table = read_transactions(path, dataset=dataset, mapping=mapping)
+    return without_card_numbers(table, CardNumbers(settings.policy, settings.hmac_key()))
 
 
 class _EventTimeType(click.ParamType):

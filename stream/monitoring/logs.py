@@ -1,5 +1,7 @@
 """A worker's log: a line for each event of interest, for people or for machines.
 
+Card numbers are masked, see :mod:`stream.events.card_numbers`.
+
 A line never contains more of a transaction than its position and name: topic, partition, offset and id. The
 content of a record, and why it was rejected, is in the topics, where access can be restricted.
 """
@@ -11,10 +13,11 @@ import logging
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from stream.events.card_numbers import mask
 from stream.events.fields import format_event_time
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ class JsonFormatter(logging.Formatter):
         } | context_of(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return mask(orjson.dumps(line, default=str)).decode()
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -87,7 +90,11 @@ class ConsoleFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Return the line without a stack trace."""
         said = "".join(f" {name}={_word(value)}" for name, value in context_of(record).items())
-        return super().formatMessage(record) + said
+        return mask((super().formatMessage(record) + said).encode(errors="replace")).decode()
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the library's name
+        """Return a stack trace."""
+        return mask(super().formatException(ei).encode(errors="replace")).decode()
 
 
 def _word(value: object) -> str:

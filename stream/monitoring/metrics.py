@@ -264,6 +264,10 @@ class Metrics:
             "other_source_users",
             "Users with state from another incarnation of the source topic.",
         )
+        card_numbers = catalog.counter(
+            "card_numbers", "Records with card numbers as ids, refused or replaced by HMACs.", ["action"]
+        )
+        self.card_numbers = {action: card_numbers.labels(action) for action in ("refused", "replaced")}
         self.refunds = catalog.counter(
             "refunds", "Transactions with a negative amount or the type of a refund, apart from payments."
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 
+from stream.events.card_numbers import CardNumbers
 from stream.events.decode import MAX_RECORD_BYTES, TransactionRow
 from stream.events.fields import MS_PER_DAY
 from stream.events.models import Outcome, RiskLevel
@@ -79,6 +80,8 @@ class PipelineConfig:
         Whether to produce decisions, and whether they contain the features' values.
     cache_bytes:
         Memory for long histories that stay unpacked between micro-batches.
+    card_numbers:
+        What happens to card numbers in ids.
     user_ttl_ms:
         A user's history begins anew after this long without a transaction; 0 for never.
     partitioner, partitions:
@@ -96,6 +99,7 @@ class PipelineConfig:
     decision_features: bool = False
     cache_bytes: int = 128 << 20
     user_ttl_ms: int = 0
+    card_numbers: CardNumbers = field(default_factory=CardNumbers)
     partitioner: Partitioner = "any"
     partitions: int = 1
 
@@ -152,6 +156,8 @@ class BatchEffects:
         Valid transactions that are refunds, which have a history of their own.
     truncated:
         Transactions whose features lack older events, which the user's history had no room for.
+    card_numbers:
+        Records with card numbers as ids, by what was done with them: ``refused`` or ``replaced``.
     newest_ms:
         The latest event time of the valid transactions; None without any.
     """
@@ -170,6 +176,7 @@ class BatchEffects:
     misplaced: int = 0
     refunds: int = 0
     truncated: int = 0
+    card_numbers: Counter[str] = field(default_factory=Counter)
     newest_ms: int | None = None
     rejected: list[tuple[str, int]] = field(default_factory=list)
     outputs: Sends = field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from stream.decisions.policy import Verdict, alert_id
+from stream.events.card_numbers import MASKED, mask
 from stream.events.fields import MAX_TIME_MS, format_event_time
 from stream.events.models import DeadLetterHeader, Outcome
 from stream.events.records import ConsumerRecord, ProducerRecord, trace_context
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from stream.events.decode import TransactionRow
 
-__all__ = ["MAX_DEAD_LETTER_BYTES", "Encoder", "dead_letter"]
+__all__ = ["MAX_DEAD_LETTER_BYTES", "Encoder", "dead_letter", "mask_dead_letter"]
 
 
 #: Most bytes of a record that its dead letter carries. A broker accepts 1 MiB by default, measured after
@@ -132,3 +133,17 @@ def dead_letter(
         (DeadLetterHeader.TIMESTAMP.value, format_event_time(refused_at_ms).encode()),
     )
     return ProducerRecord(key, value, headers)
+
+
+def mask_dead_letter(letter: ProducerRecord) -> ProducerRecord:
+    """Return a dead letter without card numbers in clear; its reason says if there were any."""
+    key, value = letter.key and mask(letter.key), letter.value and mask(letter.value)
+    headers = tuple((name, text and mask(text)) for name, text in letter.headers)
+    if (key, value, headers) == (letter.key, letter.value, tuple(letter.headers)):
+        return letter
+    reason = DeadLetterHeader.REASON.value
+    return ProducerRecord(
+        key,
+        value,
+        tuple((name, (text or b"") + MASKED.encode() if name == reason else text) for name, text in headers),
+    )

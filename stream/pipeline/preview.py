@@ -13,6 +13,7 @@ import numpy as np
 
 from stream.decisions.policy import Policy
 from stream.decisions.reasons import Explainer
+from stream.events.card_numbers import CardNumbers
 from stream.events.decode import TransactionRow, row_of_object
 from stream.features.refunds import history_key, history_name, is_refund
 from stream.features.vector import VectorBuilder
@@ -60,10 +61,12 @@ class Preview:
         max_reasons: int,
         language: Language = "en",
         user_ttl_ms: int = 0,
+        card_numbers: CardNumbers | None = None,
     ) -> None:
         self._bundle = bundle
         self.profiles = ProfilePreview(bundle.spec, lateness_ms) if bundle.spec.entities else None
         self._times = times
+        self._card_numbers = card_numbers or CardNumbers()
         self._history = HistoryConfig(lateness_ms, user_ttl_ms)
         self._builder = VectorBuilder(bundle.spec)
         self._predictor = Predictor(bundle)
@@ -80,7 +83,7 @@ class Preview:
         """
         row = row_of_object(parsed)
         self._times.check("event_time", row.event_time, now_ms)
-        return row
+        return self._card_numbers.row(row)
 
     def score(
         self,

@@ -228,7 +228,23 @@ class TransactionPipeline:
             config.partitions,
             config.partitioner,
         )
+        if config.card_numbers.may_be_in(row for _, row in part.decoded):
+            self._take_out_card_numbers(part)
         return part
+
+    def _take_out_card_numbers(self, part: PartitionBatch) -> None:
+        """Replace or refuse transactions with card numbers as ids."""
+        kept = []
+        for record, row in part.decoded:
+            try:
+                clean, replaced = self.config.card_numbers.record(row, record)
+            except InvalidRecordError as error:
+                part.effects.card_numbers["refused"] += 1
+                _reject(part, record, error, error.field, error.reason)
+                continue
+            part.effects.card_numbers["replaced"] += replaced is not record
+            kept.append(DecodedRecord(replaced, clean))
+        part.decoded = kept
 
     def _decide(
         self, part: PartitionBatch, verdicts: dict[int, Verdict], matrix: npt.NDArray[np.float64]

@@ -11,6 +11,7 @@ from stream.kafka.topics import changelog_topic
 from stream.monitoring.logs import LineBudget
 from stream.monitoring.tracing import MicroBatchTimes
 from stream.pipeline.effects import gather
+from stream.pipeline.encode import mask_dead_letter
 from stream.runtime.fault_injection import no_fault
 from stream.runtime.micro_batch import INLINE_RECORDS
 
@@ -86,6 +87,7 @@ class Commit:
         self._producing = asyncio.Lock()
         self._warned: set[int] = set()
         self._warned_of_misplaced = False
+        self._card_numbers_allowed = settings.card_numbers.policy == "allow"
         self._partitioner = settings.topics.partitioner
         self._alert_lines, self._rejection_lines = LineBudget(), LineBudget()
 
@@ -183,10 +185,14 @@ class Commit:
             for item in (
                 ((topics.alerts, part.partition), effects.alerts),
                 ((topics.decisions, part.partition), effects.decisions),
-                ((topics.dead_letters, part.partition), effects.dead_letters),
+                ((topics.dead_letters, part.partition), self._masked(effects.dead_letters)),
                 *effects.outputs.items(),
             )
         )
+
+    def _masked(self, letters: list[ProducerRecord]) -> list[ProducerRecord]:
+        """Return dead letters without card numbers in clear, unless these are allowed."""
+        return letters if self._card_numbers_allowed else list(map(mask_dead_letter, letters))
 
     def _count(self, effects: BatchEffects) -> None:
         metrics = self._metrics
@@ -201,6 +207,8 @@ class Commit:
         metrics.other_source.inc(effects.other_source)
         metrics.internal_errors.inc(len(effects.internal_errors))
         metrics.misplaced.inc(effects.misplaced)
+        for action, count in effects.card_numbers.items():
+            metrics.card_numbers[action].inc(count)
         metrics.refunds.inc(effects.refunds)
         metrics.truncated.inc(effects.truncated)
         metrics.score.observe(effects.scores)

@@ -139,6 +139,7 @@ class Runtime(WorkerHooks):
             max_reasons=config.max_reasons,
             language=config.language,
             user_ttl_ms=config.user_ttl_ms,
+            card_numbers=config.card_numbers,
         )
         topics = self.settings.topics
         return PredictForwarder(

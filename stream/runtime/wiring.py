@@ -6,6 +6,7 @@ import logging
 from datetime import date
 from typing import TYPE_CHECKING
 
+from stream.events.card_numbers import CardNumbers
 from stream.events.fields import MS_PER_DAY
 from stream.events.models import RiskLevel
 from stream.kafka.clients import aiokafka_config
@@ -69,6 +70,7 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         decision_features=settings.decisions.features,
         cache_bytes=settings.history.cache_mib << 20,
         user_ttl_ms=user_ttl_ms,
+        card_numbers=CardNumbers(settings.card_numbers.policy, settings.card_numbers.hmac_key()),
         partitioner=settings.topics.partitioner,
         partitions=settings.topics.partitions,
     )

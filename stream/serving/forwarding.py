@@ -178,7 +178,7 @@ class PredictForwarder:
         indexes = range(len(predict_request.rows)) if only is None else only
         parts: dict[int, list[int]] = {}
         for index in indexes:
-            partition = self._partition_of(predict_request.rows[index].user_id.encode())
+            partition = self._partition_of(predict_request.keys[index])
             parts.setdefault(partition, []).append(index)
         here: dict[int, list[int]] = {}
         away: dict[str, list[int]] = {}

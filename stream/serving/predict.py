@@ -61,16 +61,19 @@ class PredictRequest(NamedTuple):
     ----------
     rows
         Its transactions, in its order.
+    keys
+        The keys that producers would give the transactions' records: the user ids as they came.
     body, headers
         As they came.
     """
 
     rows: list[TransactionRow]
+    keys: list[bytes]
     body: bytes
     headers: Mapping[str, str]
 
 
-_Rows = tuple[list[TransactionRow], list[dict[str, Any]], float]
+_Rows = tuple[list[TransactionRow], list[bytes], list[dict[str, Any]], float]
 
 
 class Unavailable(Exception):  # noqa: N818 - said to a client, not an error of this program
@@ -144,9 +147,10 @@ class ScoringService:
         return response
 
     def _rows(self, body: bytes, *, single: bool) -> _Rows:
-        """Return the transactions of a body, a description of each invalid one, and the seconds spent."""
+        """Return a body's transactions, their keys, a description of each invalid one, and the seconds."""
         begun = time.thread_time()
         rows: list[TransactionRow] = []
+        keys: list[bytes] = []
         problems: list[dict[str, Any]] = []
         try:
             if single:
@@ -156,16 +160,17 @@ class ScoringService:
                 _require_few_values(body, _MAX_VALUES_OF_MANY * self._max_batch)
                 parsed = _parse_batch(body, self._max_batch)
         except InvalidRecordError as error:
-            return rows, [problem(error)], time.thread_time() - begun
+            return rows, keys, [problem(error)], time.thread_time() - begun
         now_ms = time.time_ns() // 1_000_000
         for index, item in enumerate(parsed):
             try:
                 if not isinstance(item, dict):
                     raise InvalidRecordError("$", "must be a JSON object")
                 rows.append(self._preview.row(item, now_ms))
+                keys.append(item["user_id"].encode())
             except InvalidRecordError as error:
                 problems.append(problem(error, *(() if single else (index,))))
-        return rows, problems, time.thread_time() - begun
+        return rows, keys, problems, time.thread_time() - begun
 
     async def _answer(self, request: web.Request) -> web.Response:
         try:
@@ -175,15 +180,15 @@ class ScoringService:
             return refuse([problem(InvalidRecordError("$", reason))], 413)
         single = body.lstrip(_BLANKS)[:1] != b"["
         if len(body) <= _INLINE_BYTES:
-            rows, problems, seconds = self._rows(body, single=single)
+            rows, keys, problems, seconds = self._rows(body, single=single)
         else:
-            rows, problems, seconds = await asyncio.to_thread(self._rows, body, single=single)
+            rows, keys, problems, seconds = await asyncio.to_thread(self._rows, body, single=single)
         if problems:
             now = time.perf_counter()
             self._paid_off_at = max(self._paid_off_at, now) + _REFUSED_SHARE * seconds
             return refuse(problems, 422)
         try:
-            profile_responses = await self._score(PredictRequest(rows, body, request.headers))
+            profile_responses = await self._score(PredictRequest(rows, keys, body, request.headers))
         except InvalidRecordError as error:
             return refuse([problem(error)], 422)
         except Unavailable as error:

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from stream.errors import ConfigError
+from stream.settings.card_numbers import CardNumberSettings
 from stream.settings.http import MetricsSettings, ScoringSettings
 from stream.settings.kafka import KafkaSettings, Partitioner, TopicSettings
 from stream.settings.worker import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 __all__ = [
+    "CardNumberSettings",
     "DecisionSettings",
     "DriftSettings",
     "HistorySettings",
@@ -101,6 +103,7 @@ class Settings(BaseSettings):
     tracing: TracingSettings = Field(default_factory=TracingSettings)
     drift: DriftSettings = Field(default_factory=DriftSettings)
     history: HistorySettings = Field(default_factory=HistorySettings)
+    card_numbers: CardNumberSettings = Field(default_factory=CardNumberSettings)
     rocksdb: RocksDBSettings = Field(default_factory=RocksDBSettings)
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings)
 

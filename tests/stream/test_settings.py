@@ -201,6 +201,7 @@ def test_describe_has_a_line_for_every_setting() -> None:
         "drift",
         "history",
         "rocksdb",
+        "card_numbers",
         "scoring",
         "watchdog",
         "tracing",

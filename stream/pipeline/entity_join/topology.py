@@ -64,6 +64,7 @@ class EntityJoinPipeline(TransactionPipeline):
             self._pending,
             config.max_record_bytes,
             config.times,
+            config.card_numbers,
         )
         self._entities = EntityStage(plan, topics, self._spec_hash, self._entity_logs)
         self._join = JoinStage(

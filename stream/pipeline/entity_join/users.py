@@ -28,6 +28,7 @@ from stream.state.hashing import hash_id
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from stream.events.card_numbers import CardNumbers
     from stream.events.decode import TransactionRow
     from stream.events.models import Label
     from stream.events.records import ConsumerRecord
@@ -60,6 +61,7 @@ class UserStage:
         pending: PendingTransactions,
         max_record_bytes: int,
         times: EventTimeLimits,
+        card_numbers: CardNumbers,
     ) -> None:
         self._plan = plan
         self._topics = topics
@@ -68,6 +70,7 @@ class UserStage:
         self._pending = pending
         self._max_record_bytes = max_record_bytes
         self._times = times
+        self._card_numbers = card_numbers
 
     def apply(self, part: PartitionBatch, reader: StateReader, matrix: npt.NDArray[np.float64]) -> None:
         """Add applied transactions to their users' logs, and request the profiles kept elsewhere."""
@@ -212,11 +215,13 @@ class UserStage:
                 for field in ("event_time", "label_time"):
                     if (when := getattr(label, field)) < self._times.min_ms:
                         raise self._times.error(field, when, now_ms)
+                clean, replaced = self._card_numbers.label(label, record)
             except InvalidRecordError as error:
                 effects.reject_invalid(batch, record, error, now_ms)
                 continue
             effects.unknown_fields += unknown
-            labels.append((record, label))
+            effects.card_numbers["replaced"] += replaced is not record
+            labels.append((replaced, clean))
         return labels
 
     def _announce(self, effects: BatchEffects, log: EntityLog, row: int, label: Waiting) -> None:
