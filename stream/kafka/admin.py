@@ -336,9 +336,8 @@ def administration(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[Kaf
                 admin.close()
         except _REFUSALS as error:
             raise _RefusedError(
-                f"the broker at {address} rejects user {kafka.sasl_username!r} with mechanism "
-                f"{kafka.sasl_mechanism}: check RISKSTREAM_KAFKA__SASL_USERNAME, its password and the "
-                "mechanism"
+                f"the broker at {address} rejects {kafka.identity} with mechanism {kafka.sasl_mechanism}: "
+                f"check {_credentials(kafka)} and the mechanism"
             ) from error
         except AuthorizationError as error:
             raise _RefusedError(
@@ -349,10 +348,9 @@ def administration(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[Kaf
             reason = _one_line(log.reason or error)
             if _CLOSED in reason and kafka.security_protocol.startswith("SASL"):
                 raise BrokerError(
-                    f"the broker at {address} closes the connection of user {kafka.sasl_username!r} with "
-                    f"mechanism {kafka.sasl_mechanism}, as it does after a wrong password: check "
-                    "RISKSTREAM_KAFKA__SASL_USERNAME, its password, the mechanism and the listener's "
-                    "protocol"
+                    f"the broker at {address} closes the connection of {kafka.identity} with mechanism "
+                    f"{kafka.sasl_mechanism}, as it does after wrong credentials: check "
+                    f"{_credentials(kafka)}, the mechanism and the listener's protocol"
                 ) from error
             raise BrokerError(
                 f"no Kafka broker responds at {address} within {timeout_seconds:g} s ({reason}); "
@@ -361,6 +359,12 @@ def administration(kafka: KafkaSettings, timeout_seconds: float) -> Iterator[Kaf
             ) from error
         except (OSError, ValueError) as error:  # an address or certificate that cannot be used at all
             raise BrokerError(f"the broker at {address} cannot be used: {_one_line(error)}") from error
+
+
+def _credentials(kafka: KafkaSettings) -> str:
+    if kafka.sasl_mechanism == "OAUTHBEARER":
+        return "RISKSTREAM_KAFKA__OAUTH_CLIENT_ID, what its tokens contain,"
+    return "RISKSTREAM_KAFKA__SASL_USERNAME, its password"
 
 
 def _connect(kafka: KafkaSettings, timeout_seconds: float, log: _Collector) -> KafkaAdminClient:
@@ -372,6 +376,8 @@ def _connect(kafka: KafkaSettings, timeout_seconds: float, log: _Collector) -> K
     config = client_config(kafka)
     if not config["bootstrap_servers"]:
         raise ValueError("the address is empty")
+    if "sasl_oauth_token_provider" in config:
+        config["sasl_oauth_token_provider"].token()  # the client would only say that its time is over
     nets: list[KafkaNetClient] = []
 
     def keep(**options: Any) -> KafkaNetClient:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from stream.errors import BrokerError
+from stream.kafka.oauth import AsyncTokens, Tokens, token_source
+
 if TYPE_CHECKING:
     from stream.settings import KafkaSettings
 
@@ -29,27 +32,42 @@ def client_config(kafka: KafkaSettings) -> dict[str, Any]:
     }
     if kafka.security_protocol.startswith("SASL"):
         config["sasl_mechanism"] = kafka.sasl_mechanism
-        config["sasl_plain_username"] = kafka.sasl_username
-        config["sasl_plain_password"] = kafka.password()
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            config["sasl_oauth_token_provider"] = Tokens(token_source(kafka))
+        else:
+            config["sasl_plain_username"] = kafka.sasl_username
+            config["sasl_plain_password"] = kafka.password()
     if kafka.security_protocol.endswith("SSL"):
         config["ssl_check_hostname"] = True
-        for name, path in (
-            ("ssl_cafile", kafka.ssl_ca_file),
-            ("ssl_certfile", kafka.ssl_cert_file),
-            ("ssl_keyfile", kafka.ssl_key_file),
-        ):
-            if path is not None:
-                config[name] = str(path)
+        config["ssl_context"] = ssl_context(kafka)
     return config
 
 
 def ssl_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
-    """Return the TLS context of the settings, hostname check on, or None without TLS."""
+    """Return the TLS context of the settings, hostname check on, or None without TLS.
+
+    Raises
+    ------
+    BrokerError
+        The certificates or the key cannot be used.
+    """
     if kafka.security_protocol not in {"SSL", "SASL_SSL"}:
         return None
-    context = ssl.create_default_context(cafile=None if kafka.ssl_ca_file is None else str(kafka.ssl_ca_file))
+    ca_file = kafka.ssl_ca_file
+    try:
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except OSError as error:
+        raise BrokerError(f"RISKSTREAM_KAFKA__SSL_CA_FILE: {ca_file} cannot be used: {error}") from error
     if kafka.ssl_cert_file is not None and kafka.ssl_key_file is not None:
-        context.load_cert_chain(str(kafka.ssl_cert_file), str(kafka.ssl_key_file))
+        # A function, since without a password OpenSSL would ask for one at the terminal.
+        password = kafka.key_password() or ""
+        try:
+            context.load_cert_chain(str(kafka.ssl_cert_file), str(kafka.ssl_key_file), lambda: password)
+        except (OSError, ValueError) as error:
+            raise BrokerError(
+                f"RISKSTREAM_KAFKA__SSL_KEY_FILE: {kafka.ssl_key_file} cannot be used: {error}; check that "
+                "it belongs to the certificate, and RISKSTREAM_KAFKA__SSL_KEY_PASSWORD_FILE if encrypted"
+            ) from error
     return context
 
 
@@ -61,9 +79,10 @@ def aiokafka_config(kafka: KafkaSettings) -> dict[str, Any]:
         "ssl_context": ssl_context(kafka),
     }
     if kafka.security_protocol.startswith("SASL"):
-        config |= {
-            "sasl_mechanism": kafka.sasl_mechanism,
-            "sasl_plain_username": kafka.sasl_username,
-            "sasl_plain_password": kafka.password(),
-        }
+        config["sasl_mechanism"] = kafka.sasl_mechanism
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            config["sasl_oauth_token_provider"] = AsyncTokens(token_source(kafka))
+        else:
+            config["sasl_plain_username"] = kafka.sasl_username
+            config["sasl_plain_password"] = kafka.password()
     return config

@@ -16,6 +16,12 @@ __all__ = ["KafkaSettings", "Partitioner", "TopicSettings"]
 Partitioner = Literal["murmur2", "crc32", "any"]
 
 
+def _secret(value: SecretStr | None, path: Path | None) -> str | None:
+    if value is not None:
+        return value.get_secret_value()
+    return None if path is None else path.read_text(encoding="utf-8").strip()
+
+
 class KafkaSettings(Section):
     """Connection to the Kafka brokers, consumer group and producer timeouts."""
 
@@ -25,16 +31,36 @@ class KafkaSettings(Section):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT", description="Protocol of the connections: with or without TLS and SASL"
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
         default="PLAIN", description="SASL mechanism, used with a SASL protocol"
     )
     sasl_username: str | None = Field(
-        default=None, description="SASL user name, required with a SASL protocol"
+        default=None, description="SASL user name, required with PLAIN and SCRAM"
     )
     sasl_password: SecretStr | None = Field(
         default=None, description="SASL password; takes precedence over sasl_password_file"
     )
     sasl_password_file: Path | None = Field(default=None, description="File that contains the SASL password")
+    oauth_token_url: str | None = Field(
+        default=None,
+        pattern=r"^(https://[^\s/]+|http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?)(/\S*)?$",
+        description="With OAUTHBEARER: address of the token endpoint for the client credentials grant; "
+        "https, or http on this machine",
+    )
+    oauth_client_id: str | None = Field(default=None, description="With OAUTHBEARER: id of the client")
+    oauth_client_secret: SecretStr | None = Field(
+        default=None,
+        description="With OAUTHBEARER: secret of the client; takes precedence over oauth_client_secret_file",
+    )
+    oauth_client_secret_file: Path | None = Field(
+        default=None, description="File that contains the secret of the client"
+    )
+    oauth_scope: str | None = Field(default=None, description="With OAUTHBEARER: scope to ask for")
+    oauth_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities that verify the token endpoint's certificate; without it "
+        "the system's authorities",
+    )
     ssl_ca_file: Path | None = Field(
         default=None,
         description="PEM file of the authorities that verify the brokers' certificates; without it the "
@@ -45,6 +71,13 @@ class KafkaSettings(Section):
     )
     ssl_key_file: Path | None = Field(
         default=None, description="PEM file with the client certificate's key for mutual TLS"
+    )
+    ssl_key_password: SecretStr | None = Field(
+        default=None,
+        description="Password of an encrypted ssl_key_file; takes precedence over ssl_key_password_file",
+    )
+    ssl_key_password_file: Path | None = Field(
+        default=None, description="File that contains the password of an encrypted ssl_key_file"
     )
     session_timeout_seconds: float = Field(
         default=6.0, ge=1, description="The group reassigns the partitions of a worker silent for this long"
@@ -85,29 +118,55 @@ class KafkaSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> KafkaSettings:
         if self.security_protocol.startswith("SASL"):
-            if not self.sasl_username:
-                msg = "sasl_username: is required with security_protocol=" + self.security_protocol
-                raise ValueError(msg)
-            if self.sasl_password is None and self.sasl_password_file is None:
-                msg = "sasl_password (or sasl_password_file): is required with SASL"
-                raise ValueError(msg)
+            self._require_credentials()
         if (self.ssl_cert_file is None) != (self.ssl_key_file is None):
             msg = "ssl_cert_file and ssl_key_file: require each other"
             raise ValueError(msg)
-        for name in ("sasl_password_file", "ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+        for name in (
+            "sasl_password_file", "oauth_client_secret_file", "oauth_ca_file", "ssl_ca_file", "ssl_cert_file",
+            "ssl_key_file", "ssl_key_password_file",
+        ):  # fmt: skip
             path: Path | None = getattr(self, name)
             if path is not None and not path.is_file():
                 msg = f"{name}: {path} is not a readable file"
                 raise ValueError(msg)
         return self
 
+    def _require_credentials(self) -> None:
+        """Raise an error unless the settings have what the SASL mechanism needs."""
+        mechanism = self.sasl_mechanism
+        if mechanism == "OAUTHBEARER":
+            needed = [
+                ["oauth_token_url"],
+                ["oauth_client_id"],
+                ["oauth_client_secret", "oauth_client_secret_file"],
+            ]
+        else:
+            needed = [["sasl_username"], ["sasl_password", "sasl_password_file"]]
+        for names in needed:
+            if not any(getattr(self, name) for name in names):
+                choice = " (or ".join(names) + ")" * (len(names) - 1)
+                msg = f"{choice}: is required with sasl_mechanism={mechanism}"
+                raise ValueError(msg)
+
     def password(self) -> str | None:
         """Return the SASL password, from the setting or its file."""
-        if self.sasl_password is not None:
-            return self.sasl_password.get_secret_value()
-        if self.sasl_password_file is not None:
-            return self.sasl_password_file.read_text(encoding="utf-8").strip()
-        return None
+        return _secret(self.sasl_password, self.sasl_password_file)
+
+    def oauth_secret(self) -> str | None:
+        """Return the secret of the OAuth client, from the setting or its file."""
+        return _secret(self.oauth_client_secret, self.oauth_client_secret_file)
+
+    def key_password(self) -> str | None:
+        """Return the password of the client certificate's key, from the setting or its file."""
+        return _secret(self.ssl_key_password, self.ssl_key_password_file)
+
+    @property
+    def identity(self) -> str:
+        """Who asks for access with SASL, for a message."""
+        if self.sasl_mechanism == "OAUTHBEARER":
+            return f"client {self.oauth_client_id!r}"
+        return f"user {self.sasl_username!r}"
 
 
 class TopicSettings(Section):

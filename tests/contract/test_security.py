@@ -14,6 +14,7 @@ from kafka.admin import UserScramCredentialUpsertion
 from stream.kafka.local.apache import KafkaBroker
 from support.certificates import Authority
 from support.streams import Sent, Stream, readable_line
+from support.token_endpoint import TokenEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ class Secured(NamedTuple):
 
     broker: KafkaBroker
     password: dict[str, Any]
+    oauth: dict[str, Any]
+    tokens: TokenEndpoint
     mutual: dict[str, Any]
     elsewhere: dict[str, Any]
 
@@ -43,6 +46,8 @@ def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     here = authority.keystore("broker", "IP:127.0.0.1")
     elsewhere = authority.keystore("other-broker", "DNS:kafka.example.org")
     certificate, key = authority.issue("worker")
+    (folder / "key-password").write_text("the key's own password\n", "ascii")
+    encrypted = authority.encrypt(key, "the key's own password")
     secret = uuid.uuid4().hex
     word = folder / "password"
     word.write_text(secret + "\n", "ascii")
@@ -54,14 +59,22 @@ def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "listener.name.password.plain.sasl.jaas.config": f"{MODULES}.plain.PlainLoginModule required "
         f'user_worker="{secret}";',
     }
+    oauth_module = (
+        f"{MODULES}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=broker;"
+    )
+    config["listener.name.oauth.sasl.enabled.mechanisms"] = "OAUTHBEARER"
+    config["listener.name.oauth.oauthbearer.sasl.jaas.config"] = oauth_module
     for mechanism in ("scram-sha-256", "scram-sha-512"):
         module = f"{MODULES}.scram.ScramLoginModule required;"
         config[f"listener.name.password.{mechanism}.sasl.jaas.config"] = module
-    for name, store in (("password", here), ("mutual", here), ("elsewhere", elsewhere)):
+    for name, store in (("password", here), ("oauth", here), ("mutual", here), ("elsewhere", elsewhere)):
         config[f"listener.name.{name}.ssl.keystore.type"] = "PEM"
         config[f"listener.name.{name}.ssl.keystore.location"] = str(store)
-    listeners = {"PASSWORD": "SASL_SSL", "MUTUAL": "SSL", "ELSEWHERE": "SSL"}
-    with KafkaBroker(listeners=listeners, extra_config=config) as broker:
+    listeners = {"PASSWORD": "SASL_SSL", "OAUTH": "SASL_SSL", "MUTUAL": "SSL", "ELSEWHERE": "SSL"}
+    with (
+        TokenEndpoint("worker", secret, "kafka risk") as tokens,
+        KafkaBroker(listeners=listeners, extra_config=config) as broker,
+    ):
         client = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
         try:
             for mechanism in MECHANISMS[1:]:
@@ -83,9 +96,21 @@ def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
             },
             {
                 **tls,
+                "bootstrap_servers": broker.address("OAUTH"),
+                "security_protocol": "SASL_SSL",
+                "sasl_mechanism": "OAUTHBEARER",
+                "oauth_token_url": tokens.url,
+                "oauth_client_id": "worker",
+                "oauth_client_secret_file": word,
+                "oauth_scope": "kafka risk",
+            },
+            tokens,
+            {
+                **tls,
                 "bootstrap_servers": broker.address("MUTUAL"),
                 "ssl_cert_file": certificate,
-                "ssl_key_file": key,
+                "ssl_key_file": encrypted,
+                "ssl_key_password_file": folder / "key-password",
             },
             {**tls, "bootstrap_servers": broker.address("ELSEWHERE")},
         )
@@ -125,9 +150,11 @@ def transactions(count: int) -> list[Sent]:
     return [Sent(f"user-{at % 5}".encode(), json.dumps(body(at)).encode()) for at in range(count)]
 
 
-@pytest.mark.parametrize("way", [*MECHANISMS, "mutual TLS"])
+@pytest.mark.parametrize("way", [*MECHANISMS, "OAUTHBEARER", "mutual TLS"])
 def test_a_worker_does_its_work(way: str, secured: Secured, make: Callable[..., Stream]) -> None:
-    kafka = secured.mutual if way == "mutual TLS" else {**secured.password, "sasl_mechanism": way}
+    ways = {"mutual TLS": secured.mutual, "OAUTHBEARER": secured.oauth}
+    kafka = ways.get(way, {**secured.password, "sasl_mechanism": way})
+    secured.tokens.seconds = 2.0  # so that tokens are replaced while the worker runs
     stream = make(kafka)
     worker = stream.start()
     stream.produce(transactions(200))
@@ -154,6 +181,11 @@ def test_a_worker_does_its_work(way: str, secured: Secured, make: Callable[..., 
         ("an unknown authority", "certificate verify failed"),
         ("no client certificate", "bad certificate"),
         ("a client certificate of another authority", "certificate unknown"),
+        ("a wrong password of the key", "RISKSTREAM_KAFKA__SSL_KEY_PASSWORD_FILE"),
+        ("no password of the key", "RISKSTREAM_KAFKA__SSL_KEY_PASSWORD_FILE"),
+        ("a wrong client secret", "refuses client 'worker' with HTTP status 401"),
+        ("a token that has expired", "client 'worker' with mechanism OAUTHBEARER"),
+        ("no token endpoint", "gives no token"),
     ],
 )
 def test_what_does_not_fit_is_one_readable_line(
@@ -174,8 +206,22 @@ def test_what_does_not_fit_is_one_readable_line(
         kafka = secured.elsewhere
     elif what == "an unknown authority":
         kafka = {**secured.password, "ssl_ca_file": Authority(tmp_path / "theirs").certificate}
+    elif what in {"a wrong client secret", "a token that has expired", "no token endpoint"}:
+        word = tmp_path / "secret"
+        word.write_text(wrong, "ascii")
+        kafka = {**secured.oauth, "request_timeout_seconds": 20.0} | {
+            "a wrong client secret": {"oauth_client_secret_file": word},
+            "a token that has expired": {"oauth_token_url": secured.tokens.url + "/expired"},
+            "no token endpoint": {"oauth_token_url": "http://127.0.0.1:9/token"},
+        }[what]
+    elif what == "a wrong password of the key":
+        word = tmp_path / "key-password"
+        word.write_text(wrong, "ascii")
+        kafka = {**secured.mutual, "ssl_key_password_file": word}
+    elif what == "no password of the key":
+        kafka = {**secured.mutual, "ssl_key_password_file": None}
     elif what == "no client certificate":
-        kafka = {**secured.mutual, "ssl_cert_file": None, "ssl_key_file": None}
+        kafka = {**secured.mutual, "ssl_cert_file": None, "ssl_key_file": None, "ssl_key_password_file": None}
     else:
         certificate, key = Authority(tmp_path / "theirs").issue("worker")
         kafka = {**secured.mutual, "ssl_cert_file": certificate, "ssl_key_file": key}

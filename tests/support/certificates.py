@@ -38,6 +38,12 @@ class Authority:
         )  # fmt: skip
         return certificate, key
 
+    def encrypt(self, key: Path, password: str) -> Path:
+        """Return the file of a copy of a key that is encrypted."""
+        encrypted = key.with_suffix(".encrypted.key")
+        _openssl("pkcs8", "-topk8", "-in", key, "-out", encrypted, "-passout", f"pass:{password}")
+        return encrypted
+
     def keystore(self, name: str, alternative: str = "") -> Path:
         """Return a file with key and certificate, as Kafka's keystores of type PEM have them."""
         certificate, key = self.issue(name, alternative)

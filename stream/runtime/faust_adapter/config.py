@@ -8,6 +8,7 @@ import faust
 from faust.types.auth import SASLMechanism
 
 from stream.kafka.clients import bootstrap_servers, ssl_context
+from stream.kafka.oauth import AsyncTokens, token_source
 from stream.kafka.topics import HISTORY_TABLE
 from stream.pipeline.encode import MAX_DEAD_LETTER_BYTES
 from stream.runtime.faust_adapter.app import PassThroughSchema, StreamApp
@@ -26,6 +27,8 @@ __all__ = ["build_faust_app"]
 
 def _faust_credentials(kafka: KafkaSettings) -> Any:
     context = ssl_context(kafka)
+    if kafka.security_protocol.startswith("SASL") and kafka.sasl_mechanism == "OAUTHBEARER":
+        return faust.OAuthCredentials(oauth_cb=AsyncTokens(token_source(kafka)), ssl_context=context)
     if kafka.security_protocol.startswith("SASL"):
         return faust.SASLCredentials(
             username=kafka.sasl_username,
