@@ -13,6 +13,8 @@ from stream.cli.options import data_options, read_table
 from stream.events.fields import MS_PER_DAY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from offline.data.table import TransactionTable
     from stream.decisions.sentences import Language
     from stream.scoring.bundle import Bundle
@@ -78,15 +80,19 @@ def serve(
     changes nothing. GET /openapi.json describes the endpoint. A user that the file does not have is a new
     user. The histories stay those of the file; workers have the live ones. Profiles come from the file and
     its labels, with the delays that the model was trained with.
+
+    RISKSTREAM_SCORING__TOKEN_FILE names a file with the bearer token that requests must have.
     """
     if labels_path is not None and data is None:
         raise click.UsageError("--labels requires --data: labels refer to its transactions")
+    from stream.events.card_numbers import CardNumbers
     from stream.pipeline.preview import Preview
     from stream.scoring.bundle import Bundle
     from stream.serving.predict import ScoringService
     from stream.settings import load_settings
 
-    loaded = Bundle.load(bundle, load_settings().bundle_public_key)
+    settings = load_settings()
+    loaded = Bundle.load(bundle, settings.bundle_public_key)
     if labels_path is not None and not loaded.spec.entities:
         raise click.UsageError("--labels requires a model with entity profiles: only these use labels")
     lateness_ms = _LATENESS_MS if loaded.allowed_lateness_ms is None else loaded.allowed_lateness_ms
@@ -96,6 +102,7 @@ def serve(
         max_reasons=_MAX_REASONS,
         language=language,
         user_ttl_ms=loaded.user_ttl_ms,
+        card_numbers=CardNumbers(settings.card_numbers.policy, settings.card_numbers.hmac_key()),
     )
     from stream.state.store import MemoryStore
 
@@ -111,7 +118,7 @@ def serve(
         )
         return preview.score(predict_request.rows, store, profile_responses)
 
-    asyncio.run(_serve(ScoringService(preview, score), host, port))
+    asyncio.run(_serve(ScoringService(preview, score), host, port, settings.scoring.wanted_token))
 
 
 def _state(
@@ -147,13 +154,15 @@ def _state(
     return store
 
 
-async def _serve(service: ScoringService, host: str, port: int) -> None:
-    from stream.serving.http import listen
+async def _serve(
+    service: ScoringService, host: str, port: int, wanted_token: Callable[[], str | None]
+) -> None:
+    from stream.serving.http import guard, listen
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner, port = await listen(service.application(), host, port, option="--port")
+    runner, port = await listen(service.application(guard(wanted_token)), host, port, option="--port")
     click.echo(f"Listening on http://{host}:{port}/predict")
     try:
         await stop.wait()
