@@ -35,12 +35,7 @@ RUN cd /opt/riskstream/lib/python3.*/site-packages \
     && python -m compileall -q stream offline
 RUN riskstream simulate --transactions 5000 --output data.jsonl \
     && riskstream train --data data.jsonl --output bundle --trees 10 \
-    && python -c "from pathlib import Path; \
-from stream.pipeline.transactions import Pipeline; \
-from stream.pipeline.effects import PipelineConfig; \
-from stream.runtime.warmup import warm_up; \
-from stream.scoring.bundle import Bundle; \
-warm_up(Pipeline(Bundle.load(Path('bundle')), PipelineConfig()))"
+    && python -m stream.runtime.warmup bundle
 
 
 FROM base

@@ -1,8 +1,13 @@
-"""Compile everything before the first transaction, so that none of them waits for a compiler."""
+"""Compile everything before the first transaction, so that none of them waits for a compiler.
+
+``python -m stream.runtime.warmup BUNDLE`` compiles for a bundle and ends, for the build of an image.
+"""
 
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -101,3 +106,11 @@ def _value(number: int, time_ms: int) -> bytes:
             "ip": "127.0.0.1",
         }
     )
+
+
+if __name__ == "__main__":
+    from stream.pipeline.effects import PipelineConfig
+    from stream.pipeline.transactions import TransactionPipeline
+    from stream.scoring.bundle import Bundle
+
+    warm_up(TransactionPipeline(Bundle.load(Path(sys.argv[1])), PipelineConfig()))
