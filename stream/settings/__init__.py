@@ -218,7 +218,7 @@ def setting_fields(
 def _known_variables() -> set[str]:
     """Return every environment variable with a meaning."""
     names = {"RISKSTREAM_" + name for name in ("ENV_FILE", "CACHE_DIR", "TEST_FAULT", "BUNDLE_PASSPHRASE")}
-    names |= {"RISKSTREAM_REQUIRE_KAFKA", "RISKSTREAM_REQUIRE_PROMETHEUS"}
+    names |= {f"RISKSTREAM_REQUIRE_{name}" for name in ("KAFKA", "PROMETHEUS", "TOOLS")}  # of the tests
     for section, variable, _ in setting_fields(Settings):
         names.add(variable)
         if section:

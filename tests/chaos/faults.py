@@ -43,6 +43,9 @@ KNOWN: dict[str, str] = {}
 #: Transactions that a round sends fast; beyond them the load goes on slowly until the round is over.
 SHARE = 1_500
 
+#: Why a fault is left out where the tests do not run as root.
+NEEDS_ROOT = "mounting a tmpfs needs root"
+
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
@@ -354,7 +357,7 @@ def _unwritable(name: str) -> Callable[[Round], None]:
 
 
 def _no_tmpfs() -> str | None:
-    return None if os.geteuid() == 0 and shutil.which("mount") else "mounting a tmpfs needs root"
+    return None if os.geteuid() == 0 and shutil.which("mount") else NEEDS_ROOT
 
 
 def _fill_disk(now: Round) -> None:

@@ -13,6 +13,7 @@ from kafka.admin import UserScramCredentialUpsertion
 
 from stream.kafka.local.apache import KafkaBroker
 from support.certificates import Authority
+from support.required import without
 from support.streams import Sent, Stream, readable_line
 from support.token_endpoint import TokenEndpoint
 
@@ -40,7 +41,7 @@ class Secured(NamedTuple):
 @pytest.fixture(scope="module")
 def secured(kafka_tools: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
+        without("needs the openssl command")
     folder = tmp_path_factory.mktemp("certificates")
     authority = Authority(folder / "ours")
     here = authority.keystore("broker", "IP:127.0.0.1")

@@ -18,6 +18,7 @@ from stream.errors import BundleError, ConfigError
 from stream.scoring.bundle import Bundle
 from stream.scoring.manifest import make_manifest
 from support.bundles import made_bundle
+from support.required import without
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,8 +185,9 @@ def test_keys_of_another_kind_are_one_readable_line(folder: Path, tmp_path: Path
             Bundle.load(folder, public)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_keys_of_openssl_are_those_of_the_docs(folder: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
+    if shutil.which("openssl") is None:
+        without("openssl is not installed")
     private, public = tmp_path / "openssl.pem", tmp_path / "openssl.pub"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
     subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
