@@ -18,6 +18,7 @@ from benchmarks.environment import describe, environment
 from benchmarks.latency import closed_loop, median_of, open_loop, started
 from benchmarks.recovery import recovery
 from benchmarks.report import tables, text, write_markdown
+from benchmarks.requests import hostile_requests
 from benchmarks.stages import stages
 from benchmarks.throughput import CONTESTANTS, throughput
 from benchmarks.workload import PARTITIONS, Workload, WorkloadSpec
@@ -27,7 +28,7 @@ from stream.runtime.cpu_affinity import pin_to_cores
 __all__ = ["PARTS", "Options", "run"]
 
 #: What can be measured, in the order in which it is.
-PARTS: Final = ("throughput", "latency", "recovery", "cost", "entity-join", "stages")
+PARTS: Final = ("throughput", "latency", "recovery", "cost", "entity-join", "requests", "stages")
 _WORKER: Final = "riskstream worker"
 _STEADY_RATE: Final = 2_000.0
 _BUSY_SHARE: Final = 0.7
@@ -166,10 +167,18 @@ def _entity_join(
     return entity_join(cluster, folder, min(options.rounds, 3) if alone and not options.quick else 1, say)
 
 
+def _requests(
+    cluster: Cluster, workload: Workload, folder: Path, options: Options, _found: Any, say: Any
+) -> dict[str, Any]:
+    seconds, rounds = (10.0, 1) if options.quick else (15.0, min(options.rounds, 3))
+    return hostile_requests(cluster, workload, folder, seconds, rounds, say)
+
+
 _ON_KAFKA: Final = {
     "throughput": _throughput,
     "latency": _latency,
     "recovery": _recovery,
     "cost": _cost,
     "entity-join": _entity_join,
+    "requests": _requests,
 }

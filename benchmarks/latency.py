@@ -28,6 +28,7 @@ from benchmarks.generator import Order
 from stream.errors import RiskStreamError
 from stream.kafka.admin import create_topics
 from stream.kafka.topics import changelog_topic
+from stream.settings import ScoringSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,10 +49,14 @@ _QUIET_SECONDS: Final = 5.0
 
 
 @contextmanager
-def started(cluster: Cluster, workload: Workload, folder: Path) -> Iterator[tuple[Settings, Child]]:
-    """Run a worker with the workload's state on an empty source topic."""
+def started(
+    cluster: Cluster, workload: Workload, folder: Path, scoring: dict[str, Any] | None = None
+) -> Iterator[tuple[Settings, Child]]:
+    """Run a worker with the workload's state on an empty source topic; ``scoring`` are its settings."""
     source = f"transactions-{folder.name[-8:]}-{time.monotonic_ns() % 10**8}"
     settings = cluster.settings(folder, workload.bundle, source)
+    if scoring is not None:
+        settings = settings.model_copy(update={"scoring": ScoringSettings(**scoring)})
     create_topics(settings)
     cluster.fill(changelog_topic(settings), with_headers(workload.records()))
     try:

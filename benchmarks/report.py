@@ -105,6 +105,13 @@ _TARGETS: Final[tuple[tuple[str, Callable[[Any], float], float, str, bool], ...]
         False,
     ),
     ("latency of single transactions, p50", lambda found: found["latency"]["idle"]["p50"], 6, " ms", False),
+    (
+        "latency at 2,000/s with 50 hostile requests/s, p99",
+        lambda found: found["requests"]["attacked"]["p99"],
+        40,
+        " ms",
+        False,
+    ),
     ("cost at ten times the users", lambda found: found["cost"]["growth"]["users_ratio"], 1.3, " x", False),
     (
         "cost at a hundred times the history",
@@ -146,6 +153,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
         made.append(_throughput(found["throughput"]))
     if "latency" in found:
         made.append(_latency(found["latency"]))
+    if "requests" in found:
+        made.append(_requests(found["requests"]))
     if "recovery" in found:
         item = found["recovery"]
         rows = [(f"{item['records']:,}", f"{item['per_second']:,.0f}", str(len(item["rounds"])))]
@@ -207,6 +216,21 @@ def _latency(found: dict[str, Any]) -> Table:
             rows.append((label, *figures, f"{item['alerts']:,.0f}", *sent))
     head = ("", "p50", "p90", "p99", "p99.9", "max", "alerts", "due to stored in Kafka, p50", "p99")
     return Table("Latency from due time to consumed alert, ms", head, rows)
+
+
+def _requests(found: dict[str, Any]) -> Table:
+    labels = {"calm": "no requests", "attacked": "50 hostile requests/s"}
+    statuses = ", ".join(f"{count:,} x {status}" for status, count in found["statuses"].items())
+    rows = [
+        (
+            label,
+            *(f"{found[name][part]:.1f}" for part in ("p50", "p90", "p99", "p99.9", "max")),
+            statuses if name == "attacked" else "",
+        )
+        for name, label in labels.items()
+    ]
+    head = ("at 2,000 transactions/s", "p50", "p90", "p99", "p99.9", "max", "statuses of the requests")
+    return Table("Latency with score requests, ms", head, rows)
 
 
 def _cost(found: dict[str, Any]) -> list[Table]:

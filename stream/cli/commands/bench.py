@@ -14,7 +14,7 @@ from stream.errors import ConfigError
 
 __all__ = ["bench"]
 
-_PARTS = ("throughput", "latency", "recovery", "cost", "entity-join", "stages")
+_PARTS = ("throughput", "latency", "recovery", "cost", "entity-join", "requests", "stages")
 
 
 @click.command()
@@ -51,7 +51,7 @@ def bench(
     """Measure throughput, latency, recovery, cost and the entity join on a broker of its own.
 
     Name the PARTS to measure; all by default. The entity join is the cost of a model that requests profiles
-    of merchants, cards and devices for each transaction.
+    of merchants, cards and devices for each transaction. The requests are hostile ones to /predict.
 
     The first run installs the peers into a cache folder (RISKSTREAM_CACHE_DIR).
     """
