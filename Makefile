@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos fuzz compose-test bench guard-baseline clean lock
+.PHONY: help setup demo test check chaos fuzz compose-test bench guard-baseline audit sbom clean lock
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,22 @@ bench: setup ## Run all benchmarks on Apache Kafka, including the peers (15 minu
 
 guard-baseline: setup ## Record the current calls and bytes per transaction as the allowed maximum
 	@PYTHONPATH=tests $(BIN)/python -m support.call_counts
+
+# Tools that only look at the lock files have an environment of their own.
+TOOLS := var/tools
+$(TOOLS)/.installed: Makefile
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip --disable-pip-version-check --quiet install pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+audit: $(TOOLS)/.installed ## Check the image's packages for known vulnerabilities
+	@.ci/audit $(TOOLS)
+
+sbom: $(TOOLS)/.installed ## Write the image's bill of materials to var/sbom.json (CycloneDX)
+	@mkdir -p var
+	@$(TOOLS)/bin/python -W ignore -m cyclonedx_py requirements requirements.image.lock \
+	  --pyproject pyproject.toml --output-reproducible --output-file var/sbom.json
+	@echo "var/sbom.json: the packages of requirements.image.lock with their hashes"
 
 LOCK := uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command "make lock"
