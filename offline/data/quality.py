@@ -173,10 +173,14 @@ def _labels(table: TransactionTable) -> list[dict[str, Any]]:
 
 def _amounts(table: TransactionTable) -> list[dict[str, Any]]:
     zero = np.flatnonzero(table.valid & (table.amount_minor == 0))
+    negative = np.flatnonzero(table.valid & (table.amount_minor < 0))
     found = _finding(table, "warning", "amount", "is zero", zero)
+    found += _finding(
+        table, "warning", "amount", "is negative: a refund, with a history apart from payments", negative
+    )
     known = (table.pre_balance_minor != MISSING) & (table.post_balance_minor != MISSING) & table.valid
     moved = np.abs(table.post_balance_minor - table.pre_balance_minor)
-    wrong = np.flatnonzero(known & (moved != table.amount_minor))
+    wrong = np.flatnonzero(known & (moved != np.abs(table.amount_minor)))
     return found + _finding(
         table, "warning", "post_balance", "does not differ from the previous balance by the amount", wrong
     )

@@ -67,6 +67,14 @@ def test_every_fault_is_told_with_its_place_and_number(path):
     assert report["columns"]["is_fraud"] == {"kind": "label", "missing": 1, "frauds": 1, "legitimate": 5}
 
 
+def test_negative_amounts_are_said_to_be_refunds(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text(HEADER + "a,u,2024-01-01T00:00:00Z,-2.00,EUR,pos,purchase,5.00,7.00,0,\n")
+    [finding] = check_quality(read_transactions(path), allowed_lateness_ms=0)["findings"]
+    assert (finding["severity"], finding["field"], finding["first_rows"]) == ("warning", "amount", [1])
+    assert "refund" in finding["what"]
+
+
 def test_sound_data_has_no_findings():
     table = simulate(Simulation(transactions=2_000, seed=1))
     assert check_quality(table, allowed_lateness_ms=0)["findings"] == []
