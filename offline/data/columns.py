@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from offline.data.mapping import TimeFormat
+    from stream.events.mapping import TimeFormat
 
 __all__ = [
     "Problems",

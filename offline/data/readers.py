@@ -27,20 +27,20 @@ from offline.data.columns import (
     read_time,
 )
 from offline.data.json_lines import read_json_lines
-from offline.data.mapping import (
+from offline.data.mapping import shipped_mapping
+from offline.data.table import TransactionTable
+from stream.errors import DataError
+from stream.events.currencies import MINOR_UNIT_DECIMALS
+from stream.events.decode import field_check
+from stream.events.fields import MS_PER_DAY
+from stream.events.mapping import (
     REQUIRED_FIELDS,
     AttributeColumns,
     ColumnMapping,
     LabelColumns,
     TimeFormat,
     load_mapping,
-    shipped_mapping,
 )
-from offline.data.table import TransactionTable
-from stream.errors import DataError
-from stream.events.currencies import MINOR_UNIT_DECIMALS
-from stream.events.decode import field_check
-from stream.events.fields import MS_PER_DAY
 from stream.features.spec import MISSING
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read_transactions(
     dataset:
         A shipped mapping, by name.
     mapping:
-        Your own mapping: see :mod:`offline.data.mapping`.
+        Your own mapping: see :mod:`stream.events.mapping`.
 
     Raises
     ------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from stream.decisions.sentences import Language
     from stream.errors import InvalidRecordError, StateError
+    from stream.events.message_mapping import MessageMapping
     from stream.pipeline.counters import JoinEvent
     from stream.settings import Partitioner
 
@@ -82,6 +83,8 @@ class PipelineConfig:
         Memory for long histories that stay unpacked between micro-batches.
     card_numbers:
         What happens to card numbers in ids.
+    mapping:
+        Names of the transactions' members, if they are not RiskStream's.
     user_ttl_ms:
         A user's history begins anew after this long without a transaction; 0 for never.
     partitioner, partitions:
@@ -100,6 +103,7 @@ class PipelineConfig:
     cache_bytes: int = 128 << 20
     user_ttl_ms: int = 0
     card_numbers: CardNumbers = field(default_factory=CardNumbers)
+    mapping: MessageMapping | None = None
     partitioner: Partitioner = "any"
     partitions: int = 1
 

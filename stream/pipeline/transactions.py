@@ -65,6 +65,8 @@ class TransactionPipeline:
         self._policy = Policy(bundle.thresholds, config.alert_level)
         self._explainer = Explainer(bundle.spec, config.max_reasons, config.language)
         self._spec_hash = bundle.spec.hash
+        #: Returns the row of a record's value, and how many of its fields are unknown.
+        self.decode = decode_row if config.mapping is None else config.mapping.decode
         self._refund_types = frozenset(bundle.spec.refund_types)
 
     def process(self, batch: Batch, reader: StateReader, now_ms: int) -> BatchEffects:
@@ -203,9 +205,10 @@ class TransactionPipeline:
         ahead = 0
         max_bytes = self.config.max_record_bytes
         refund_types = self._refund_types
+        decode = self.decode
         for record in batch.records:
             try:
-                row, unknown = decode_row(record.value, max_bytes)
+                row, unknown = decode(record.value, max_bytes)
                 if record.key != row.user_id.encode():
                     raise InvalidRecordError(
                         "key", "must be the user_id, so that a user's records meet on one partition"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from stream.events.decode import decode_row
 from stream.events.fields import MS_PER_DAY
 from stream.events.records import ProducerRecord
 from stream.features.profiles.log import CHUNK as LOG_CHUNK
@@ -37,6 +38,14 @@ _LONG: Final = 48 * CHUNK
 
 def warm_up(pipeline: TransactionPipeline) -> None:
     """Send made-up transactions of one user through every path of the pipeline, in memory."""
+    decode, pipeline.decode = pipeline.decode, decode_row  # they have RiskStream's names
+    try:
+        _warm_up(pipeline)
+    finally:
+        pipeline.decode = decode
+
+
+def _warm_up(pipeline: TransactionPipeline) -> None:
     loop = InMemoryTopology(pipeline, MemoryStore(), _NOW_MS)
     numbers = itertools.count()
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from stream.events.card_numbers import CardNumbers
 from stream.events.fields import MS_PER_DAY
+from stream.events.mapping import load_mapping
+from stream.events.message_mapping import MessageMapping
 from stream.events.models import RiskLevel
 from stream.kafka.clients import aiokafka_config
 from stream.kafka.producer import BatchProducer
@@ -70,6 +72,7 @@ def pipeline_config(settings: Settings, bundle: Bundle) -> PipelineConfig:
         decision_features=settings.decisions.features,
         cache_bytes=settings.history.cache_mib << 20,
         user_ttl_ms=user_ttl_ms,
+        mapping=None if settings.mapping is None else MessageMapping(load_mapping(settings.mapping)),
         card_numbers=CardNumbers(settings.card_numbers.policy, settings.card_numbers.hmac_key()),
         partitioner=settings.topics.partitioner,
         partitions=settings.topics.partitions,

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
         ge=0,
         description="CPU core to pin the worker's threads to; RocksDB's background threads are not pinned",
     )
+    mapping: Path | None = Field(
+        default=None,
+        description="TOML file that maps the members of the transactions' JSON messages to fields, as for "
+        "files; without it, producers use RiskStream's names",
+    )
     max_record_bytes: int = Field(
         default=65_536, ge=1024, le=16 * 1024 * 1024, description="Larger records become dead letters"
     )

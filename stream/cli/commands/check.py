@@ -91,6 +91,7 @@ def findings(settings: Settings, now_ms: int | None = None) -> Iterator[Finding]
     """
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     yield Finding("settings", "ok", f"app {settings.app_id}, broker {settings.kafka.bootstrap_servers}")
+    yield from _guarded("mapping", lambda: _mapping(settings))
     yield from _guarded("model", lambda: _model(settings, now))
     yield from _guarded("state", lambda: _state(settings))
     reached = True
@@ -109,6 +110,19 @@ def _guarded(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         yield from look()
     except RiskStreamError as error:
         yield Finding(name, "FAIL", str(error), error.exit_code)
+
+
+def _mapping(settings: Settings) -> Iterator[Finding]:
+    """Load the mapping of the transactions' messages, if there is one."""
+    if settings.mapping is None:
+        return
+    from stream.events.mapping import load_mapping
+    from stream.events.message_mapping import MessageMapping
+
+    mapping = load_mapping(settings.mapping)
+    MessageMapping(mapping)
+    members = ", ".join(mapping.used_columns())
+    yield Finding("mapping", "ok", f"{settings.mapping} takes the members {members} of each message")
 
 
 def _model(settings: Settings, now_ms: int) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stream.cli.options import EVENT_TIME, data_options, read_table
+from stream.errors import ConfigError
 
 if TYPE_CHECKING:
     from offline.data.table import TransactionTable
@@ -64,6 +65,11 @@ def replay(
     from stream.settings import load_settings
 
     settings = load_settings()
+    if settings.mapping is not None:
+        raise ConfigError(
+            "RISKSTREAM_MAPPING: the topic's messages have other names than those that replay sends; unset "
+            "it, and replay to another topic (RISKSTREAM_TOPICS__TRANSACTIONS)"
+        )
     table = _chosen(read_table(data, dataset, mapping), from_fraction, from_time, limit)
     if labels and (table.is_fraud is None or table.label_time_ms is None):
         raise click.UsageError(

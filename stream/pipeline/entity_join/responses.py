@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stream.errors import InvalidRecordError
-from stream.events.decode import decode_row
 from stream.events.models import Outcome
 from stream.pipeline import counters
 from stream.pipeline.columns import columns_of, events_of
@@ -14,9 +13,12 @@ from stream.pipeline.effects import Batch, BatchEffects, DecodedRecord, Partitio
 from stream.pipeline.entity_join.messages import PendingTransaction, decode_join_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     import numpy.typing as npt
 
+    from stream.events.decode import TransactionRow
     from stream.features.spec import FeatureSpec
     from stream.features.vector import VectorBuilder
     from stream.pipeline.entity_join.messages import EntityJoinTopics
@@ -36,6 +38,7 @@ class JoinStage:
         spec: FeatureSpec,
         builder: VectorBuilder,
         pending: PendingTransactions,
+        decode: Callable[[bytes | None, int], tuple[TransactionRow, int]],
         max_record_bytes: int,
     ) -> None:
         self._plan = plan
@@ -44,6 +47,7 @@ class JoinStage:
         self._spec_hash = spec.hash
         self._builder = builder
         self._pending = pending
+        self._decode = decode
         self._max_record_bytes = max_record_bytes
 
     def collect(self, batch: Batch, effects: BatchEffects, now_ms: int) -> list[PendingJoin]:
@@ -94,7 +98,7 @@ class JoinStage:
         source = Batch(self._topics.transactions, batch.partition, 0, ())
         records = [join.transaction.record for join in joins]
         decoded = [
-            DecodedRecord(record, decode_row(record.value, self._max_record_bytes)[0]) for record in records
+            DecodedRecord(record, self._decode(record.value, self._max_record_bytes)[0]) for record in records
         ]
         return PartitionBatch(source, decoded, effects, now_ms)
 

@@ -38,6 +38,7 @@ from stream.state.format import is_of_entity
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from stream.events.decode import TransactionRow
     from stream.pipeline.effects import Batch, PipelineConfig
     from stream.pipeline.entity_join.pending import PendingJoin
     from stream.scoring.bundle import Bundle
@@ -68,8 +69,18 @@ class EntityJoinPipeline(TransactionPipeline):
         )
         self._entities = EntityStage(plan, topics, self._spec_hash, self._entity_logs)
         self._join = JoinStage(
-            plan, topics, bundle.spec, self._builder, self._pending, config.max_record_bytes
+            plan,
+            topics,
+            bundle.spec,
+            self._builder,
+            self._pending,
+            self._decode_again,
+            config.max_record_bytes,
         )
+
+    def _decode_again(self, raw: bytes | None, max_bytes: int) -> tuple[TransactionRow, int]:
+        """Return the row of a transaction that was pending, see ``decode``."""
+        return self.decode(raw, max_bytes)
 
     @property
     def consumed_topics(self) -> tuple[str, ...]:

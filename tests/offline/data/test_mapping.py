@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from offline.data.mapping import parse_mapping, shipped_mapping, shipped_mappings
+from offline.data.mapping import shipped_mapping, shipped_mappings
 from stream.errors import DataError
+from stream.events.mapping import parse_mapping
 
 GOOD = """
 [columns]

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offline.data.columns import Problems, read_money, read_time
-from offline.data.mapping import TimeFormat
 from offline.data.readers import read_transactions
 from offline.data.table import Labels, TransactionTable, format_minor
 from offline.data.writers import write_table
@@ -22,6 +21,7 @@ from offline.simulation.simulator import Simulation, simulate
 from stream.errors import ConfigError, DataError
 from stream.events.decode import decode_transaction
 from stream.events.fields import parse_event_time
+from stream.events.mapping import TimeFormat
 from stream.features.spec import MISSING
 
 MAPPING = """

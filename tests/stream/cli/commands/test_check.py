@@ -59,3 +59,24 @@ def test_a_state_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = one(looked(tmp_path, state_dir=tmp_path / "file" / "state"), "state")
     assert (found.state, found.exit_code) == ("FAIL", 6)
+
+
+def test_a_mapping_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "mapping.toml"
+    text = """
+        [columns]
+        transaction_id = "id"
+        user_id = "payer"
+        event_time = "booked"
+        amount = "value"
+        [constants]
+        currency = "EUR"
+        channel = "web"
+        transaction_type = "purchase"
+    """
+    path.write_text(text)
+    found = one(looked(tmp_path, mapping=path), "mapping")
+    assert found.state == "ok"
+    assert "id, payer, booked, value" in found.text
+    path.write_text(text.replace("amount", "sum"))
+    assert one(looked(tmp_path, mapping=path), "mapping").state == "FAIL"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -10,6 +11,8 @@ import orjson
 import pytest
 
 from offline.features.build import build_features
+from stream.events.mapping import parse_mapping
+from stream.events.message_mapping import MessageMapping
 from stream.events.records import ConsumerRecord, ProducerRecord
 from stream.pipeline.effects import Batch, PipelineConfig
 from stream.pipeline.entity_join.messages import (
@@ -240,3 +243,33 @@ def test_a_former_owners_late_case_is_not_believed():
         successor.round(waiting, 10)
     assert successor.pipeline.backlog == 0
     assert b'"new"' in bus.decisions[-1][1].value
+
+
+def test_pending_transactions_of_a_mapped_topic_are_decoded_with_the_mapping():
+    rng = random.Random(4)
+    rows = transactions(rng, 80)
+    names = {"user_id": "payer", "merchant_id": "shop"}
+    fields = (
+        "transaction_id",
+        "user_id",
+        "event_time",
+        "amount",
+        "merchant_id",
+        "card_id",
+        "device_id",
+        "ip",
+    )
+    columns = "".join(f'{name} = "{names.get(name, name)}"\n' for name in fields)
+    text = (
+        f'[columns]\n{columns}[constants]\ncurrency = "EUR"\nchannel = "web"\ntransaction_type = "purchase"\n'
+    )
+    mapping = MessageMapping(parse_mapping(text + '[time]\nformat = "epoch_ms"\n', "test"))
+    bundle = made_bundle(entities=PROFILES)
+    bus = Bus(1)
+    for row in rows:
+        renamed = {names.get(name, name): value for name, value in row.items()}
+        bus.produce(TOPICS.transactions, row["user_id"], renamed)
+    config = dataclasses.replace(CONFIG, mapping=mapping)
+    run(bus, bundle, config, START_MS + 1000 * DAY_MS, rng=rng)
+    expected = build_features(table_of(rows), bundle.spec, allowed_lateness_ms=CONFIG.lateness_ms)
+    compare(bus, bundle, [(0, at) for at in range(len(rows))], expected)
