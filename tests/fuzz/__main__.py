@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-from fuzz import decoder, state
+from fuzz import batches, decoder, state
 
-#: Of the inputs, so many are for the state reader.
+#: Of the inputs, so many are for the state reader, and for the reader of fetched batches.
 _STATE_SHARE = 0.3
+_BATCH_SHARE = 0.2
 _USERS_A_BATCH = 25
 
 #: A hang is an input, or a batch of them, that takes longer.
@@ -33,10 +34,12 @@ def main() -> int:
     options = parser.parse_args()
     # Ends the process, with the place at which it hangs.
     faulthandler.enable()
-    taken = _decoder(int(options.runs * (1 - _STATE_SHARE)), options.seed)
+    taken = _decoder(int(options.runs * (1 - _STATE_SHARE - _BATCH_SHARE)), options.seed)
+    read = _batches(int(options.runs * _BATCH_SHARE), options.seed)
     refused = _state(int(options.runs * _STATE_SHARE), options.seed)
     print(
-        f"{options.runs:,} hostile inputs, seed {options.seed}: {taken:,} records taken, {refused:,} histories refused"
+        f"{options.runs:,} hostile inputs, seed {options.seed}: {taken:,} records taken, {read:,} records of fetches "
+        f"read, {refused:,} histories refused"
     )
     return _guided(options.guided_runs, options.seed) if options.guided_runs else 0
 
@@ -51,6 +54,18 @@ def _decoder(runs: int, seed: int) -> int:
         taken += decoder.check(decoder.hostile(rng))
     _report("decoder", runs, started, before)
     return taken
+
+
+def _batches(runs: int, seed: int) -> int:
+    rng = random.Random(f"batches {seed}")
+    batches.check(batches.hostile(rng))
+    before, started, read = _peak_mib(), time.monotonic(), 0
+    for at in range(runs):
+        if at % 1_000 == 0:
+            faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
+        read += batches.check(batches.hostile(rng))
+    _report("batches", runs, started, before)
+    return read
 
 
 def _state(runs: int, seed: int) -> int:

@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz import decoder, state
+from fuzz import batches, decoder, state
 from stream.errors import InvalidRecordError, StateError
 from stream.events.decode import MAX_RECORD_BYTES, MAX_RECORD_VALUES, decode_row
 from stream.features.windows import records as layout
@@ -105,6 +105,33 @@ def test_the_longest_record_that_is_valid_is_within_the_limits() -> None:
     raw = json.dumps(decoder._BODY | longest | names).encode()
     assert raw.count(b",") < MAX_RECORD_VALUES
     assert decoder.check(raw)
+
+
+# --- batches as they are fetched -----------------------------------------------------------------------
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_of_a_fetch_are_records_or_a_batch_that_is_named(raw: bytes) -> None:
+    batches.check(raw)
+
+
+@settings(max_examples=400)
+@given(seeds)
+def test_changed_batches_are_records_or_a_batch_that_is_named(rng: random.Random) -> None:
+    batches.check(batches.hostile(rng))
+
+
+@given(seeds)
+def test_ordinary_batches_are_read_whole(rng: random.Random) -> None:
+    """The others would hold, too, if nothing was ever read."""
+    made = [batches.ordinary(rng, first) for first in (0, 100, 200)]
+    assert batches.check(b"".join(batch for batch, _ in made)) == sum(len(records) for _, records in made)
+
+
+@given(seeds)
+def test_message_sets_of_the_old_versions_are_read_whole(rng: random.Random) -> None:
+    data, count = batches.old(rng)
+    assert batches.check(data) == count
 
 
 # --- stored records ------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ _LOG_OVERHEAD: Final = 12
 _MAGIC_AT: Final = 16
 _MAGIC_OF_BATCHES: Final = 2
 
+#: Bytes of a message set's first message without key and value, and of a batch's header, by version.
+_HEADER_BYTES: Final = (26, 34, 61)
+
 #: Uncompressed bytes that a partition hands over at once, beyond the batch that reaches them.
 _MAX_HANDED_BYTES: Final = 16 << 20
 
@@ -93,6 +96,7 @@ class _SlimRecords(fetcher.PartitionRecords):  # type: ignore[misc]
     """Makes the pipeline's records of a fetched partition."""
 
     limits: ClassVar[FetchLimits]
+    next_fetch_offset: int
     #: Uncompressed bytes of the batches that were begun since the last handover.
     handed = 0
 
@@ -112,23 +116,31 @@ class _SlimRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         batch = self._checked(raw)
         if self._isolation_level == fetcher.READ_COMMITTED and batch.producer_id is not None:
             self._consume_aborted_up_to(batch.base_offset)
-            if batch.is_control_batch and self._contains_abort_marker(batch):
+            if batch.is_control_batch and self._ends_aborted(batch):
                 self._aborted_producers.discard(batch.producer_id)
             if batch.is_transactional and batch.producer_id in self._aborted_producers:
-                self.next_fetch_offset = batch.next_offset
+                self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
                 return
         if not batch.is_control_batch:
             skipped = self.limits.hooks.skipped_offsets(*self._tp)
             records = self._decoded(raw, batch)
             yield from self._without(skipped, records) if skipped else records
         # The last record may have been removed by compaction: the next fetch begins at the next batch.
-        self.next_fetch_offset = batch.next_offset
+        self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
+
+    def _ends_aborted(self, batch: Any) -> bool:
+        """Return whether a control batch is the marker of an aborted transaction."""
+        try:
+            return bool(self._contains_abort_marker(batch))
+        except Exception as error:
+            raise DamagedBatchError(f"its control record cannot be parsed: {error!r}") from error
 
     def _checked(self, raw: memoryview) -> Any:
         """Return the client's parser of a batch with a valid checksum."""
-        if len(raw) <= _MAGIC_AT:
+        magic = raw[_MAGIC_AT] if len(raw) > _MAGIC_AT else 0
+        # The client's parser is compiled, and reads a header without looking how long the batch is.
+        if len(raw) < _HEADER_BYTES[min(magic, _MAGIC_OF_BATCHES)]:
             raise DamagedBatchError(f"{len(raw)} bytes are less than a header")
-        magic = raw[_MAGIC_AT]
         try:
             if magic >= _MAGIC_OF_BATCHES:
                 batch = DefaultRecordBatch(bytes(raw))
@@ -143,7 +155,7 @@ class _SlimRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
     def _decoded(self, raw: memoryview, batch: Any) -> Iterator[ConsumerRecord]:
         """Yield the records from the next offset on: by the client's parser, or one by one if that fails."""
-        if batch.magic < _MAGIC_OF_BATCHES:
+        if raw[_MAGIC_AT] < _MAGIC_OF_BATCHES:  # the client's class for these does not tell
             try:
                 yield from self._slim(batch)
             except Exception as error:
@@ -170,8 +182,13 @@ class _SlimRecords(fetcher.PartitionRecords):  # type: ignore[misc]
             offset = record.offset
             if offset >= self.next_fetch_offset:
                 self.next_fetch_offset = offset + 1
+                time_ms = record.timestamp  # None in the oldest format
                 yield ConsumerRecord(
-                    offset, record.timestamp, record.key, record.value, tuple(record.headers)
+                    offset,
+                    -1 if time_ms is None else time_ms,
+                    record.key,
+                    record.value,
+                    tuple(record.headers),
                 )
 
     def _without(
