@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["JOIN_EVENTS", "JoinEvent"]
+if TYPE_CHECKING:
+    from collections import Counter
+
+__all__ = ["JOIN_EVENTS", "JoinEvent", "count_dropped"]
 
 #: Kind and outcome.
 JoinEvent = tuple[str, str]
@@ -41,3 +44,9 @@ JOIN_EVENTS: Final[tuple[JoinEvent, ...]] = (
     UPDATE_SENT, UPDATE_APPLIED, UPDATE_ALREADY_APPLIED, UPDATE_UNKNOWN, UPDATE_EXPIRED,
     LOG_TRUNCATED,
 )  # fmt: skip
+
+
+def count_dropped(counts: Counter[JoinEvent], chunks: int) -> None:
+    """Count the chunks that a log has dropped; most drop none."""
+    if chunks:
+        counts[LOG_TRUNCATED] += chunks

@@ -167,8 +167,7 @@ def check_stores(
         for path in sorted(folder.rglob("*.db")):
             partition = int(path.stem.rpartition("-")[2])
             copy = scratch / f"store-{place}-{partition}"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(path, copy, ignore=shutil.ignore_patterns("LOCK"))
+            _copy(path, copy)
             try:
                 content = content_of(copy)
             except Exception as error:  # noqa: BLE001 - rocksdict has no type of its own
@@ -194,3 +193,16 @@ def check_stores(
                 )
     findings.wrong += [f"no store of partition {partition} is at the changelog's end" for partition in wanted]
     return findings
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """Copy a database's folder; a worker that has just opened it may be renaming and deleting files there."""
+    for last in (False, False, False, True):
+        shutil.rmtree(copy, ignore_errors=True)
+        try:
+            shutil.copytree(path, copy, ignore=shutil.ignore_patterns("LOCK", "*.dbtmp"))
+        except shutil.Error as error:
+            if last or not all("No such file" in reason for _, _, reason in error.args[0]):
+                raise
+        else:
+            return

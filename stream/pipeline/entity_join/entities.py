@@ -58,7 +58,7 @@ class EntityStage:
             self._send_response(message, features, effects)
         for prefix, code in changed.items():
             effects.writes += logs[prefix].writes(self._plan.horizons[code])
-            effects.join_counts[counters.LOG_TRUNCATED] += logs[prefix].dropped
+            counters.count_dropped(effects.join_counts, logs[prefix].dropped)
         self._logs.keep(batch.partition, logs.values())
 
     def respond_without_features(self, batch: Batch, effects: BatchEffects) -> None:

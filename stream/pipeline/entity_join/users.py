@@ -110,7 +110,7 @@ class UserStage:
         for log in logs.values():
             if log.error is None:
                 effects.writes += log.writes(plan.user_horizon)
-                effects.join_counts[counters.LOG_TRUNCATED] += log.dropped
+                counters.count_dropped(effects.join_counts, log.dropped)
         self._logs.keep(batch.partition, logs.values())
 
     def _is_refund(self, row: TransactionRow) -> bool:
@@ -147,7 +147,7 @@ class UserStage:
                 changed[log.prefix] = log
         for log in changed.values():
             effects.writes += log.writes(self._plan.user_horizon)
-            effects.join_counts[counters.LOG_TRUNCATED] += log.dropped
+            counters.count_dropped(effects.join_counts, log.dropped)
         self._logs.keep(batch.partition, logs.values())
 
     def _read_own(
