@@ -56,7 +56,7 @@ _UNSEEN_SECONDS: Final = 90.0
 #: A stream without progress for this long has lost the missing records.
 _STALL_SECONDS: Final = 30.0
 
-#: The first worker of a checkout compiles its kernels: half a minute on a fast machine, minutes on a slow one.
+#: The first worker of a checkout compiles its kernels: half a minute on a fast machine, minutes on others.
 _READY_SECONDS: Final = 300.0
 
 
